@@ -1,0 +1,74 @@
+"""One file per idea. `REGISTRY` lists the learners by name; `build` makes one. A new learner is one file and one row."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kshot.core import Learner
+
+__all__ = ["REGISTRY", "Entry", "build"]
+
+
+class Entry(NamedTuple):
+    """A row of the registry.
+
+    Attributes:
+        path: "module:Class".
+        head: True: the body ends in one output per way (or target dimension); False: the body gives features.
+        paper: where it comes from.
+        settings: preset keyword arguments of the class.
+        regression: it can also learn functions (float targets).
+        floor: it learns nothing from other tasks; every table shows it beside the learners.
+    """
+
+    path: str
+    head: bool
+    paper: str
+    settings: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
+    regression: bool = False
+    floor: bool = False
+
+
+_L = "kshot.learners."
+REGISTRY: dict[str, Entry] = {
+    "maml": Entry(_L + "maml:MAML", True, "Finn et al. 2017, arXiv:1703.03400", regression=True),
+    "fomaml": Entry(_L + "maml:MAML", True, "Finn et al. 2017, section 5.2", {"first_order": True}, regression=True),
+    "anil": Entry(_L + "anil:ANIL", True, "Raghu et al. 2020, arXiv:1909.09157", regression=True),
+    "boil": Entry(_L + "boil:BOIL", True, "Oh et al. 2021, arXiv:2008.08882", regression=True),
+    "metasgd": Entry(_L + "metasgd:MetaSGD", True, "Li et al. 2017, arXiv:1707.09835", regression=True),
+    "mamlpp": Entry(_L + "mamlpp:MAMLpp", True, "Antoniou et al. 2019, arXiv:1810.09502", regression=True),
+    "reptile": Entry(_L + "reptile:Reptile", True, "Nichol et al. 2018, arXiv:1803.02999", regression=True),
+    "imaml": Entry(_L + "imaml:IMAML", True, "Rajeswaran et al. 2019, arXiv:1909.04630", regression=True),
+    "protonet": Entry(_L + "protonet:ProtoNet", False, "Snell et al. 2017, arXiv:1703.05175"),
+    "matching": Entry(_L + "matching:MatchingNet", False, "Vinyals et al. 2016, arXiv:1606.04080"),
+    "r2d2": Entry(_L + "r2d2:R2D2", False, "Bertinetto et al. 2019, arXiv:1805.08136"),
+    "metaoptnet": Entry(_L + "metaoptnet:MetaOptNet", False, "Lee et al. 2019, arXiv:1904.03758"),
+    "simpleshot": Entry(_L + "simpleshot:SimpleShot", False, "Wang et al. 2019, arXiv:1911.04623"),
+    "pixels": Entry(_L + "pixels:Pixels", False, "1-nearest neighbour on raw inputs", floor=True),
+    "finetune": Entry(_L + "finetune:FineTune", True, "train on the support set alone", floor=True, regression=True),
+}
+
+
+def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Learner:
+    """The learner of that name around `body`, for tasks of at most `ways` classes.
+
+    Raises:
+        ValueError: an unknown name (the nearest are told), or a setting that the learner does not have.
+    """
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, 3, 0.4)
+        raise ValueError(
+            f"unknown learner {name!r}: {'did you mean ' + ' or '.join(near) if near else 'choose from'}"
+            f" ({', '.join(REGISTRY)})"
+        )
+    entry = REGISTRY[name]
+    module, _, attribute = entry.path.partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    try:
+        return cls(body, ways=ways, **{**entry.settings, **settings})
+    except TypeError as error:
+        raise ValueError(f"learner {name!r} does not take these settings {settings}: {error}") from error

@@ -1,0 +1,53 @@
+"""Losses and metrics of one task, written so that they can be mapped over tasks (no branch on values, masks inside)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["accuracy", "cross_entropy", "default", "mean_squared_error", "metrics", "one_hot"]
+
+
+def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`[N]` class ids -> `[N, W]`; a row with y < 0 is all zeros. Unlike `F.one_hot`, it works under vmap.
+
+    >>> one_hot(torch.tensor([1, -1]), 2)
+    tensor([[0., 1.],
+            [0., 0.]])
+    """
+    return (y[..., None] == torch.arange(ways, device=y.device)).to(dtype)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` `[M]` over rows with mask 1; 0 where there is none."""
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of scores `[M, W]` (unnormalised log-probabilities) at class ids `[M]`; y < 0 is ignored."""
+    picked = (F.log_softmax(scores, -1) * one_hot(y, scores.shape[-1], scores.dtype)).sum(-1)  # [M]
+    return -_masked_mean(picked, y >= 0)
+
+
+def mean_squared_error(values: Tensor, y: Tensor) -> Tensor:
+    """Mean over rows and dimensions of the squared error of values `[M, D]` at targets `[M, D]`."""
+    return (values - y).square().mean()
+
+
+def accuracy(scores: Tensor, y: Tensor) -> Tensor:
+    """Share of rows of scores `[M, W]` whose largest score is at the class id; y < 0 is ignored."""
+    return _masked_mean((scores.argmax(-1) == y).to(scores.dtype), y >= 0)
+
+
+def default(prediction: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy for integer targets, mean squared error for floating ones."""
+    return mean_squared_error(prediction, y) if y.is_floating_point() else cross_entropy(prediction, y)
+
+
+def metrics(prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """`{"mse": ...}` for floating targets, `{"accuracy": ...}` for class ids."""
+    if y.is_floating_point():
+        return {"mse": mean_squared_error(prediction, y)}
+    return {"accuracy": accuracy(prediction, y)}

@@ -1,0 +1,322 @@
+"""Networks that can be adapted: pure, mappable over tasks, right to the second derivative.
+
+Any `nn.Module` that works under `torch.func.functional_call` can be a learner's body. What is here are the field's
+standard bodies and a batch normalisation of our own. Its reasons:
+
+1. The gradient through `vmap` of torch's own `batch_norm` is silently about 1 % wrong on torch 2.13 (compare
+   pytorch/functorch #534); a normalisation composed of primitive operations is right. `tests/test_nn.py` holds both.
+2. Statistics over a *masked* part of the batch: padded and unlabelled rows don't leak into anybody's statistics, and
+   normalising queries by the support set's statistics (the inductive score of a MAML) is a mask, nothing more.
+3. No running statistics, which are a side effect. A body whose scores need population statistics
+   (`BatchNorm(population=True)`, for metric learners) gets them from `recording`, between steps and never inside one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "Conv4",
+    "ResNet12",
+    "call",
+    "convert",
+    "recording",
+    "require_functional",
+]
+
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.1),
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+}
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of `[N, C, ...]` over N and the trailing axes (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    Args:
+        channels: C.
+        population: keep population statistics as buffers and use them in `eval()` mode (see `recording`). False:
+            always the statistics of the batch at hand.
+        eps: added to the variance.
+
+    `forward(x, mask)`: `mask` `[N]` bool says which rows the statistics are taken over; all rows are normalised.
+    """
+
+    population_mean: Tensor
+    population_var: Tensor
+
+    def __init__(self, channels: int, population: bool = False, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.population = population
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.recorded: list[tuple[Tensor, Tensor]] | None = None
+        if population:
+            self.register_buffer("population_mean", torch.zeros(channels))
+            self.register_buffer("population_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.population and not self.training:
+            mean, var = self.population_mean, self.population_var
+        else:
+            mean, var = self._statistics(x, mask)
+            if self.recorded is not None:
+                self.recorded.append((mean.detach(), var.detach()))
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        scale = self.weight * torch.rsqrt(var + self.eps)  # [C]
+        shift = self.bias - mean * scale
+        return x * scale.view(shape) + shift.view(shape)
+
+    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        if mask is None:
+            axes = (0, *range(2, x.dim()))
+            mean = x.mean(axes)
+            return mean, (x - mean.view(shape)).square().mean(axes)
+        # The mask enters after the sum over pixels, so that it costs [N, C] operations and not [N, C, H, W] ones.
+        weight = mask.to(x.dtype)
+        weight = weight / weight.sum().clamp_min(1)  # [N]
+        pixels = tuple(range(2, x.dim()))
+
+        def weighted(values: Tensor) -> Tensor:
+            return weight @ (values.mean(pixels) if pixels else values)  # [C]
+
+        mean = weighted(x)
+        return mean, weighted((x - mean.view(shape)).square())
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, population={self.population}"
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[None]:
+    """Set the population statistics of `module` from the batches that pass through it inside the `with`.
+
+    The mean over batches of their means, and the total variance (mean of variances + variance of means): "precise"
+    statistics of the present weights (Wu and Johnson 2021, arXiv:2105.07576) instead of a running average of old ones.
+
+    Differs from the papers: Prototypical Networks' code keeps running averages.
+    """
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.population]
+    mode = module.training
+    module.train()
+    for norm in norms:
+        norm.recorded = []
+    try:
+        yield
+        for norm in norms:
+            if norm.recorded:
+                means = torch.stack([mean for mean, _ in norm.recorded])
+                variances = torch.stack([var for _, var in norm.recorded])
+                norm.population_mean.copy_(means.mean(0))
+                norm.population_var.copy_(variances.mean(0) + means.var(0, unbiased=False))
+    finally:
+        for norm in norms:
+            norm.recorded = None
+        module.train(mode)
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, pool: str, norm: bool, population: bool, activation: Activation):
+        super().__init__()
+        # No bias before a batch norm: it would be subtracted again.
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2 if pool == "stride" else 1, padding=1, bias=not norm)
+        self.norm = BatchNorm(outputs, population) if norm else None
+        self.pool = pool
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x, mask)
+        x = self.activation(x)
+        if self.pool == "max":
+            x = F.max_pool2d(x, 2)
+        elif self.pool == "avg":
+            x = F.avg_pool2d(x, 2)
+        return x
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, batch norm, ReLU and pooling: the field's small network (Vinyals et al. 2016).
+
+    Args:
+        channels: of the images, C.
+        width: filters of every block.
+        pool: "max" (2x2), "avg", or "stride" (strided convolutions and no pooling, as MAML on Omniglot).
+        size: height and width of the images in pixels; at least 16.
+        out: size of a linear head, or None for the features themselves.
+        features: "flat" `[N, width * s * s]`, or "mean" over the remaining positions `[N, width]` (MAML on Omniglot).
+        norm: batch normalisation or none.
+        population: see `BatchNorm`.
+        activation: name of the nonlinearity; "softplus" and "tanh" make the network smooth, for tests.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        width: int = 64,
+        pool: Literal["max", "avg", "stride"] = "max",
+        size: int = 28,
+        out: int | None = None,
+        features: Literal["flat", "mean"] = "flat",
+        norm: bool = True,
+        population: bool = False,
+        activation: Activation = "relu",
+    ):
+        super().__init__()
+        if size < 16 and pool != "stride":
+            raise ValueError(
+                f"Conv4 halves the image four times: size={size} is too small; use size>=16 or pool='stride'"
+            )
+        self.features = features
+        self.blocks = nn.ModuleList(
+            _ConvBlock(channels if i == 0 else width, width, pool, norm, population, activation) for i in range(4)
+        )
+        side = size
+        for _ in range(4):
+            side = (side + 1) // 2 if pool == "stride" else side // 2
+        self.out_features = width * (side * side if features == "flat" else 1)
+        self.head = nn.Linear(self.out_features, out) if out is not None else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        x = x.flatten(1) if self.features == "flat" else x.mean((2, 3))
+        return x if self.head is None else self.head(x)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, population: bool, activation: Activation):
+        super().__init__()
+        sizes = (inputs, outputs, outputs)
+        self.convs = nn.ModuleList(nn.Conv2d(i, outputs, 3, padding=1, bias=False) for i in sizes)
+        self.norms = nn.ModuleList(BatchNorm(outputs, population) for _ in sizes)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.shortcut_norm = BatchNorm(outputs, population)
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        shortcut = self.shortcut_norm(self.shortcut(x), mask)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x), mask)
+            x = self.activation(x + shortcut if i == 2 else x)
+        return F.max_pool2d(x, 2)
+
+
+class ResNet12(nn.Module):
+    """Four residual blocks of three 3x3 convolutions (Lee et al. 2019, MetaOptNet, arXiv:1904.03758, appendix).
+
+    Args:
+        channels: of the images.
+        widths: filters of the four blocks; (64, 160, 320, 640) in the paper.
+        out: size of a linear head, or None for the features `[N, widths[-1]]`.
+        population: see `BatchNorm`.
+        activation: leaky ReLU of slope 0.1 in the paper.
+
+    Differs from the paper: no DropBlock; the features are averaged over positions.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        widths: tuple[int, int, int, int] = (64, 160, 320, 640),
+        out: int | None = None,
+        population: bool = False,
+        activation: Activation = "leaky_relu",
+    ):
+        super().__init__()
+        inputs = (channels, *widths[:-1])
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(i, o, population, activation) for i, o in zip(inputs, widths, strict=True)
+        )
+        self.out_features = widths[-1]
+        self.head = nn.Linear(self.out_features, out) if out is not None else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        x = x.mean((2, 3))
+        return x if self.head is None else self.head(x)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them; inputs are flattened to `[N, D]`.
+
+    >>> MLP(1, 40, 40, 1)(torch.zeros(5, 1)).shape
+    torch.Size([5, 1])
+    """
+
+    def __init__(self, *sizes: int, activation: Activation = "relu"):
+        super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"MLP needs at least an input and an output size, got {sizes}")
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.out_features = sizes[-1]
+        self.activation = _ACTIVATIONS[activation]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+def call(module: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`module(x)` with `params` in place of its own parameters of these names (None: its own).
+
+    `mask` `[N]` bool, the rows that batch statistics are taken over, is passed on to a module whose `forward` has an
+    argument of that name; another module has no statistics over rows, or is the user's to answer for.
+    """
+    arguments = {"mask": mask} if mask is not None and "mask" in inspect.signature(module.forward).parameters else {}
+    if params is None:
+        return module(x, **arguments)
+    return functional_call(module, dict(params), (x,), arguments)
+
+
+def require_functional(module: nn.Module) -> None:
+    """Raise a ValueError where a submodule keeps running statistics, a side effect that adaptation cannot have."""
+    for name, part in module.named_modules():
+        if getattr(part, "track_running_stats", False):
+            raise ValueError(
+                f"{name or 'the module'} ({type(part).__name__}) updates running statistics in forward(), a side effect "
+                "that is not allowed inside a task: use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces "
+                "every such layer"
+            )
+
+
+def convert(module: nn.Module, population: bool = False) -> nn.Module:
+    """Replace every torch batch norm inside `module` (in place) by ours, with the same weights; returns the module."""
+    for name, part in module.named_children():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            norm = BatchNorm(part.num_features, population, part.eps)
+            if part.affine:
+                norm.weight, norm.bias = part.weight, part.bias
+            if population and part.running_mean is not None and part.running_var is not None:
+                norm.population_mean.copy_(part.running_mean)
+                norm.population_var.copy_(part.running_var)
+            setattr(module, name, norm)
+        else:
+            convert(part, population)
+    return module

@@ -1,0 +1,43 @@
+"""Small functions on dicts of tensors (fast weights, gradients) and on pytrees of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["axpy", "detach", "dot", "index", "map_", "stack"]
+
+Params = dict[str, Tensor]
+
+
+def map_(function, tree: Any, *rest: Any) -> Any:
+    """Apply `function` leaf by leaf."""
+    return pytree.tree_map(function, tree, *rest)
+
+
+def axpy(scale: float | Tensor, step: Params, params: Params) -> Params:
+    """`params + scale * step`, leaf by leaf; names that `step` lacks stay as they are."""
+    return {name: leaf + scale * step[name] if name in step else leaf for name, leaf in params.items()}
+
+
+def dot(a: Params, b: Params) -> Tensor:
+    """The inner product over all leaves, a 0-d tensor."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def detach(tree: Any) -> Any:
+    """The same tree cut off from the graph."""
+    return map_(lambda leaf: leaf.detach(), tree)
+
+
+def index(tree: Any, i: int) -> Any:
+    """Entry `i` of the leading axis of every leaf: one task of a batch of tasks."""
+    return map_(lambda leaf: leaf[i], tree)
+
+
+def stack(trees: list[Any]) -> Any:
+    """The inverse of `index`: a list of equal trees becomes one with a leading axis."""
+    return map_(lambda *leaves: torch.stack(leaves), *trees)
