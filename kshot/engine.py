@@ -90,7 +90,7 @@ def meta_gradient(
 
 
 def calibrate(learner: Learner, tasks: Task) -> None:
-    """Set population statistics (`kshot.nn.BatchNorm(population=True)`) from these tasks; nothing for other learners."""
+    """Set the population statistics (`kshot.nn.BatchNorm(population=True)`) of a learner from these tasks."""
     if any(isinstance(m, knn.BatchNorm) and m.population for m in learner.modules()):
         with knn.recording(learner), torch.no_grad():
             for i in range(len(tasks.query.x)):

@@ -14,6 +14,7 @@ standard bodies and a batch normalisation of our own. Its reasons:
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
@@ -265,7 +266,7 @@ class MLP(nn.Module):
         super().__init__()
         if len(sizes) < 2:
             raise ValueError(f"MLP needs at least an input and an output size, got {sizes}")
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         self.out_features = sizes[-1]
         self.activation = _ACTIVATIONS[activation]
 
@@ -300,9 +301,9 @@ def require_functional(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if getattr(part, "track_running_stats", False):
             raise ValueError(
-                f"{name or 'the module'} ({type(part).__name__}) updates running statistics in forward(), a side effect "
-                "that is not allowed inside a task: use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces "
-                "every such layer"
+                f"{name or 'the module'} ({type(part).__name__}) updates running statistics in forward(), a side "
+                "effect that is not allowed inside a task: use kshot.nn.BatchNorm, or kshot.nn.convert(module), which "
+                "replaces every such layer"
             )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["generator"]
+__all__ = ["generator", "seeded"]
 
 
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -21,3 +23,11 @@ def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -
     text = "/".join(str(part) for part in (seed, *path))
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
     return torch.Generator(device=device).manual_seed(number)
+
+
+@contextmanager
+def seeded(seed: int, *path: int | str) -> Iterator[None]:
+    """Inside the `with`, torch's global generator (weight initialisation) is seeded for a purpose; then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, *path).initial_seed())
+        yield

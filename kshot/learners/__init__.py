@@ -1,4 +1,4 @@
-"""One file per idea. `REGISTRY` lists the learners by name; `build` makes one. A new learner is one file and one row."""
+"""One file per idea. `REGISTRY` lists the learners, `build` makes one. A new learner is one file and one row."""
 
 from __future__ import annotations
 

@@ -1,0 +1,8 @@
+"""Distributions of tasks: `sample(generator, num_tasks)` is all there is to one."""
+
+from kshot.tasks.augment import Augment, Augmented
+from kshot.tasks.base import TaskDistribution
+from kshot.tasks.episodes import Episodes
+from kshot.tasks.functions import Sinusoid
+
+__all__ = ["Augment", "Augmented", "Episodes", "Sinusoid", "TaskDistribution"]

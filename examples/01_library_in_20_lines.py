@@ -1,0 +1,31 @@
+"""The library in 20 lines: meta-train on letters of some scripts, test on scripts that were never seen.
+
+python examples/01_library_in_20_lines.py [--quick]
+"""
+
+import sys
+
+from kshot import seeding
+from kshot.data import load
+from kshot.evaluate import evaluate
+from kshot.learners import build
+from kshot.nn import Conv4
+from kshot.tasks import Episodes
+from kshot.train import meta_train
+
+steps = 60 if "--quick" in sys.argv else 600
+
+train_tasks = Episodes(load("glyphs", "train"), ways=20, shots=1, queries=5)  # embedded: nothing to download
+test_tasks = Episodes(load("glyphs", "test"), ways=5, shots=1, queries=10)
+
+with seeding.seeded(0, "weights"):
+    learner = build("protonet", Conv4(width=32, population=True), ways=20)
+
+for record in meta_train(learner, train_tasks, steps=steps, batch=1, meta_lr=2e-3, schedule="cosine", seed=0):
+    if record.step % (steps // 6) == 0:
+        print(
+            f"step {record.step}: loss {record.loss:.3f}, accuracy of its 20-way tasks {record.metrics['accuracy']:.2f}"
+        )
+
+result = evaluate(learner, test_tasks, 100 if "--quick" in sys.argv else 600, seed=1)
+print(f"5-way 1-shot on unseen scripts: accuracy {result.mean:.3f} ± {result.interval95:.3f}")

@@ -1,0 +1,157 @@
+"""The settings of a run, in one documented dataclass that is saved in its checkpoint, and what is built from them.
+
+A `Recipe` says which data, tasks, network, learner and outer loop. `kshot train NAME` takes a named one
+(`kshot.recipes`) and lets every setting be overridden; `kshot evaluate DIR` rebuilds the learner from the checkpoint
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from kshot import learners
+from kshot import nn as knn
+from kshot.core import Learner
+from kshot.data import load
+from kshot.seeding import seeded
+from kshot.tasks import Augment, Episodes, Sinusoid
+from kshot.tasks.base import TaskDistribution
+from kshot.train import Outer
+
+__all__ = ["Recipe", "body", "build", "from_dict", "tasks"]
+
+Network = Literal["conv4", "resnet12", "mlp", "none"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a run.
+
+    Attributes:
+        learner: a name of `kshot list learners`.
+        data: "omniglot", "glyphs", "grocery", "mnist", "fashion-mnist", "folder:PATH", or "sinusoid".
+        splits: omniglot's class split, "vinyals" or "lake".
+        train_split: the split whose classes are trained on.
+        size: height and width of the images in pixels.
+        channels: 1 grey, 3 colour.
+        rotations: 4 makes each image class into four, by 90 degrees; 1 leaves them.
+        ways: classes of a test task.
+        shots: labelled examples per class, in training and test.
+        queries: scored examples per class of a test task.
+        train_ways: classes of a training task; 0 means `ways`.
+        train_queries: scored examples per class of a training task; 0 means `queries`.
+        network: "conv4", "resnet12", "mlp" or "none".
+        width: filters (conv4: of each block; resnet12: of the first block; mlp: of each hidden layer).
+        pool: conv4: "max", "avg" or "stride".
+        features: conv4: "flat" or "mean" over positions.
+        inner_lr: the learner's own default where None.
+        inner_steps: the learner's own default where None.
+        options: further settings of the learner, by name.
+        augment: support images per shot, augmented ones included, in training and test; 1 is none.
+        augment_task: CutMix whole classes of training tasks with this probability, 0..1.
+        outer: the outer loop.
+        source: where the numbers come from.
+        differs: where they differ from the source.
+    """
+
+    learner: str = "protonet"
+    data: str = "omniglot"
+    splits: Literal["vinyals", "lake"] = "vinyals"
+    train_split: str = "train"
+    size: int = 28
+    channels: int = 1
+    rotations: int = 1
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    train_ways: int = 0
+    train_queries: int = 0
+    network: Network = "conv4"
+    width: int = 64
+    pool: Literal["max", "avg", "stride"] = "max"
+    features: Literal["flat", "mean"] = "flat"
+    inner_lr: float | None = None
+    inner_steps: int | None = None
+    options: dict[str, float] = field(default_factory=dict)
+    augment: int = 1
+    augment_task: float = 0.0
+    outer: Outer = field(default_factory=Outer)
+    source: str = ""
+    differs: str = ""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the tasks are functions and not classes."""
+        return self.data == "sinusoid"
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """The inverse of `dataclasses.asdict`; names that this version does not know are refused by name."""
+    known = {f.name for f in fields(Recipe)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"settings {unknown} are not known to this version of kshot: it knows {sorted(known)}")
+    return Recipe(**{**values, "outer": Outer(**values.get("outer", {}))})
+
+
+def body(recipe: Recipe, head: bool) -> nn.Module | None:
+    """The network of a recipe: with `ways` outputs, or giving features with population statistics (metric learners)."""
+    out = (1 if recipe.regression else (recipe.train_ways or recipe.ways)) if head else None
+    if recipe.network == "conv4":
+        return knn.Conv4(
+            recipe.channels, recipe.width, recipe.pool, recipe.size, out, recipe.features, population=not head
+        )
+    if recipe.network == "resnet12":
+        w = recipe.width
+        widths = (w, int(2.5 * w), 5 * w, 10 * w)
+        return knn.ResNet12(recipe.channels, widths, out, population=not head)
+    if recipe.network == "mlp":
+        inputs = 1 if recipe.regression else recipe.channels * recipe.size**2
+        return knn.MLP(inputs, recipe.width, recipe.width, out or recipe.width)
+    return None
+
+
+def build(recipe: Recipe) -> Learner:
+    """The learner of a recipe, its weights drawn from `recipe.outer.seed`."""
+    entry = learners.REGISTRY.get(recipe.learner)
+    with seeded(recipe.outer.seed, "weights"):
+        network = body(recipe, entry.head) if entry is not None else None
+        given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps}
+        settings = {name: value for name, value in given.items() if value is not None} | recipe.options
+        return learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
+
+
+def tasks(
+    recipe: Recipe, split: str, *, training: bool = False, data_root: Path | str | None = None
+) -> TaskDistribution:
+    """The task distribution of a recipe on a split; `training` uses its training sizes and task augmentation."""
+    if recipe.regression:
+        return Sinusoid(shots=recipe.shots, queries=recipe.queries)
+    options: dict[str, Any] = {"splits": recipe.splits} if recipe.data == "omniglot" else {}
+    bank = load(recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **options)
+    mixes = training and recipe.augment_task > 0
+    augment = None
+    if recipe.augment > 1 or mixes:
+        augment = Augment(recipe.augment, task="cutmix" if mixes else None, task_probability=recipe.augment_task)
+    return Episodes(
+        bank,
+        ways=(recipe.train_ways or recipe.ways) if training else recipe.ways,
+        shots=recipe.shots,
+        queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
+        rotations=recipe.rotations,
+        augment=augment,
+    )
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    """The recipe with the given settings in place of its own; None leaves a setting as it is."""
+    return replace(recipe, **{name: value for name, value in values.items() if value is not None})
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """JSON-able settings."""
+    return asdict(recipe)

@@ -1,0 +1,216 @@
+"""Arrays on disk become banks in memory: `load("omniglot", "train")`.
+
+    omniglot        1623 handwritten characters, official zips, splits `vinyals` and `lake`
+    glyphs          thousands of letters drawn from matplotlib's fonts, no download
+    mnist, fashion-mnist   ten classes, idx files
+    folder:PATH     your images, one folder (in a directory or a .zip) per class
+    grocery         81 classes of photos taken in shops, as a folder
+
+Data sets are looked for under `data_root`, else `KSHOT_DATA`, else the user's cache folder. Nothing is downloaded
+unless asked (`fetch_dataset`, `kshot data fetch NAME`, or `load(..., download=True)`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kshot.data import folder, glyphs, idx, omniglot
+from kshot.data.arrays import from_arrays, from_dataset
+from kshot.data.bank import Bank, DataError, cache_dir, data_dir, split_names
+from kshot.data.download import DownloadError, fetch
+
+__all__ = [
+    "Bank",
+    "DataError",
+    "DownloadError",
+    "Report",
+    "available",
+    "cache_dir",
+    "check",
+    "data_dir",
+    "fetch",
+    "fetch_dataset",
+    "from_arrays",
+    "from_dataset",
+    "load",
+    "split_names",
+]
+
+GROCERY = "grocery-store.zip"
+GROCERY_URL = "https://github.com/marcusklasson/GroceryStoreDataset"
+SIZES = {"omniglot": 28, "glyphs": 28, "mnist": 28, "fashion-mnist": 28, "folder": 84, "grocery": 84}
+OPTIONS = {
+    "omniglot": {"splits", "download"},
+    "glyphs": {"seed"},
+    "mnist": {"download"},
+    "fashion-mnist": {"download"},
+    "folder": {"splits", "fractions", "seed", "on_bad"},
+}
+
+
+def available() -> dict[str, str]:
+    """The names that `load` knows, each with a line of description.
+
+    >>> list(available())
+    ['omniglot', 'glyphs', 'mnist', 'fashion-mnist', 'grocery', 'folder:PATH']
+    """
+    return {
+        "omniglot": "1623 handwritten characters of 50 alphabets, 20 drawings each; splits vinyals and lake; 14 MB",
+        "glyphs": "thousands of letters of many scripts drawn from matplotlib's fonts; no download",
+        "mnist": "handwritten digits, 10 classes, for cross-domain tests; 12 MB",
+        "fashion-mnist": "pieces of clothing, 10 classes, for cross-domain tests; 31 MB",
+        "grocery": "81 classes of photos taken in shops (GroceryStoreDataset), as grocery-store.zip",
+        "folder:PATH": "your own images: a folder or .zip with one folder per class",
+    }
+
+
+def load(
+    name: str,
+    split: str = "train",
+    *,
+    data_root: Path | str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    **options: Any,
+) -> Bank:
+    """The bank of one split of a data set.
+
+    Args:
+        name: a name of `available()`, or `"folder:/path/to/photos"` (directory or .zip).
+        split: `"train"`, `"val"`, `"test"`, `"trainval"` (both of the first), or `"all"`; of mnist and fashion-mnist
+            `"train"` and `"test"` only, which hold the same classes.
+        data_root: where to look; see `data_dir`.
+        size: side of the square images in pixels; 28 by default, 84 for photos.
+        channels: 1 or 3 to convert; None keeps what the data has (1 for ink).
+        options: of omniglot `splits="vinyals"|"lake"` and `download=False`; of mnist and fashion-mnist
+            `download=False`; of glyphs `seed=0`; of folder and grocery `splits`, `fractions`, `seed`, `on_bad` (see
+            `kshot.data.folder.load_all`).
+
+    Raises:
+        ValueError: for an unknown name (with the nearest ones), split, option, size or number of channels.
+        FileNotFoundError: if the data is not there; says where it should be and how to get it.
+        DataError: if it is there but damaged or incomplete; says what is wrong.
+
+    >>> load("omnigolt")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: unknown data set 'omnigolt'; did you mean omniglot... There are: ...
+    """
+    kind = _kind(name)
+    if unknown := set(options) - OPTIONS["folder" if kind == "grocery" else kind]:
+        legal = ", ".join(sorted(OPTIONS["folder" if kind == "grocery" else kind]))
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; its options: {legal}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}; expected 1, 3 or None")
+    size = SIZES[kind] if size is None else size
+    if not 4 <= size <= 1024:
+        raise ValueError(f"size={size}; expected a side of 4 to 1024 pixels")
+    if kind in idx.SETS:
+        bank = idx.load_split(kind, split, data_root, options.get("download", False)).resized(size)
+        return bank.with_channels(channels)
+    if kind == "omniglot":
+        names = omniglot.class_splits(options.get("splits", "vinyals"))
+        bank = omniglot.load_all(data_root, size, options.get("download", False))
+    elif kind == "glyphs":
+        bank = glyphs.load_all(size, options.get("seed", 0))
+        names = glyphs.class_splits(bank.classes)
+    elif kind == "grocery":
+        path = data_dir(data_root) / GROCERY
+        if not path.exists():
+            raise FileNotFoundError(f"grocery: {path} not found. {_grocery_help(path)}")
+        bank, names = folder.load_all(path, size, name="grocery", **options)
+    else:
+        bank, names = folder.load_all(name.removeprefix("folder:"), size, **options)
+    if split == "all":
+        return bank.with_channels(channels)
+    if not names.get(split):
+        have = ", ".join(f"{k} ({len(v)} classes)" for k, v in names.items() if v)
+        raise ValueError(
+            f"{name} has no split {split!r} with classes; there are: {have}, all ({bank.num_classes} classes)"
+        )
+    return dataclasses.replace(bank.subset(names[split], split)).with_channels(channels)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found: `ok`, and `lines` of text, one for each split or problem. `str(report)` joins them."""
+
+    name: str
+    ok: bool
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join((f"{self.name}: {'complete' if self.ok else 'NOT usable'}", *(f"  {s}" for s in self.lines)))
+
+
+def check(name: str, data_root: Path | str | None = None) -> Report:
+    """Read the whole data set and say what each split holds, or what is missing or damaged (named)."""
+    import warnings
+
+    kind = _kind(name)
+    lines: list[str] = []
+    ok = True
+    variants: list[dict[str, Any]] = [{"splits": "vinyals"}, {"splits": "lake"}] if kind == "omniglot" else [{}]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for options in variants:
+            for split in ("train", "test") if kind in idx.SETS else ("train", "val", "test"):
+                label = " ".join([*options.values(), split])
+                try:
+                    bank = load(name, split, data_root=data_root, **options)
+                    low, high = int(bank.counts.min()), int(bank.counts.max())
+                    each = f"{low}" if low == high else f"{low} to {high}"
+                    lines.append(f"{label}: {bank.num_classes} classes, {len(bank)} images, {each} per class")
+                except (OSError, ValueError) as error:
+                    ok = False
+                    lines.append(f"{label}: {error}")
+                    if isinstance(error, (OSError, DataError)):  # of the data as a whole: once is enough
+                        break
+            else:
+                continue
+            break
+    lines += dict.fromkeys(f"warning: {w.message}" for w in caught)
+    return Report(name, ok, tuple(lines))
+
+
+def fetch_dataset(name: str, data_root: Path | str | None = None) -> list[Path]:
+    """Download a data set into the data root, and return its files; what is there already is kept.
+
+    Raises:
+        DownloadError: see `fetch`.
+        ValueError: for a name that is unknown, or of a set that has to be put in place by hand (it says how).
+    """
+    kind = _kind(name)
+    if kind == "omniglot":
+        return omniglot.download(data_root)
+    if kind in idx.SETS:
+        return idx.download(kind, data_root)
+    if kind == "grocery":
+        path = data_dir(data_root) / GROCERY
+        if path.exists():
+            return [path]
+        raise ValueError(f"grocery cannot be fetched by kshot. {_grocery_help(path)}")
+    if kind == "glyphs":
+        glyphs.load_all()  # nothing to download; draw and cache it
+        return []
+    raise ValueError(f"{name} is yours already: nothing to fetch")
+
+
+def _grocery_help(path: Path) -> str:
+    return (
+        f"Get the photos from {GROCERY_URL} and put them, one folder per class, into {path} (or use folder:PATH), or "
+        "set KSHOT_DATA to a folder that has it."
+    )
+
+
+def _kind(name: str) -> str:
+    if name.startswith("folder:"):
+        return "folder"
+    if name in SIZES and name != "folder":
+        return name
+    near = difflib.get_close_matches(name, list(available()), n=3)
+    guess = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise ValueError(f"unknown data set {name!r}{guess} There are: {', '.join(available())}")

@@ -1,0 +1,153 @@
+"""Omniglot: 1623 handwritten characters of 50 alphabets, 20 drawings each, as strokes of ink (255) on paper (0).
+
+Two class splits are frozen in the package (`splits/*.json`, each with its source): `vinyals`, the usual one of few-shot
+papers, and `lake`, the original one, whose test alphabets are never seen in training. Rotations, which the papers count
+as further classes, are made by the episode sampler, not here.
+
+B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, Human-level concept learning through probabilistic program induction,
+Science 350 (2015). Data: https://github.com/brendenlake/omniglot (MIT).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from kshot.data.bank import Bank, DataError, _few, cached, data_dir, identity
+from kshot.data.download import fetch
+
+__all__ = ["DRAWINGS", "FILES", "class_splits", "download", "load_all"]
+
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+FILES = {  # the official zips and their md5
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+DRAWINGS = 20
+
+
+def class_splits(splits: str = "vinyals") -> dict[str, list[str]]:
+    """The class names of `train`, `val`, `trainval` and `test` in the split `vinyals` or `lake`.
+
+    >>> {k: len(v) for k, v in class_splits("vinyals").items()}
+    {'train': 1028, 'val': 172, 'test': 423, 'trainval': 1200}
+    >>> {k: len(v) for k, v in class_splits("lake").items()}
+    {'train': 806, 'val': 158, 'test': 659, 'trainval': 964}
+    """
+    if splits not in ("vinyals", "lake"):
+        raise ValueError(f"omniglot has the splits 'vinyals' and 'lake', not {splits!r}")
+    table = json.loads((resources.files("kshot.data") / "splits" / f"omniglot_{splits}.json").read_text("utf-8"))
+    names: dict[str, list[str]] = {}
+    for split, alphabets in table["splits"].items():
+        names[split] = [f"{a}/character{c:02d}" for a, numbers in alphabets.items() for c in _numbers(numbers)]
+    names["trainval"] = sorted(names["train"] + names["val"])
+    return names
+
+
+def _numbers(numbers: list[int] | str) -> list[int]:
+    if isinstance(numbers, str):  # "1-40"
+        first, last = map(int, numbers.split("-"))
+        return list(range(first, last + 1))
+    return numbers
+
+
+def download(data_root: Path | str | None = None) -> list[Path]:
+    """Fetch the two official zips (14 MB) into `<data root>/omniglot`; what is there already is kept."""
+    root = data_dir(data_root)
+    return [
+        _source(root, part) or fetch(f"{URL}{part}.zip", root / "omniglot" / f"{part}.zip", md5=md5)
+        for part, md5 in FILES.items()
+    ]
+
+
+def load_all(data_root: Path | str | None = None, size: int = 28, download_missing: bool = False) -> Bank:
+    """All 1623 characters as one bank, uint8 `[32460, 1, size, size]`, decoded once and cached.
+
+    The zips, or the folders unpacked from them, are looked for in `<data root>/omniglot` and checked by structure: 964
+    + 659 characters with 20 drawings each.
+
+    Raises:
+        FileNotFoundError: if a zip is not there; says where it should be and how to get it.
+        DataError: if characters or drawings are missing or unreadable; names them.
+    """
+    root = data_dir(data_root)
+    if download_missing:
+        download(root)
+    found = [(part, _source(root, part)) for part in FILES]
+    lacking = [part for part, path in found if path is None]
+    if lacking:
+        raise FileNotFoundError(
+            f"omniglot: {' and '.join(lacking)} (.zip or folder) not found in {root / 'omniglot'}. Run `kshot data "
+            f"fetch omniglot`, or download {URL}{lacking[0]}.zip to that folder, or set KSHOT_DATA to a folder "
+            "that has it."
+        )
+    sources = [path for _, path in found if path is not None]
+    # of a folder, the time of change of the alphabets' folders too
+    watched = [p for s in sources for p in ([s] if s.is_file() else [s, *sorted(s.glob("*")), *sorted(s.glob("*/*"))])]
+    return cached("omniglot", {"sources": identity(*watched), "size": size}, lambda: (_decode(sources, size), {}))[0]
+
+
+def _source(root: Path, part: str) -> Path | None:
+    for folder in (root / "omniglot", root / "omniglot" / "python", root / "omniglot-py", root):
+        for path in (folder / f"{part}.zip", folder / part):
+            if path.exists():
+                return path
+    return None
+
+
+def _files(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """(character, file name, bytes) of every drawing in a zip or a folder."""
+    if source.is_dir():
+        for path in sorted(source.glob("*/*/*.png")):
+            yield f"{path.parts[-3]}/{path.parts[-2]}", path.name, path.read_bytes()
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            for name in sorted(archive.namelist()):
+                parts = PurePosixPath(name).parts
+                if name.endswith(".png") and len(parts) >= 3 and parts[0] != "__MACOSX":
+                    yield f"{parts[-3]}/{parts[-2]}", parts[-1], archive.read(name)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"omniglot: {source} is damaged ({error}); delete it and run `kshot data fetch omniglot`"
+        ) from error
+
+
+def _decode(sources: list[Path], size: int) -> Bank:
+    from PIL import Image, ImageOps
+
+    lake = class_splits("lake")
+    images: dict[str, list[np.ndarray]] = {}
+    bad: list[str] = []
+    for source in sources:
+        for character, file, blob in _files(source):
+            try:
+                drawing = ImageOps.invert(Image.open(io.BytesIO(blob), formats=["PNG"]).convert("L"))
+            except (OSError, SyntaxError, ValueError):
+                bad.append(f"{source.name}: {character}/{file}")
+                continue
+            # Lanczos from 105 pixels, as MAML's data/omniglot_resized does
+            images.setdefault(character, []).append(np.asarray(drawing.resize((size, size), Image.Resampling.LANCZOS)))
+    wanted = sorted(lake["trainval"] + lake["test"])
+    problems = [f"unreadable: {_few(bad)}"] if bad else []
+    if missing := [c for c in wanted if c not in images]:
+        problems.append(f"{len(missing)} of {len(wanted)} characters are missing: {_few(missing)}")
+    if short := [f"{c} ({len(images[c])})" for c in wanted if c in images and len(images[c]) != DRAWINGS]:
+        problems.append(f"{len(short)} characters do not have {DRAWINGS} drawings: {_few(short)}")
+    if extra := sorted(set(images) - set(wanted)):
+        problems.append(f"characters that do not belong there: {_few(extra)}")
+    if problems:
+        raise DataError(
+            f"omniglot in {sources[0].parent} is not complete; {'; '.join(problems)}. Delete it and run `kshot "
+            "data fetch omniglot`."
+        )
+    stack = np.stack([image for c in wanted for image in images[c]])[:, None]
+    labels = torch.arange(len(wanted)).repeat_interleave(DRAWINGS)
+    return Bank(torch.from_numpy(stack), labels, tuple(wanted), "omniglot", "all", ink=True)

@@ -1,0 +1,38 @@
+"""Sinusoid regression: Finn et al. 2017 (MAML), section 5.1; 10-point training tasks as in its code, 5 at test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from kshot.config import Recipe
+from kshot.learners import REGISTRY
+from kshot.train import Outer
+
+_LEARNERS = [name for name, entry in REGISTRY.items() if entry.regression and not entry.floor]
+
+
+def names() -> list[str]:
+    """The recipes of this file."""
+    return [f"sinusoid-{learner}" for learner in _LEARNERS]
+
+
+def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+    """MAML's: an MLP of two hidden layers of 40, one inner step of 0.01 (5.1; its code's default is 0.001)."""
+    recipe = Recipe(
+        learner=name.removeprefix("sinusoid-"),
+        data="sinusoid",
+        network="mlp",
+        width=40,
+        shots=5,
+        queries=100,
+        train_queries=5,
+        inner_lr=0.01,
+        inner_steps=1,
+        source="Finn et al. 2017, arXiv:1703.03400, section 5.1",
+        outer=Outer(steps=70_000, batch=25, meta_lr=1e-3, val_every=5000),
+    )
+    if budget == "quick":
+        outer = replace(recipe.outer, steps=40_000, schedule="cosine")
+        recipe = replace(recipe, outer=outer, differs="40,000 meta-updates; the rate falls along a cosine")
+    return recipe

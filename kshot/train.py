@@ -1,0 +1,316 @@
+"""The one outer loop: tasks in, records out, and the caller's `for` does the rest.
+
+    for record in meta_train(learner, tasks, steps=1000):
+        print(record.step, record.loss)
+
+No trainer object and no callbacks: stop by leaving the loop, log by writing what it yields. Everything random is
+drawn from `seeding.generator(seed, purpose, step)`, so that step 1000 is the same whether or not the run was broken at
+step 900: a run that was killed and resumed ends with the same bits as an unbroken one on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kshot import checkpoint, engine, seeding
+from kshot.core import Learner, to
+from kshot.evaluate import evaluate
+from kshot.tasks.base import TaskDistribution
+
+__all__ = ["NonFiniteLoss", "Outer", "Record", "meta_train", "restore", "versions"]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The meta-loss or its gradient became infinite or NaN; the message names the step and the tasks."""
+
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_SCHEDULES = ("constant", "linear", "cosine", "halve")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Settings of the outer loop.
+
+    Attributes:
+        steps: meta-updates in all.
+        batch: tasks of one meta-update.
+        meta_lr: the outer learning rate.
+        optimizer: "adam", "adamw" or "sgd".
+        weight_decay: of the outer optimiser.
+        schedule: of the learning rate over `steps`: "constant", "linear" (to 0), "cosine" (to 0), or "halve"
+            (half every `halve_every`).
+        halve_every: steps between two halvings.
+        clip: largest norm of the whole meta-gradient; 0 is none.
+        val_every: steps between two validations; 0 is none.
+        val_tasks: tasks of one validation.
+        save_every: steps between two checkpoints; a checkpoint is also written at each validation and at the end.
+        calibrate_tasks: tasks that set the population statistics of a metric learner before it is validated or saved.
+        seed: of the weights, the tasks and everything else.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    meta_lr: float = 1e-3
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine", "halve"] = "constant"
+    halve_every: int = 2000
+    clip: float = 0.0
+    val_every: int = 500
+    val_tasks: int = 200
+    save_every: int = 500
+    calibrate_tasks: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "val_tasks", "save_every", "halve_every", "calibrate_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps < 0 or self.val_every < 0 or not 0 < self.meta_lr < math.inf:
+            raise ValueError(
+                f"steps and val_every must not be negative and meta_lr must be positive, got steps={self.steps}, "
+                f"val_every={self.val_every}, meta_lr={self.meta_lr}"
+            )
+        if not (self.clip >= 0 and self.weight_decay >= 0):
+            raise ValueError(
+                f"clip and weight_decay must not be negative, got clip={self.clip}, weight_decay={self.weight_decay}"
+            )
+        for name, choices in (("optimizer", tuple(_OPTIMIZERS)), ("schedule", _SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of meta-update `step` (0-based)."""
+        if self.schedule == "cosine":
+            return self.meta_lr * 0.5 * (1 + math.cos(math.pi * step / max(self.steps, 1)))
+        if self.schedule == "linear":
+            return self.meta_lr * (1 - step / max(self.steps, 1))
+        if self.schedule == "halve":
+            return self.meta_lr * 0.5 ** (step // self.halve_every)
+        return self.meta_lr
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one meta-update gave: means over its tasks; `val_*` entries in `metrics` where it was validated."""
+
+    step: int
+    loss: float
+    metrics: dict[str, float]
+    meta_lr: float
+    gradient_norm: float
+    seconds: float
+    sampling: float = field(default=0.0)
+    """Share of the step's time that drawing the tasks took, 0..1."""
+
+    def to_json(self) -> str:
+        """One line of a JSONL file."""
+        return json.dumps(asdict(self))
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import platform
+
+    import kshot
+
+    return {"kshot": kshot.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _optimizer(learner: Learner, outer: Outer) -> torch.optim.Optimizer | None:
+    params = [p for p in learner.parameters() if p.requires_grad]
+    if not params:
+        return None
+    return _OPTIMIZERS[outer.optimizer](params, lr=outer.meta_lr, weight_decay=outer.weight_decay)
+
+
+def restore(learner: Learner, path: Path | str) -> dict[str, Any]:
+    """Load the learner's weights from a checkpoint file; returns the checkpoint's info.
+
+    Raises:
+        CheckpointError: see `checkpoint.load`, or weights of another learner or network.
+    """
+    tensors, info = checkpoint.load(path)
+    own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
+    try:
+        learner.load_state_dict(own)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())  # torch's message has a line per weight
+        raise checkpoint.CheckpointError(f"{path} holds the weights of another learner or network: {why}") from error
+    return info
+
+
+def meta_train(
+    learner: Learner,
+    tasks: TaskDistribution,
+    outer: Outer | None = None,
+    *,
+    val: TaskDistribution | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+    strategy: engine.Strategy = "auto",
+    chunk_size: int | None = None,
+    **overrides: Any,
+) -> Iterator[Record]:
+    """Meta-train a learner, yielding a `Record` after each meta-update.
+
+    Args:
+        learner: trained in place, on the device of its parameters.
+        tasks: the distribution of the training classes.
+        outer: the settings; `overrides` replace single ones (`steps=300`).
+        val: the distribution of the validation classes. The best checkpoint by its mean is kept.
+        out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
+            of an earlier run; None keeps nothing.
+        resume: go on from `out/last.safetensors` where there is one.
+        settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
+        stop: asked after each step; True saves and ends (SIGINT, a time limit).
+        strategy, chunk_size: see `kshot.engine`.
+
+    Raises:
+        NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
+        CheckpointError: a checkpoint that cannot be written or read.
+    """
+    outer = Outer(**{**asdict(outer or Outer()), **overrides})
+    folder = Path(out) if out is not None else None
+    optimizer = _optimizer(learner, outer)
+    if optimizer is None:
+        raise ValueError(f"{type(learner).__name__} has no trainable parameters: there is nothing to meta-train")
+    start, best = 0, None
+    device = next(learner.parameters()).device
+    dtype = next(learner.parameters()).dtype
+    larger_is_better = getattr(tasks, "classification", True)
+
+    if folder is not None and resume and (folder / "last.safetensors").exists():
+        start, best = _go_on(learner, optimizer, outer, folder)
+    elif folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("last.safetensors", "best.safetensors", "records.jsonl"):  # of another run
+            (folder / name).unlink(missing_ok=True)
+    if folder is not None:
+        for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
+            part.unlink(missing_ok=True)
+
+    def save(name: str, step: int) -> None:
+        if folder is None:
+            return
+        packed, numbers = checkpoint.pack_optimizer(optimizer)
+        tensors = {f"learner.{n}": t for n, t in learner.state_dict().items()}
+        tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
+        info = {"step": step, "best": best, "optimizer": numbers, "outer": asdict(outer), "settings": settings or {}}
+        checkpoint.save(folder / name, tensors, {**info, "versions": versions()})
+
+    learner.train()
+    for step in range(start, outer.steps):
+        began = time.perf_counter()
+        batch = to(tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch), device, dtype)
+        sampled = time.perf_counter()
+        if hasattr(learner, "set_progress"):
+            learner.set_progress(step / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
+        with seeding.seeded(outer.seed, "noise", step):  # dropout and the like
+            gradients, outcome = engine.meta_gradient(learner, batch, strategy, chunk_size)
+        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+        loss = outcome.loss.mean()
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
+            raise NonFiniteLoss(
+                f"meta-update {step}: loss {float(loss)}, gradient norm {float(norm)}, on the tasks of "
+                f"seeding.generator({outer.seed}, 'train', {step}); {kept}. Try a smaller inner or meta learning rate, "
+                "or clip=10"
+            )
+        scale = min(1.0, outer.clip / max(float(norm), 1e-12)) if outer.clip > 0 else 1.0
+        for name, param in learner.named_parameters():
+            if name in gradients:
+                param.grad = gradients[name] * scale if scale < 1 else gradients[name]
+        rate = outer.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        metrics = {name: float(values.mean()) for name, values in outcome.metrics.items()}
+        share = (sampled - began) / (time.perf_counter() - began)
+
+        last = done == outer.steps
+        validated = val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
+        stopped = stop is not None and stop()
+        saved = folder is not None and (done % outer.save_every == 0 or last or validated or stopped)
+        if validated or saved:
+            known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
+            with seeding.seeded(outer.seed, "calibrate"):
+                engine.calibrate(learner, to(known, device, dtype))
+        if validated:
+            assert val is not None
+            with seeding.seeded(outer.seed, "val"):
+                result = evaluate(learner, val, outer.val_tasks, seed=outer.seed)
+            metrics |= {f"val_{result.metric}": result.mean, "val_interval95": result.interval95}
+            sign = 1 if larger_is_better else -1
+            if not math.isnan(result.mean) and (best is None or sign * result.mean > sign * best["mean"]):
+                best = {"step": done, "mean": result.mean, "interval95": result.interval95, "metric": result.metric}
+                save("best.safetensors", done)
+        record = Record(done, float(loss), metrics, rate, float(norm), time.perf_counter() - began, share)
+        if folder is not None:
+            _append(folder / "records.jsonl", record)
+        if saved:
+            save("last.safetensors", done)
+        yield record
+        if stopped:
+            return
+    if folder is not None and start >= outer.steps and not (folder / "last.safetensors").exists():
+        save("last.safetensors", start)
+
+
+def _go_on(learner: Learner, optimizer: torch.optim.Optimizer, outer: Outer, folder: Path) -> tuple[int, Any]:
+    """Put learner, optimiser and records back to the last checkpoint; returns its step and the best validation."""
+    path = folder / "last.safetensors"
+    info = restore(learner, path)
+    for name in ("optimizer", "seed"):
+        then, now = info["outer"][name], getattr(outer, name)
+        if then != now:
+            raise checkpoint.CheckpointError(
+                f"{path} was trained with {name}={then!r} and cannot go on with {now!r}: pass {name}={then!r}, or "
+                "train in another folder"
+            )
+    tensors, _ = checkpoint.load(path)
+    packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+    try:
+        checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path} was trained with other parameters frozen: {error}") from error
+    _trim(folder / "records.jsonl", info["step"])
+    return info["step"], info["best"]
+
+
+def _append(path: Path, record: Record) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+    except OSError as error:
+        raise checkpoint.CheckpointError(
+            f"the record of step {record.step} was not written to {path}: {error}; the last checkpoint beside it is "
+            "intact. Free some space or make the folder writable, then resume"
+        ) from error
+
+
+def _trim(path: Path, step: int) -> None:
+    """Drop the records after the checkpoint that a resumed run starts from (and a last line cut short by a kill)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    checkpoint.write_beside(path, lambda file: file.write_text("".join(kept), encoding="utf-8") and None)

@@ -1,0 +1,115 @@
+"""Omniglot: the frozen splits, the real zips where there are any, and what happens when something is missing."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kshot import data
+from kshot.data import omniglot
+
+ROOT = Path(os.environ.get("KSHOT_DATA") or "/nonexistent")
+real = pytest.mark.skipif(not (ROOT / "omniglot").exists(), reason="KSHOT_DATA has no omniglot")
+
+
+@pytest.mark.parametrize(("name", "counts"), [("vinyals", (1028, 172, 423)), ("lake", (806, 158, 659))])
+def test_the_frozen_splits_cover_all_characters_once(name, counts):
+    split = omniglot.class_splits(name)
+    assert tuple(len(split[k]) for k in ("train", "val", "test")) == counts
+    assert len(set(split["trainval"] + split["test"])) == sum(counts) == 1623 if name == "lake" else True
+    assert not set(split["trainval"]) & set(split["test"])
+    assert not set(split["train"]) & set(split["val"])
+    assert set(split["test"]) <= set(sum(omniglot.class_splits("lake").values(), []))
+
+
+def test_lakes_alphabets_are_disjoint():
+    split = omniglot.class_splits("lake")
+    alphabets = [{c.split("/")[0] for c in split[k]} for k in ("train", "val", "test")]
+    assert [len(a) for a in alphabets] == [25, 5, 20]
+    assert len(set().union(*alphabets)) == 50
+
+
+@real
+def test_the_vinyals_split_is_the_published_one():
+    folder = ROOT / "omniglot" / "splits" / "vinyals"
+    if not folder.exists():
+        pytest.skip("KSHOT_DATA has no omniglot/splits/vinyals")
+    ours = omniglot.class_splits("vinyals")
+    for name in ("train", "trainval", "test"):
+        lines = (folder / f"{name}.txt").read_text().split()
+        assert sorted(lines) == sorted(f"{c}/rot{r:03d}" for c in ours[name] for r in (0, 90, 180, 270))
+
+
+@real
+def test_the_real_drawings(tmp_path, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    test = data.load("omniglot", "test", size=20)
+    assert test.images.shape == (423 * 20, 1, 20, 20)
+    assert set(test.counts.tolist()) == {20}
+    assert 5 < test.images.float().mean() < 60  # little ink on much paper
+    assert [p.name for p in omniglot.download(ROOT)] == ["images_background.zip", "images_evaluation.zip"]  # kept
+    report = data.check("omniglot")  # at 28 pixels
+    assert report.ok
+    assert "lake test: 659 classes, 13180 images, 20 per class" in str(report)
+    name = test.classes[7]
+    with zipfile.ZipFile(ROOT / "omniglot" / "images_evaluation.zip") as a:
+        with zipfile.ZipFile(ROOT / "omniglot" / "images_background.zip") as b:
+            blobs = [z.read(n) for z in (a, b) for n in sorted(z.namelist()) if f"/{name}/" in n and n.endswith(".png")]
+    first = torch.tensor(list(Image.open(io.BytesIO(blobs[0])).convert("L").tobytes())).view(105, 105)
+    ink = (255 - first).float()[None, None]
+    small = torch.nn.functional.interpolate(ink, (28, 28), mode="area")[0, 0]
+    ours = data.load("omniglot", "test").subset([name]).images[0, 0].float()
+    assert torch.corrcoef(torch.stack([small.flatten(), ours.flatten()]))[0, 1] > 0.95
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An official layout of two characters, one in each zip, and a package that expects just these."""
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    wanted = {"train": ["A/character01"], "val": [], "trainval": ["A/character01"], "test": ["B/character01"]}
+    monkeypatch.setattr(omniglot, "class_splits", lambda splits="vinyals": wanted)
+    drawing = io.BytesIO()
+    Image.new("1", (105, 105), 1).save(drawing, "PNG")
+
+    def make(skip=(), spoil=()):
+        (tmp_path / "omniglot").mkdir(exist_ok=True)
+        for part, alphabet in (("images_background", "A"), ("images_evaluation", "B")):
+            with zipfile.ZipFile(tmp_path / "omniglot" / f"{part}.zip", "w") as archive:
+                for k in range(1, 21):
+                    file = f"{alphabet}/character01/0001_{k:02d}.png"
+                    if file not in skip:
+                        archive.writestr(f"{part}/{file}", b"junk" if file in spoil else drawing.getvalue())
+        return tmp_path
+
+    return make
+
+
+def test_zips_and_unpacked_folders_are_the_same(tiny):
+    root = tiny()
+    bank = data.load("omniglot", "test", data_root=root)
+    assert (len(bank), bank.classes, int(bank.images.max())) == (20, ("B/character01",), 0)
+    for part in omniglot.FILES:
+        with zipfile.ZipFile(root / "omniglot" / f"{part}.zip") as archive:
+            archive.extractall(root / "omniglot")
+        (root / "omniglot" / f"{part}.zip").unlink()
+    assert torch.equal(data.load("omniglot", "test", data_root=root).images, bank.images)
+
+
+def test_missing_and_damaged_drawings_are_named(tiny):
+    every = {f"B/character01/0001_{k:02d}.png" for k in range(1, 21)}
+    with pytest.raises(data.DataError, match="1 of 2 characters are missing: B/character01"):
+        data.load("omniglot", data_root=tiny(skip=every))
+    with pytest.raises(data.DataError, match=r"do not have 20 drawings: A/character01 \(19\)"):
+        data.load("omniglot", data_root=tiny(skip={"A/character01/0001_07.png"}))
+    root = tiny(spoil={"A/character01/0001_07.png"})
+    with pytest.raises(data.DataError, match="unreadable: images_background.zip: A/character01/0001_07.png"):
+        data.load("omniglot", data_root=root)
+    assert not data.check("omniglot", root).ok
+    path = root / "omniglot" / "images_evaluation.zip"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(data.DataError, match=r"images_evaluation\.zip is damaged"):
+        data.load("omniglot", data_root=root)

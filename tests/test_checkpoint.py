@@ -1,0 +1,309 @@
+"""Checkpoints: what is written is what is read, a bad file is refused in words, and a failed write loses nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from kshot import checkpoint
+from kshot.checkpoint import CheckpointError
+
+TENSORS = {
+    "learner.weight": torch.arange(12, dtype=torch.float32).view(3, 4) / 7,
+    "learner.transposed": torch.arange(12, dtype=torch.float64).view(3, 4).t(),
+    "learner.count": torch.tensor(3),
+    "learner.empty": torch.zeros(0, 4),
+    "learner.mask": torch.tensor([True, False]),
+    "learner.half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "rng": torch.arange(256, dtype=torch.uint8),
+}
+INFO = {"step": 7, "best": None, "outer": {"meta_lr": 0.1 + 0.2, "steps": 10}, "settings": {"name": "Ω ±"}}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "last.safetensors"
+    checkpoint.save(path, TENSORS, INFO)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- round trip
+
+
+def test_round_trip_keeps_every_bit_shape_and_dtype(saved: Path) -> None:
+    tensors, info = checkpoint.load(saved)
+    assert equal(tensors, TENSORS)
+    assert info == {"format": checkpoint.FORMAT, **INFO}
+    assert names(saved.parent) == ["last.safetensors"]
+
+
+def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:
+    base = torch.arange(6.0)
+    tied = {"a": base, "b": base, "c": base[2:4]}
+    checkpoint.save(tmp_path / "x", tied, {})
+    assert equal(checkpoint.load(tmp_path / "x")[0], tied)
+
+
+def test_saving_reads_a_snapshot_and_loading_gives_memory_of_its_own(saved: Path) -> None:
+    tensors, _ = checkpoint.load(saved)
+    before = saved.read_bytes()
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert saved.read_bytes() == before
+
+
+def test_a_file_is_readable_by_safetensors_alone(saved: Path) -> None:
+    assert equal(safetensors.torch.load_file(str(saved)), TENSORS)
+
+
+def test_a_second_save_replaces_the_first(saved: Path) -> None:
+    checkpoint.save(saved, {"a": torch.ones(2)}, {"step": 8})
+    tensors, info = checkpoint.load(str(saved))  # a str will do
+    assert list(tensors) == ["a"]
+    assert info["step"] == 8
+    assert names(saved.parent) == ["last.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------------------ failed writes
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the middle"), KeyboardInterrupt(), TypeError("no JSON")])
+def test_a_writer_that_raises_leaves_the_old_file_and_nothing_else(saved: Path, error: BaseException) -> None:
+    before = saved.read_bytes()
+
+    def write(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        checkpoint.write_beside(saved, write)
+    assert saved.read_bytes() == before
+    assert names(saved.parent) == ["last.safetensors"]
+
+
+def test_a_writer_that_raises_on_a_first_write_leaves_nothing(tmp_path: Path) -> None:
+    def write(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(CheckpointError, match=r"new was not saved: .*Input/output error.*nothing was left behind"):
+        checkpoint.write_beside(tmp_path / "new", write)
+    assert names(tmp_path) == []
+
+
+def test_info_that_is_no_json_changes_nothing(saved: Path) -> None:
+    with pytest.raises(TypeError):
+        checkpoint.save(saved, TENSORS, {"step": torch.ones(2)})
+    assert checkpoint.load(saved)[1]["step"] == 7
+    assert names(saved.parent) == ["last.safetensors"]
+
+
+def test_the_temporary_file_is_beside_its_place(saved: Path) -> None:
+    """A rename is one step within a file system only."""
+    seen: list[Path] = []
+
+    def write(file: Path) -> None:
+        seen.append(file)
+        file.write_bytes(b"new")
+
+    checkpoint.write_beside(saved, write)
+    assert [file.parent for file in seen] == [saved.parent]
+    assert seen[0] != saved
+    assert saved.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["file/last.safetensors", "file/deeper/last.safetensors"])
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="was not saved: it cannot be written"):
+        checkpoint.save(tmp_path / name, TENSORS, INFO)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 200 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, text=True, timeout=20
+        )
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted here: {error}")
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("size", [60_000, 10_000_000], ids=["a few bytes too many", "far too many"])
+def test_a_full_disk_loses_nothing(small_disk: Path, size: int) -> None:
+    path = small_disk / "last.safetensors"
+    old = {"weight": torch.arange(25_000.0)}  # 100 kB
+    checkpoint.save(path, old, {"step": 1})
+    with pytest.raises(CheckpointError, match="the disk is full; the one that was there is untouched") as caught:
+        checkpoint.save(path, {"weight": torch.zeros(size // 2)}, {"step": 2})
+    assert "last.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    tensors, info = checkpoint.load(path)
+    assert equal(tensors, old)
+    assert info["step"] == 1
+    assert names(small_disk) == ["last.safetensors"]
+
+    with pytest.raises(CheckpointError, match="the disk is full; nothing was left behind"):
+        checkpoint.write_beside(small_disk / "records.jsonl", lambda file: file.write_text("x" * 150_000) and None)
+    assert names(small_disk) == ["last.safetensors"]
+    checkpoint.save(path, {"weight": torch.zeros(10)}, {"step": 3})  # and it goes on where there is room
+    assert checkpoint.load(path)[1]["step"] == 3
+
+
+def test_a_read_only_disk_is_told(small_disk: Path) -> None:
+    path = small_disk / "last.safetensors"
+    checkpoint.save(path, TENSORS, INFO)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=20)
+    with pytest.raises(CheckpointError, match=r"Read-only.*untouched.*make the folder writable"):
+        checkpoint.save(path, TENSORS, INFO)
+    assert equal(checkpoint.load(path)[0], TENSORS)
+
+
+# --------------------------------------------------------------------------------------------------------- bad files
+
+
+def test_a_file_cut_short_at_any_byte_is_refused(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    around = {0, 1, 7, 8, 9, 8 + header - 1, 8 + header, 8 + header + 1, len(whole) - 1}
+    cuts = sorted(around | set(range(0, len(whole), max(1, len(whole) // 60))))
+    for cut in cuts:
+        part = tmp_path / "cut.safetensors"
+        part.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r"cut\.safetensors is damaged or not a safetensors file"):
+            checkpoint.load(part)
+    assert len(cuts) >= 50
+
+
+def test_bytes_too_many_are_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes() + b"\0" * 16)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, world: I am a text file",
+        b"\x80\x02}q\x00." * 9,
+        b"\xff" * 64,
+        b"PK\x03\x04" * 30,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 8) + b'{"a": 1}',
+    ],
+)
+def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.pt is damaged or not a safetensors file"):
+        checkpoint.load(path)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        checkpoint.load(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"kshot": "no json"}, {"kshot": "[]"}, {"kshot": "{}"}, {"kshot": "3"},
+                 {"kshot": '{"format": "two"}'}, {"kshot": '{"format": null}'}]
+)  # fmt: skip
+def test_another_programs_safetensors_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(2)}, str(path), metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is a safetensors file, but not a checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("versions", [{}, {"versions": {"kshot": "99.1"}}])
+def test_a_newer_format_is_refused(tmp_path: Path, versions: dict[str, dict[str, str]]) -> None:
+    path = tmp_path / "newer.safetensors"
+    header = {"kshot": json.dumps({"format": checkpoint.FORMAT + 1, **versions})}
+    safetensors.torch.save_file({"a": torch.ones(2)}, str(path), metadata=header)
+    with pytest.raises(CheckpointError, match=rf"format {checkpoint.FORMAT + 1} .* update kshot") as caught:
+        checkpoint.load(path)
+    assert ("99.1" if versions else "a newer version") in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.safetensors", tmp_path / "no" / "folder"):
+        with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+            checkpoint.load(path)
+
+
+# --------------------------------------------------------------------------------------------------------- optimisers
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, 0.1),
+    "amsgrad": lambda p: torch.optim.Adam(p, 0.1, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1, betas=(0.7, 0.9), weight_decay=0.03),
+    "sgd": lambda p: torch.optim.SGD(p, 0.1),
+    "momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.1, momentum=0.5),
+}
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = OPTIMIZERS[name](net.parameters())
+    for i in range(3):
+        step(net, optimizer, i)
+    optimizer.param_groups[0]["lr"] = 0.1 / 3  # what a schedule leaves
+    packed, numbers = checkpoint.pack_optimizer(optimizer)
+    checkpoint.save(tmp_path / "x", packed, {"optimizer": numbers})
+
+    twin = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    twin.load_state_dict(net.state_dict())
+    other = OPTIMIZERS[name](twin.parameters())
+    tensors, info = checkpoint.load(tmp_path / "x")
+    checkpoint.unpack_optimizer(other, tensors, info["optimizer"])
+    again, numbers_again = checkpoint.pack_optimizer(other)
+    assert equal(again, packed)
+    assert json.dumps(numbers_again) == json.dumps(numbers)
+    assert other.param_groups[0]["lr"] == 0.1 / 3
+    for i in range(3, 6):
+        step(net, optimizer, i)
+        step(twin, other, i)
+    assert equal(twin.state_dict(), net.state_dict())
+
+
+def test_an_optimizer_that_has_not_stepped_round_trips() -> None:
+    net = nn.Linear(3, 2)
+    packed, numbers = checkpoint.pack_optimizer(torch.optim.Adam(net.parameters(), 0.25))
+    assert packed == {}
+    other = torch.optim.Adam(net.parameters(), 1.0)
+    checkpoint.unpack_optimizer(other, packed, json.loads(json.dumps(numbers)))
+    assert other.param_groups[0]["lr"] == 0.25
