@@ -119,7 +119,8 @@ def _evaluate(learner: Learner, recipe: Recipe, test: Test, name: str, floors: b
     if entry.head and not recipe.regression and shown.ways != trained_ways:
         raise InputError(
             f"{recipe.learner} was trained for {trained_ways} ways and its network has {trained_ways} outputs: it "
-            f"cannot be tested on ways={shown.ways}. Train one with --ways {shown.ways}, or use a metric learner (protonet)"
+            f"cannot be tested on ways={shown.ways}. Train one with --ways {shown.ways}, or use a metric "
+            "learner (protonet)"
         )
     tasks = config.tasks(shown, test.split, data_root=test.data_root)
     settings = {"data": shown.data, "split": test.split, "ways": shown.ways, "shots": shown.shots,

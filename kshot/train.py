@@ -210,8 +210,8 @@ def meta_train(
         info = {"step": step, "best": best, "optimizer": numbers, "outer": asdict(outer), "settings": settings or {}}
         checkpoint.save(folder / name, tensors, {**info, "versions": versions()})
 
-    learner.train()
     for step in range(start, outer.steps):
+        learner.train()  # the caller's loop may have evaluated it
         began = time.perf_counter()
         batch = to(tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch), device, dtype)
         sampled = time.perf_counter()

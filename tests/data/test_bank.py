@@ -62,7 +62,7 @@ def test_channels_and_back():
 def test_split_names_are_disjoint_whole_and_do_not_depend_on_the_order():
     names = [f"c{i}" for i in range(50)]
     split = data.split_names(names, seed=3)
-    assert sorted(sum(split.values(), [])) == sorted(names)
+    assert sorted(split["train"] + split["val"] + split["test"]) == sorted(names)
     assert split == data.split_names(names[::-1], seed=3) != data.split_names(names, seed=4)
     with pytest.raises(ValueError, match="add up to 1"):
         data.split_names(names, (0.5, 0.2, 0.2))

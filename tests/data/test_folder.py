@@ -83,7 +83,7 @@ def test_bad_files_are_named_and_skipped_or_refused(tmp_path):
             bank = data.load(f"folder:{tmp_path}", "all", size=8)
         assert "gone, c" in str(w[0].message)
         assert bank.counts.tolist() == [3, 3]
-    with pytest.raises(data.DataError, match="cut.jpg"):
+    with pytest.raises(data.DataError, match=r"cut\.jpg"):
         data.load(f"folder:{tmp_path}", "all", size=8, on_bad="refuse")
     with pytest.raises(ValueError, match="'skip' or 'refuse'"):
         data.load(f"folder:{tmp_path}", "all", size=8, on_bad="ignore")

@@ -43,7 +43,7 @@ def test_idx_files_become_a_sorted_bank(root):
 def test_damaged_idx_files_are_named(root, damage):
     path = root / "mnist" / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(data.DataError, match="t10k-images-idx3-ubyte.gz is"):
+    with pytest.raises(data.DataError, match=r"t10k-images-idx3-ubyte\.gz is"):
         data.load("mnist", "test", data_root=root)
 
 

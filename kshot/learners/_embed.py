@@ -1,0 +1,89 @@
+"""What the metric-based learners share: embedding a task, distances, scores of classes that have no examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kshot import nn as knn
+from kshot.core import Batch, Task
+
+__all__ = [
+    "absent",
+    "batch_statistics",
+    "feature_size",
+    "jointly",
+    "only_present",
+    "require_body",
+    "squared_distance",
+    "support_features",
+    "unit",
+    "zeros",
+]
+
+
+def require_body(body: nn.Module | None, learner: str) -> nn.Module:
+    """The body, or an error where there is none or where it cannot be used."""
+    if body is None:
+        raise ValueError(f"{learner} needs a body: a module that maps inputs [N, ...] to features [N, D]")
+    knn.require_functional(body)
+    return body
+
+
+def feature_size(body: nn.Module, features: int | None) -> int:
+    """D: `features` where given, else `body.out_features`."""
+    size = getattr(body, "out_features", None) if features is None else features
+    if not isinstance(size, int):
+        raise ValueError(
+            f"{type(body).__name__} does not say how many features it gives: pass features=D, or give it the attribute"
+            " `out_features`"
+        )
+    return size
+
+
+def batch_statistics(body: nn.Module) -> bool:
+    """Whether queries are normalised by statistics of themselves even in `eval()` mode: a transductive body."""
+    return any(isinstance(part, knn.BatchNorm) and not part.population for part in body.modules())
+
+
+def zeros(module: nn.Module, *shape: int) -> Tensor:
+    """Zeros of the dtype and device of the module's parameters (or buffers; torch's default where there are none)."""
+    like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(()))
+    return like.new_zeros(shape)
+
+
+def support_features(body: nn.Module, support: Batch) -> Tensor:
+    """Features `[N, D]` of a support set; rows with y < 0 take no part in batch statistics."""
+    return knn.call(body, None, support.x, support.y >= 0)
+
+
+def jointly(body: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
+    """Features of support `[N, D]` and query `[M, D]` embedded as ONE batch.
+
+    Their batch statistics are joint ones, as in the training code of Snell et al. 2017. Rows with y < 0 take no part.
+    """
+    x = torch.cat([task.support.x, task.query.x])  # [N + M, ...]
+    mask = torch.cat([task.support.y, task.query.y]) >= 0
+    features = knn.call(body, None, x, mask)
+    count = len(task.support.x)
+    return features[:count], features[count:]
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """`[M, D]`, `[K, D]` -> `[M, K]` squared euclidean distances, by one matrix product."""
+    return a.square().sum(-1)[:, None] - 2 * a @ b.T + b.square().sum(-1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length one. A row of zeros stays one, with a finite gradient (unlike that of a norm)."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
+
+
+def absent(scores: Tensor) -> float:
+    """The score of a class that has no examples: never predicted, yet finite, so that gradients stay finite."""
+    return torch.finfo(scores.dtype).min / 4
+
+
+def only_present(scores: Tensor, counts: Tensor) -> Tensor:
+    """Scores `[M, W]`, with `absent` for the classes whose count `[W]` is zero."""
+    return torch.where(counts > 0, scores, absent(scores))

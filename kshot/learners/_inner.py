@@ -1,0 +1,153 @@
+"""The inner loop that the gradient-based learners share: a state and a few pure functions, no base class.
+
+    state = start(body)                              # the meta-parameters, no support set yet
+    loss = support_loss(body, criterion, support)    # params -> scalar
+    params = descend(loss, state.params, rates)      # one step of gradient descent
+    scores = forward(body, state, x, transductive)   # normalised by x itself, or by the support set
+
+Rows of the support set with y < 0 take no part in the loss (`kshot.losses`) nor in batch statistics (a mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kshot import nn as knn
+from kshot import tree
+from kshot.core import Batch
+
+__all__ = [
+    "Fast",
+    "check",
+    "descend",
+    "forward",
+    "head_names",
+    "labelled",
+    "normalises",
+    "remember",
+    "select",
+    "start",
+    "support_loss",
+]
+
+Params = dict[str, Tensor]
+
+
+class Fast(NamedTuple):
+    """What a gradient-based learner knows: fast weights, and the support set whose batch statistics go with them.
+
+    Attributes:
+        params: `{name: tensor}`, every parameter of the body.
+        support_x: `[N, ...]` the support set adapted on last; empty before, and for a body without batch norm.
+        support_mask: `[N]` bool, the rows that are labelled.
+    """
+
+    params: Params
+    support_x: Tensor
+    support_mask: Tensor
+
+
+def check(body: nn.Module, inner_steps: int) -> None:
+    """Refuse a body with running statistics and a negative number of steps."""
+    knn.require_functional(body)
+    if inner_steps < 0:
+        raise ValueError(f"inner_steps={inner_steps}: pass an integer >= 0")
+
+
+def normalises(body: nn.Module) -> bool:
+    """Whether the body has batch statistics, so that a prediction depends on what it is predicted with."""
+    return any(isinstance(module, knn.BatchNorm) for module in body.modules())
+
+
+def select(body: nn.Module, prefixes: Iterable[str] | None) -> list[str]:
+    """The names of the body's parameters that begin with one of these prefixes (None: all).
+
+    >>> select(knn.MLP(1, 2, 1), ["layers.1"])
+    ['layers.1.weight', 'layers.1.bias']
+    """
+    names = [name for name, _ in body.named_parameters()]
+    if prefixes is None:
+        return names
+    chosen = [name for name in names if name.startswith(tuple(prefixes))]
+    if not chosen:
+        raise ValueError(f"no parameter of the body begins with any of {list(prefixes)}: it has {names}")
+    return chosen
+
+
+def head_names(body: nn.Module, head: str) -> dict[str, str]:
+    """`{name within the head: name within the body}` of the head's parameters; the head is the attribute `head`."""
+    try:
+        module = attrgetter(head)(body)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{type(body).__name__} has no layer {head!r}: pass head=<name of its last layer>; its layers are "
+            f"{[name for name, _ in body.named_modules() if name]}"
+        )
+    # By identity: a head may be a property, an alias of `layers[-1]` for instance.
+    within = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {within[id(parameter)]: name for name, parameter in body.named_parameters() if id(parameter) in within}
+
+
+def start(body: nn.Module) -> Fast:
+    """The state before any support set: the body's own parameters."""
+    params: Params = dict(body.named_parameters())
+    like = next(iter(params.values()))
+    return Fast(params, like.new_zeros(0), like.new_zeros(0, dtype=torch.bool))
+
+
+def labelled(batch: Batch) -> Tensor:
+    """`[N]` bool: the rows with a class id; all rows of a regression."""
+    if batch.y.is_floating_point():
+        return torch.ones(len(batch.y), dtype=torch.bool, device=batch.y.device)
+    return batch.y >= 0
+
+
+def remember(body: nn.Module, state: Fast, support: Batch) -> Fast:
+    """The state with this support set's rows, in place of an earlier set's, to normalise queries with."""
+    if not normalises(body):
+        return state
+    return state._replace(support_x=support.x, support_mask=labelled(support))
+
+
+def support_loss(
+    body: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], support: Batch
+) -> Callable[[Params], Tensor]:
+    """`params -> criterion(body(support.x), support.y)`."""
+    mask = None if support.y.is_floating_point() else labelled(support)
+    return lambda params: criterion(knn.call(body, params, support.x, mask), support.y)
+
+
+def descend(
+    loss: Callable[[Params], Tensor],
+    params: Params,
+    rates: Mapping[str, float | Tensor],
+    first_order: bool = False,
+) -> Params:
+    """One step of gradient descent on the parameters named in `rates` (a rate each); the others stay.
+
+    `first_order`: the gradient is a constant for whoever differentiates the result, and costs no graph.
+    """
+    base = tree.detach(params) if first_order else params
+    gradient = torch.func.grad(lambda moving: loss({**base, **moving}))({name: base[name] for name in rates})
+    return {name: p - rates[name] * gradient[name] if name in rates else p for name, p in params.items()}
+
+
+def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tensor:
+    """The body's outputs at `x` `[M, ...]` under the state's weights.
+
+    `transductive`: batch norms use the statistics of `x` itself (all M queries at once). Otherwise those of the
+    support set, so that a query's prediction does not depend on the other queries.
+    """
+    count = len(state.support_mask)
+    if transductive or count == 0:
+        return knn.call(body, state.params, x)
+    both = torch.cat([state.support_x, x])  # [N + M, ...]
+    mask = torch.cat([state.support_mask, state.support_mask.new_zeros(len(x))])
+    return knn.call(body, state.params, both, mask)[count:]
