@@ -23,9 +23,9 @@ from kshot.core import Batch, Learner
 from kshot.data import load
 from kshot.evaluate import evaluate
 from kshot.losses import one_hot
-from kshot.nn import Conv4, call
+from kshot.nn import MLP, Conv4
 from kshot.tasks import Episodes
-from kshot.testing import check_learner
+from kshot.testing import Clusters, check_learner
 from kshot.train import meta_train
 
 
@@ -39,51 +39,47 @@ class CosinePrototypes(Learner):
     """Nearest class by cosine, with a learned temperature.
 
     Args:
-        body: images `[N, C, H, Wd]` to features `[N, D]`; it has `out_features`.
+        body: inputs `[N, ...]` to features `[N, D]`; it has `out_features`, and no batch statistics.
         ways: classes of a task, at most.
     """
 
     permutation_equivariant = True  # claims, which check_learner verifies
-    order_invariant = True
+    folds = True
 
-    def __init__(self, body: Conv4, ways: int):
+    def __init__(self, body: Conv4 | MLP, ways: int):
         super().__init__()
         self.body = body
         self.ways = ways
         self.log_temperature = nn.Parameter(torch.tensor(2.0))  # e^2, about 7
 
-    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.normalize(call(self.body, None, x, mask), dim=-1)  # [N, D], of length 1
-
     def init(self) -> Directions:
         return Directions(self.log_temperature.new_zeros(self.ways, self.body.out_features))
 
     def adapt(self, state: Directions, support: Batch) -> Directions:
-        directions = self.embed(support.x, support.y >= 0)  # [N, D]
+        directions = F.normalize(self.body(support.x), dim=-1)  # [N, D], of length 1
         belongs = one_hot(support.y, self.ways, directions.dtype)  # [N, W]; rows with y < 0 are zero
         return Directions(state.sums + belongs.T @ directions)
 
     def predict(self, state: Directions, x: Tensor) -> Tensor:
-        classes = F.normalize(state.sums, dim=-1)  # [W, D]
-        return self.log_temperature.exp() * self.embed(x) @ classes.T  # [M, W]
+        queries = F.normalize(self.body(x), dim=-1)  # [M, D]
+        scores = self.log_temperature.exp() * queries @ F.normalize(state.sums, dim=-1).T  # [M, W]
+        return torch.where(state.sums.any(-1), scores, -1e4)  # a class without examples is never the guess
 
 
 def main(quick: bool) -> None:
-    bank = load("glyphs", "train")
+    # The contract: purity, mapping, meta-gradients against finite differences, the claims above, and more.
+    smooth = MLP(8, 16, activation="tanh")  # a finite difference needs a smooth network
+    print(check_learner(CosinePrototypes(smooth, ways=3), Clusters(ways=3, shots=2, queries=4)))
 
-    # The contract: purity, mapping, meta-gradients against finite differences, the claims above, ...
-    smooth = Conv4(width=8, pool="avg", activation="softplus", norm=False)
-    print(check_learner(CosinePrototypes(smooth, ways=3), Episodes(bank, ways=3, shots=2, queries=3)))
-
+    train_tasks = Episodes(load("glyphs", "train"), ways=20, shots=1, queries=5)
+    test_tasks = Episodes(load("glyphs", "test"), ways=5, shots=1, queries=5)
     with seeding.seeded(0, "weights"):
         learner = CosinePrototypes(Conv4(width=32, norm=False), ways=20)
-    steps = 60 if quick else 600
-    for _ in meta_train(learner, Episodes(bank, ways=20, shots=1, queries=5), steps=steps, batch=1, meta_lr=2e-3):
-        pass
-    result = evaluate(
-        learner, Episodes(load("glyphs", "test"), ways=5, shots=1, queries=10), 100 if quick else 600, seed=1
-    )
-    print(f"5-way 1-shot on unseen scripts: accuracy {result.mean:.3f} ± {result.interval95:.3f}")
+    for record in meta_train(learner, train_tasks, steps=60 if quick else 600, batch=1, meta_lr=2e-3):
+        if record.step % 20 == 0:
+            print(f"step {record.step}: loss {record.loss:.3f}, temperature {learner.log_temperature.exp().item():.2f}")
+    result = evaluate(learner, test_tasks, 100 if quick else 600, seed=1)
+    print(f"5-way 1-shot on unseen scripts, {result.mode}: accuracy {result.mean:.3f} ± {result.interval95:.3f}")
 
 
 if __name__ == "__main__":

@@ -402,7 +402,7 @@ class Data:
 
         report = (data.fetch_dataset if self.what == "fetch" else data.check)(self.name, data_root=self.data_root)
         print(report)
-        return 0
+        return 0 if getattr(report, "ok", True) else 2
 
 
 # -------------------------------------------------------------------------------------------------------------- main

@@ -255,10 +255,12 @@ def evaluate_modes(
         return {result.mode: result}
     results: dict[Mode, Result] = {}
     try:
-        learner.transductive = True
         probe = tree.index(tasks.sample(seeding.generator(seed, "evaluate", 0), _BLOCK), 0)
-        choices = (False, True) if is_transductive(learner, probe) else (False,)
-        for choice in choices:
+        measured = {}
+        for choice in (False, True):
+            learner.transductive = choice
+            measured[choice] = is_transductive(learner, probe)
+        for choice in (False, True) if measured[False] != measured[True] else (given,):
             learner.transductive = choice
             result = evaluate(learner, tasks, num_tasks, seed, **options)
             results[result.mode] = result
@@ -324,8 +326,8 @@ def paired_difference(a: Result, b: Result) -> tuple[float, float]:
         one, other = getattr(a, what), getattr(b, what)
         if one != other:
             raise ValueError(
-                f"{a.name!r} and {b.name!r} were not tested on the same tasks: {what} is {one!r} and {other!r}. Evaluate "
-                "both with the same tasks, num_tasks and seed"
+                f"{a.name!r} and {b.name!r} were not tested on the same tasks: {what} is {one!r} and {other!r}. "
+                "Evaluate both with the same tasks, num_tasks and seed"
             )
     difference = torch.tensor(a.per_task, dtype=torch.float64) - torch.tensor(b.per_task, dtype=torch.float64)
     return float(difference.mean()), interval95(difference)

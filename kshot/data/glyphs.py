@@ -30,7 +30,7 @@ from kshot.data.bank import Bank, cached
 __all__ = ["EXAMPLES", "SCRIPTS", "build", "class_splits", "load_all"]
 
 EXAMPLES = 20  # of each class, as Omniglot
-VERSION = 1  # of the drawing; raise it when the images change
+VERSION = 3  # of the drawing; raise it when the images change
 FACES = (
     *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{s}" for s in ("", "-Bold", "-Italic", "-BoldItalic")),
@@ -137,25 +137,29 @@ def _faces() -> tuple[list, dict]:
 
 def _render(font: tuple, letter: str, canvas: int) -> Tensor | None:
     """The letter in the middle of a uint8 `[canvas, canvas]`, at one size of type for all letters (so that o and O
-    differ) unless it is too large; None if the font draws nothing."""
+    differ) unless it is too large; None if the font draws no more than a dot."""
     from PIL import Image, ImageDraw, ImageFont
 
     path, layout, sizes = font
     room, em = canvas - canvas // 7, round(0.82 * canvas)
     while True:
-        face = sizes.setdefault(em, None) or ImageFont.truetype(str(path), em, layout_engine=layout)
-        sizes[em] = face
-        left, top, right, bottom = face.getbbox(letter)
-        width, height = right - left, bottom - top
-        if width <= 0 or height <= 0:
+        if em not in sizes:
+            sizes[em] = ImageFont.truetype(str(path), em, layout_engine=layout)
+        left, top, right, bottom = map(round, sizes[em].getbbox(letter))  # of the advance; the ink may be narrower
+        image = Image.new("L", (right - left + 8, bottom - top + 8))
+        ImageDraw.Draw(image).text((4 - left, 4 - top), letter, 255, sizes[em])
+        ink = image.getbbox()
+        if ink is None:
             return None
+        width, height = ink[2] - ink[0], ink[3] - ink[1]
         if max(width, height) <= room:
             break
         em = min(em - 1, int(em * room / max(width, height)))
-    image = Image.new("L", (canvas, canvas))
-    ImageDraw.Draw(image).text(((canvas - width) // 2 - left, (canvas - height) // 2 - top), letter, 255, face)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels if bool(pixels.any()) else None
+    if max(width, height) < canvas // 6:  # a dot
+        return None
+    page = Image.new("L", (canvas, canvas))
+    page.paste(image.crop(ink), ((canvas - width) // 2, (canvas - height) // 2))
+    return torch.from_numpy(np.array(page))
 
 
 def _look(render: Tensor) -> Tensor:

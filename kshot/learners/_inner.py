@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "descend",
     "forward",
+    "gradient",
     "head_names",
     "labelled",
     "normalises",
@@ -33,6 +34,7 @@ __all__ = [
     "select",
     "start",
     "support_loss",
+    "surrogate",
 ]
 
 Params = dict[str, Tensor]
@@ -124,19 +126,23 @@ def support_loss(
     return lambda params: criterion(knn.call(body, params, support.x, mask), support.y)
 
 
+def gradient(
+    loss: Callable[[Params], Tensor], params: Params, names: Iterable[str], first_order: bool = False
+) -> Params:
+    """`{name: d loss / d params[name]}`; with `first_order` a constant to whoever differentiates on, and no graph."""
+    base = tree.detach(params) if first_order else params
+    return torch.func.grad(lambda moving: loss({**base, **moving}))({name: base[name] for name in names})
+
+
 def descend(
     loss: Callable[[Params], Tensor],
     params: Params,
     rates: Mapping[str, float | Tensor],
     first_order: bool = False,
 ) -> Params:
-    """One step of gradient descent on the parameters named in `rates` (a rate each); the others stay.
-
-    `first_order`: the gradient is a constant for whoever differentiates the result, and costs no graph.
-    """
-    base = tree.detach(params) if first_order else params
-    gradient = torch.func.grad(lambda moving: loss({**base, **moving}))({name: base[name] for name in rates})
-    return {name: p - rates[name] * gradient[name] if name in rates else p for name, p in params.items()}
+    """One step of gradient descent on the parameters named in `rates` (a rate each); the others stay."""
+    slope = gradient(loss, params, rates, first_order)
+    return {name: p - rates[name] * slope[name] if name in rates else p for name, p in params.items()}
 
 
 def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tensor:
@@ -151,3 +157,9 @@ def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tens
     both = torch.cat([state.support_x, x])  # [N + M, ...]
     mask = torch.cat([state.support_mask, state.support_mask.new_zeros(len(x))])
     return knn.call(body, state.params, both, mask)[count:]
+
+
+def surrogate(value: Tensor, params: Params, estimate: Params) -> Tensor:
+    """A scalar whose value is `value` and whose gradient with respect to `params` is `estimate`."""
+    carrier = tree.dot(params, tree.detach(estimate))
+    return value.detach() + (carrier - carrier.detach())

@@ -56,6 +56,7 @@ class MAML(Learner):
         self.inner_lr = inner_lr
         self.inner_steps = inner_steps
         self.first_order = first_order
+        self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
         self.adapts = _inner.select(body, adapts)
 

@@ -1,0 +1,106 @@
+"""ANIL: almost no inner loop. MAML learns features that the inner steps hardly change, so adapt the last layer alone.
+
+    phi, head = meta-parameters of the body and of its last layer
+    for each task: features = body(support) once; w = head
+        repeat inner_steps times: w = w - inner_lr * d loss(w(features), support.y) / d w
+    minimise the mean of loss(w(body(query)), query.y) over phi and head, through the steps
+
+    learner = ANIL(kshot.nn.Conv4(pool="stride", features="mean", out=5), ways=5)
+    state = learner.adapt(learner.init(), task.support)
+    scores = learner.predict(state, task.query.x)
+
+Aniruddh Raghu, Maithra Raghu, Samy Bengio, Oriol Vinyals: Rapid Learning or Feature Reuse? Towards Understanding the
+Effectiveness of MAML. ICLR 2020, arXiv:1909.09157.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kshot import nn as knn
+from kshot.core import Batch, Learner
+from kshot.learners import _inner
+from kshot.learners._inner import Fast, Params
+
+__all__ = ["ANIL"]
+
+
+class ANIL(Learner):
+    """Gradient descent on the support set with the last layer alone.
+
+    Args:
+        body: maps inputs to `ways` scores, or to the D values of a regression; its last layer is `head`.
+        ways: classes of a task, W; unused by a regression.
+        inner_lr: rate of the inner steps. 0.4: as MAML, appendix A.1.
+        inner_steps: number of inner steps, >= 0; may be changed after training. They cost little: the body runs once.
+        first_order: take the inner gradients as constants.
+        transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
+        head: the attribute of the body that is its last layer.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        ways: int,
+        inner_lr: float = 0.4,
+        inner_steps: int = 1,
+        first_order: bool = False,
+        transductive: bool = True,
+        head: str = "head",
+    ):
+        super().__init__()
+        _inner.check(body, inner_steps)
+        self.body = body
+        self.ways = ways
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.first_order = first_order
+        self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
+        self.transductive = transductive and _inner.normalises(body)
+        self.head = head
+        self.adapts = _inner.head_names(body, head)  # {name within the head: name within the body}
+
+    def init(self) -> Fast:
+        """The meta-parameters."""
+        return _inner.start(self.body)
+
+    def adapt(self, state: Fast, support: Batch) -> Fast:
+        """`inner_steps` gradient steps of the head on the support set, from the state's weights."""
+        return self.adapt_path(state, support)[-1]
+
+    def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
+        """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
+        layer = attrgetter(self.head)(self.body)
+        features = self._features(layer, state.params, support)  # [N, D]
+        if self.first_order:
+            features = features.detach()
+        rates = dict.fromkeys(self.adapts, self.inner_lr)
+
+        def loss(head: Params) -> Tensor:
+            return self.criterion(functional_call(layer, head, (features,)), support.y)
+
+        path = [_inner.remember(self.body, state, support)]
+        head = {name: state.params[full] for name, full in self.adapts.items()}
+        for _ in range(self.inner_steps if steps is None else steps):
+            head = _inner.descend(loss, head, rates, self.first_order)
+            adapted = {full: head[name] for name, full in self.adapts.items()}
+            path.append(path[-1]._replace(params={**state.params, **adapted}))
+        return path
+
+    def predict(self, state: Fast, x: Tensor) -> Tensor:
+        """The outputs `[M, W]` or `[M, D]` of the body with the adapted head."""
+        return _inner.forward(self.body, state, x, self.transductive)
+
+    def _features(self, layer: nn.Module, params: Params, support: Batch) -> Tensor:
+        """What goes into the last layer when the body sees the support set."""
+        caught: list[Tensor] = []
+        hook = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            knn.call(self.body, params, support.x, _inner.labelled(support))
+        finally:
+            hook.remove()
+        return caught[0]

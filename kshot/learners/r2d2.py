@@ -1,0 +1,118 @@
+"""R2-D2: each task gets its own ridge regression on learned features, whose closed form is part of the network.
+
+    X = [body(support.x), 1]                                    # [N, D + 1]
+    A = solve(X X^T + penalty * I, one_hot(support.y))          # [N, W], N equations and not D + 1 (Woodbury)
+    weights = X^T A                                             # [D + 1, W]
+    scores = scale * [body(query.x), 1] weights                 # [M, W]
+
+    learner = R2D2(Conv4(population=True), ways=5)
+    state = learner.adapt(learner.init(), task.support)
+    scores = learner.predict(state, task.query.x)
+
+Luca Bertinetto, Joao F. Henriques, Philip H. S. Torr, Andrea Vedaldi: Meta-learning with differentiable closed-form
+solvers. ICLR 2019, arXiv:1805.08136. Penalty and scale (lambda and alpha there) are learned.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kshot import losses
+from kshot import nn as knn
+from kshot.core import Batch, Learner, Metrics, Task
+from kshot.learners import _embed
+
+__all__ = ["R2D2", "Ridge", "ridge"]
+
+
+class Ridge(NamedTuple):
+    """A linear classifier `[D + 1, W]`, its last row the biases, and numbers of examples `[W]` of every class."""
+
+    weights: Tensor
+    counts: Tensor
+
+
+def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
+    """The weights `[D, W]` of `argmin |x weights - y|^2 + penalty |weights|^2` for x `[N, D]` and y `[N, W]`.
+
+    `x^T (x x^T + penalty I)^-1 y`, which needs a system of N equations only. Rows of zeros change nothing.
+
+    >>> ridge(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor(2.0))
+    tensor([[1.]])
+    """
+    gram = x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device)  # [N, N]
+    return x.T @ torch.linalg.solve(gram, y)
+
+
+class R2D2(Learner):
+    """Ridge regression on one-hot labels in a learned feature space.
+
+    Args:
+        body: inputs -> features `[N, D]`.
+        ways: the largest number of classes of a task, W.
+        penalty: initial weight of the squared norm, > 0, learned by its logarithm. 50: the authors' code.
+        scale: initial factor of the scores, learned. 10: the authors' code on Omniglot.
+        features: D, where the body does not tell it as `out_features`.
+
+    In `train()` mode `loss` embeds support and query as one batch, as the authors' code does; see `ProtoNet`.
+    Differs from the paper: the authors' code divides X and one_hot(y) by the square root of N, which is a penalty of N
+    times as much; ours does not grow with N. The penalty is learned by its logarithm, so that it stays positive.
+    No shift (beta there): it is the same for all classes, so that the cross-entropy is blind to it.
+    """
+
+    permutation_equivariant = True
+
+    def __init__(
+        self,
+        body: nn.Module | None,
+        *,
+        ways: int,
+        penalty: float = 50.0,
+        scale: float = 10.0,
+        features: int | None = None,
+    ):
+        super().__init__()
+        if not penalty > 0:
+            raise ValueError(f"penalty={penalty}: the penalty of a ridge regression must be positive")
+        self.body = _embed.require_body(body, "R2D2")
+        self.ways = ways
+        self.features = _embed.feature_size(self.body, features)
+        self.transductive = _embed.batch_statistics(self.body)
+        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def init(self) -> Ridge:
+        return Ridge(_embed.zeros(self, self.features + 1, self.ways), _embed.zeros(self, self.ways))
+
+    def adapt(self, state: Ridge, support: Batch) -> Ridge:
+        """The regression of this support set; the state before it is forgotten."""
+        return self._state_from(_embed.support_features(self.body, support), support.y)
+
+    def predict(self, state: Ridge, x: Tensor) -> Tensor:
+        return self._scores(state, knn.call(self.body, None, x))
+
+    def loss(self, task: Task) -> tuple[Tensor, Metrics]:
+        if not self.training:
+            return super().loss(task)
+        support, query = _embed.jointly(self.body, task)
+        prediction = self._scores(self._state_from(support, task.support.y), query)
+        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+
+    def _state_from(self, features: Tensor, y: Tensor) -> Ridge:
+        labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
+        known = labels.sum(1, keepdim=True)  # [N, 1]: 0 for a row with y < 0
+        x = _with_ones(features) * known
+        return Ridge(ridge(x, labels, self.log_penalty.exp()), labels.sum(0))
+
+    def _scores(self, state: Ridge, features: Tensor) -> Tensor:
+        scores = self.scale * (_with_ones(features) @ state.weights)  # [M, W]
+        return _embed.only_present(scores, state.counts)
+
+
+def _with_ones(x: Tensor) -> Tensor:
+    """`[N, D]` -> `[N, D + 1]`: the column whose weight is the bias."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1)

@@ -1,0 +1,136 @@
+"""Reptile: train on a task in the ordinary way, then move the starting point a little towards where that ended.
+
+    phi = meta-parameters
+    for each task: theta = inner_steps steps of Adam or SGD from phi, on mini-batches of the task's examples
+    phi = phi + epsilon * mean(theta - phi)             (epsilon: the rate of the outer SGD, `meta_lr`)
+
+    learner = Reptile(kshot.nn.Conv4(pool="stride", features="mean", out=5), ways=5)
+    learner.inner_steps = 86        # more at test than in training: 86 to 100 in the authors' commands
+    state = learner.adapt(learner.init(), task.support)
+    scores = learner.predict(state, task.query.x)
+
+Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv:1803.02999.
+
+Reptile knows no query set: its inner run sees all examples of a training task, here support and query together, so
+1 shot and 11 queries are the paper's "12 train shots". `adapt` sees the support set alone, as at test. `loss` returns
+the query loss of that honest adaptation, with phi - theta of the inner run in place of its gradient.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kshot import tree
+from kshot.core import PADDING, Batch, Learner, Metrics, Task
+from kshot.learners import _inner
+from kshot.learners._inner import Fast, Params
+
+__all__ = ["Reptile"]
+
+
+class Reptile(Learner):
+    """A start from which ordinary training is quick; the meta-gradient is phi - theta, a difference of weights.
+
+    Args:
+        body: maps inputs to `ways` scores, or to the D values of a regression.
+        ways: classes of a task, W; unused by a regression.
+        inner_lr: rate of the inner optimiser, for "adam" by default. 1.5e-3: the authors' command for Omniglot, 5-way
+            5-shot, as the next defaults; 1-shot: rate 4.4e-4, 12 steps of 5 examples, 12 train shots.
+        inner_steps: number of inner steps, >= 0; many more at test, see above.
+        inner_optimizer: "adam" (beta1 = 0, beta2 = 0.999: the paper's) or "sgd".
+        inner_batch: examples of a step, taken in turn from a fixed shuffling of the set; None: all.
+        transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
+    """
+
+    surrogate = True
+
+    # Differs from the paper's code: there, Adam's second moments live on from task to task; here a task begins afresh
+    # (a state that tasks share would make them depend on their order), with Adam's usual correction of the bias. And
+    # the shuffling is the same in every task and round: adapt is a function, the tasks' examples are random already.
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        ways: int,
+        inner_lr: float = 1.5e-3,
+        inner_steps: int = 5,
+        inner_optimizer: Literal["adam", "sgd"] = "adam",
+        inner_batch: int | None = 10,
+        transductive: bool = True,
+    ):
+        super().__init__()
+        _inner.check(body, inner_steps)
+        if inner_optimizer not in ("adam", "sgd"):
+            raise ValueError(f"inner_optimizer={inner_optimizer!r}: use 'adam' or 'sgd'")
+        if inner_batch is not None and inner_batch < 1:
+            raise ValueError(f"inner_batch={inner_batch}: pass an integer >= 1, or None for all examples at once")
+        self.body = body
+        self.ways = ways
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.inner_optimizer = inner_optimizer
+        self.inner_batch = inner_batch
+        self.order_invariant = inner_batch is None
+        self.transductive = transductive and _inner.normalises(body)
+
+    def init(self) -> Fast:
+        """The meta-parameters."""
+        return _inner.start(self.body)
+
+    def adapt(self, state: Fast, support: Batch) -> Fast:
+        """`inner_steps` steps of the inner optimiser (a fresh one) on the support set, from the state's weights."""
+        return self.adapt_path(state, support)[-1]
+
+    def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
+        """The states after 0, 1, ..., `steps` (None: `inner_steps`) steps. The inner gradients are constants."""
+        path = [_inner.remember(self.body, state, support)]
+        second = {name: torch.zeros_like(p) for name, p in state.params.items()}  # Adam's moments
+        for k in range(self.inner_steps if steps is None else steps):
+            params = path[-1].params
+            loss = _inner.support_loss(self.body, self.criterion, _part(support, k, self.inner_batch))
+            step = _inner.gradient(loss, params, params, first_order=True)
+            if self.inner_optimizer == "adam":
+                step, second = _adam(step, second, k + 1)
+            path.append(path[-1]._replace(params=tree.axpy(-self.inner_lr, step, params)))
+        return path
+
+    def predict(self, state: Fast, x: Tensor) -> Tensor:
+        """The adapted body's outputs `[M, W]` or `[M, D]`."""
+        return _inner.forward(self.body, state, x, self.transductive)
+
+    def loss(self, task: Task) -> tuple[Tensor, Metrics]:
+        """Value: the query loss after adapting on the support set. Gradient: phi - theta, trained on all examples."""
+        phi = self.init()
+        start = tree.detach(phi)
+        prediction = self.predict(self.adapt(start, task.support), task.query.x)
+        value, metrics = self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        if not torch.is_grad_enabled():
+            return value, metrics
+        theta = self.adapt(start, Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True))))
+        return _inner.surrogate(value, phi.params, tree.axpy(-1.0, theta.params, start.params)), metrics
+
+
+def _part(batch: Batch, k: int, size: int | None) -> Batch:
+    """The `k`-th mini-batch: `size` rows in turn from a fixed shuffling of the labelled rows (all, if no more)."""
+    if size is None:
+        return batch
+    mask = _inner.labelled(batch)
+    shuffle = random.Random(0)
+    keys = torch.tensor([shuffle.random() for _ in range(len(mask))], device=mask.device)  # [N]
+    rank = (mask.cumsum(0) - 1).clamp_min(0)
+    order = torch.where(mask, keys[rank], 2.0).argsort()  # labelled rows first; the others' number is of no matter
+    count = mask.sum().clamp_min(1)
+    slots = torch.arange(min(size, len(mask)), device=mask.device)
+    rows = order[(k * size + slots) % count]
+    y = batch.y[rows]
+    return Batch(batch.x[rows], y if y.is_floating_point() else torch.where(slots < count, y, PADDING))
+
+
+def _adam(gradient: Params, second: Params, t: int, beta: float = 0.999, eps: float = 1e-8) -> tuple[Params, Params]:
+    """Step `t` (from 1) of Adam without momentum: the direction of descent and the new second moments."""
+    second = {name: beta * s + (1 - beta) * gradient[name].square() for name, s in second.items()}
+    return {n: g / ((second[n] / (1 - beta**t)).sqrt() + eps) for n, g in gradient.items()}, second

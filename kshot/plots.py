@@ -1,0 +1,442 @@
+"""Pictures: scores against adaptation steps and against shots, one episode with its guesses, one fitted curve.
+
+    plot_steps(results, "steps.png")                      # results of `kshot.evaluate`
+    draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
+
+matplotlib is imported when a picture is made and no sooner; no window system is needed and pyplot's global state is
+left alone. A picture is written beside its place and then moved there. The format follows the name (.png, .svg, .pdf).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kshot import checkpoint, core
+from kshot.core import Learner, State, Task
+from kshot.evaluate import Result, is_transductive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_episode", "plot_shots", "plot_sinusoid", "plot_steps"]
+
+# Okabe and Ito's colours (2008, "Color universal design"), told apart with any colour vision; the first for the first.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # once the colours are used up
+_INK, _GREY, _FAINT = "#222222", "#767676", "#D9D9D9"
+_RIGHT, _WRONG = "#2E9E5B", "#D62728"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def plot_steps(results: Sequence[Result], path: Path | str, title: str | None = None) -> None:
+    """The metric against adaptation steps, a line per result with its 95 % interval as a band.
+
+    Floors and, beside learners that take several steps, one-pass learners are level lines at their final score.
+
+    Raises:
+        ValueError: no results, or accuracies and squared errors in one plot.
+        CheckpointError: the disk is full or not writable.
+    """
+    metric = _one_metric(results)
+    longest = max((r.per_step[-1][0] for r in results if not _is_floor(r)), default=0)
+    figure, axes = _axes(metric, "adaptation steps", title)
+    end = max(longest, 1)
+    ends: list[tuple[float, str, str]] = []
+    for i, r in enumerate(results):
+        colour, line = _style(i, r)
+        scale = _scale(metric)
+        if _is_floor(r) or (longest > 1 and len(r.per_step) <= 2):
+            low, high = scale * (r.mean - r.interval95), scale * (r.mean + r.interval95)
+            axes.axhline(scale * r.mean, color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
+            axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
+        else:
+            steps = [step for step, _, _ in r.per_step]
+            means = [scale * mean for _, mean, _ in r.per_step]
+            halves = [scale * half for _, _, half in r.per_step]
+            _band(axes, steps, means, halves, colour, line)
+        ends.append((scale * r.mean, _label(r, results), colour))
+    axes.set_xlim(-0.03 * end, end * 1.03)
+    _whole_numbers(axes)
+    _finish(axes, metric)
+    _name_lines(axes, ends)
+    _note(axes, results)
+    _save(figure, path)
+
+
+def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = None) -> None:
+    """The metric against the number of shots, with 95 % intervals as bands.
+
+    Args:
+        points: results that tell their shots (`settings["shots"]`); those of one name and mode make a line.
+
+    Raises:
+        ValueError: no results, mixed metrics, or a result that does not tell its shots.
+        CheckpointError: the disk is full or not writable.
+    """
+    points = list(points)
+    metric = _one_metric(points)
+    for r in points:
+        if not isinstance(r.settings.get("shots"), int):
+            raise ValueError(
+                f"the result of {r.name!r} does not tell its shots: evaluate(..., settings={{'shots': 5}})"
+            )
+    lines: dict[tuple[str, str], list[Result]] = {}
+    for r in points:
+        lines.setdefault((r.name, r.mode), []).append(r)
+    figure, axes = _axes(metric, "shots (support examples per class)", title)
+    ends: list[tuple[float, str, str]] = []
+    for i, line in enumerate(lines.values()):
+        line.sort(key=lambda r: r.settings["shots"])
+        colour, dashes = _style(i, line[0])
+        scale = _scale(metric)
+        shots = [r.settings["shots"] for r in line]
+        means, halves = [scale * r.mean for r in line], [scale * r.interval95 for r in line]
+        _band(axes, shots, means, halves, colour, dashes)
+        ends.append((means[-1], _label(line[0], points), colour))
+    shown = sorted({r.settings["shots"] for r in points})
+    if shown[-1] >= 8 * shown[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(shown, [str(s) for s in shown])
+    axes.minorticks_off()
+    _finish(axes, metric)
+    _name_lines(axes, ends)
+    _note(axes, points)
+    _save(figure, path)
+
+
+def draw_episode(
+    learner: Learner,
+    task: Task,
+    path: Path | str,
+    class_names: Sequence[str] | None = None,
+    ink: bool = False,
+    *,
+    title: str | None = None,
+    max_shots: int = 10,
+    max_queries: int = 15,
+) -> None:
+    """One episode as a picture: a row per class, its support images on the left, its queries on the right.
+
+    A thin green frame is a right guess. A wrong one has a thick red frame and says "guess → truth" in the letters of
+    the rows. Classes without a support image (padding) and queries with y < 0 are left out.
+
+    Args:
+        learner: adapts to the task in `eval()` mode; its training flags are put back.
+        task: ONE task of images in 0..1: x `[N, C, H, Wd]` with C = 1 (grey) or 3 (red, green, blue).
+        path: of the picture.
+        class_names: `[W]` names of the classes, in the order of their ids.
+        ink: True: 0 is paper and 1 is ink, and the picture shows dark strokes on white.
+        title: in place of "5-way 1-shot: 71 of 75 right (94.7 %)", which also says where the guesses are transductive.
+        max_shots, max_queries: the most images per class that are drawn; the title counts all of them.
+
+    Raises:
+        ValueError: the task is no classification of such images, or is a batch of tasks.
+        CheckpointError: the disk is full or not writable.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    _require_images(task)
+    transductive = is_transductive(learner, task)
+    with _evaluating(learner) as move, torch.no_grad():
+        own = move(task)
+        state = learner.adapt(learner.init(), own.support)
+        guess = learner.predict(state, own.query.x).argmax(-1).cpu()  # [M]
+    support_y, query_y = task.support.y.cpu(), task.query.y.cpu()
+    classes: list[int] = sorted({int(c) for c in support_y[support_y >= 0]})
+    names = {c: _badge(i, len(classes)) for i, c in enumerate(classes)}
+    scored = query_y >= 0
+    right, count = int((guess == query_y)[scored].sum()), int(scored.sum())
+
+    shots = [(support_y == c).nonzero().flatten().tolist() for c in classes]
+    queries = [(query_y == c).nonzero().flatten().tolist() for c in classes]
+    left = min(max(map(len, shots), default=1), max_shots)
+    width = min(max(map(len, queries), default=1), max_queries)
+
+    # Units: an image is 1 wide and high; a row has room for a caption below it.
+    if class_names is not None and classes and len(class_names) <= classes[-1]:
+        raise ValueError(f"class_names has {len(class_names)} names, but the task has a class {classes[-1]}")
+    gap, pitch, pitch_y, margin = 0.85, 1.12, 1.42, 0.3
+    label = 0.75  # the letter; names need more, depending on the longest
+    if class_names is not None:
+        label += 0.75 + 0.155 * min(max((len(class_names[c]) for c in classes), default=0), 34)
+    begin = label + left * pitch + gap  # where the queries start
+    total_width, total_height = begin + width * pitch - (pitch - 1) + 2 * margin, len(classes) * pitch_y + 1.6
+    cell = min(0.62, 15 / total_width)  # inches of an image
+    points = 72 * cell  # of an image; letters scale with it
+    figure = Figure((total_width * cell, total_height * cell), dpi=200, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(-margin, total_width - margin)
+    axes.set_ylim(total_height - 1.6, -1.6)
+    axes.axis("off")
+
+    def put(image: Tensor, x: float, y: float, colour: str, line: float) -> None:
+        # `extent` is (left, right, bottom, top) of a y axis that points down.
+        axes.imshow(_pixels(image, ink), extent=(x, x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1, zorder=1)
+        frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=line, joinstyle="miter", zorder=2)
+        axes.add_patch(frame)
+
+    def write(text: str, x: float, y: float, size: float, colour: str = _INK, **options: Any) -> None:
+        axes.text(x, y, text, fontsize=size * points, color=colour, **options)
+
+    ways = f"{len(classes)}-way " + (f"{len(shots[0])}-shot" if len(set(map(len, shots))) == 1 else "")
+    share = f" ({100 * right / count:.1f} %{', transductive' if transductive else ''})" if count else ""
+    write(title or f"{ways.strip()}: {right} of {count} right{share}", 0, -1.05, 0.36, weight="bold", va="center")
+    hidden = max(map(len, queries), default=0) > width
+    asked = f"queries (the first {width} of each class)" if hidden else "queries"
+    asked += " · red: guess → truth" if right < count else ""
+    unlabelled = int((support_y == core.UNLABELLED).sum())
+    told = "support" + (f" + {unlabelled} unlabelled" if unlabelled else "")
+    write(told, label, -0.3, 0.24, _GREY, va="center")
+    write(asked, begin, -0.3, 0.24, _GREY, va="center")
+    if len(classes):
+        middle = begin - gap / 2 - (pitch - 1) / 2
+        bottom = (len(classes) - 1) * pitch_y + 1
+        axes.plot([middle, middle], [0, bottom], color=_FAINT, linewidth=0.02 * points, solid_capstyle="butt")
+    for row, c in enumerate(classes):
+        y = row * pitch_y
+        write(names[c], 0.12, y + 0.5, 0.34, weight="bold", va="center")
+        if class_names is not None:
+            write(_short(class_names[c]), 0.75, y + 0.5, 0.25, va="center")
+        for column, i in enumerate(shots[row][:left]):
+            put(task.support.x[i], label + column * pitch, y, _GREY, 0.018 * points)
+        for column, i in enumerate(queries[row][:width]):
+            x, ok = begin + column * pitch, int(guess[i]) == c
+            put(task.query.x[i], x, y, _RIGHT if ok else _WRONG, (0.022 if ok else 0.065) * points)
+            if not ok:
+                told = f"{names.get(int(guess[i]), '?')} → {names[c]}"
+                write(told, x + 0.5, y + 1.21, 0.22, _WRONG, weight="bold", ha="center", va="center")
+    _save(figure, path)
+
+
+def plot_sinusoid(
+    learner: Learner, task: Task, path: Path | str, steps: Sequence[int] = (0, 1, 10), title: str | None = None
+) -> None:
+    """A regression task in one dimension: the function, its support points and the fits after some adaptation steps.
+
+    Args:
+        learner: adapts to the task in `eval()` mode; its training flags are put back.
+        task: ONE task: x `[N, 1]`, y `[N, 1]`. Where its points lie on a sine wave of period 2 pi (`Sinusoid`), the
+            wave is drawn; else the queries are shown as points.
+        path: of the picture.
+        steps: which fits to draw. A learner whose `adapt_path` takes no `steps` shows those that it has.
+
+    Raises:
+        ValueError: the task is no such regression.
+        CheckpointError: the disk is full or not writable.
+    """
+    from matplotlib.lines import Line2D
+
+    if not task.support.y.is_floating_point() or task.support.x.shape[1:] != (1,) or task.support.y.shape[1:] != (1,):
+        raise ValueError(
+            f"plot_sinusoid draws one function of one number: expected x and y [N, 1] float, got x "
+            f"{list(task.support.x.shape)}, y {list(task.support.y.shape)} {task.support.y.dtype}"
+        )
+    if not steps or min(steps) < 0:
+        raise ValueError(f"steps={list(steps)}: give at least one, none below 0")
+    x, y = (torch.cat([a.cpu(), b.cpu()]).flatten().double() for a, b in zip(*task, strict=True))  # [N + M]
+    grid = torch.linspace(min(-5.0, float(x.min())), max(5.0, float(x.max())), 300)[:, None]  # [300, 1]
+    with _evaluating(learner) as move, torch.no_grad():
+        own = move(task)
+        states = _path(learner, own, max(steps))
+        shown = [s for s in sorted(set(steps)) if s < len(states)] or [len(states) - 1]
+        if len(states) <= max(steps) and len(states) - 1 not in shown:
+            shown.append(len(states) - 1)
+        at = grid.to(own.support.x)
+        fits = [learner.predict(states[s], at).flatten().double().cpu() for s in shown]
+    figure, axes = _axes("", "x", title)
+    axes.set_ylabel("y")
+    wave = _wave(x, y)
+    handles = []
+    if wave is not None:
+        axes.plot(grid.flatten(), wave(grid.flatten().double()), color=_INK, linewidth=1.3, zorder=2)
+        handles.append(Line2D([], [], color=_INK, linewidth=1.3, label="function"))
+    else:
+        axes.plot(*task.query.x.T.cpu(), *task.query.y.T.cpu(), ".", color=_GREY, markersize=5, zorder=2)
+        handles.append(Line2D([], [], color=_GREY, marker=".", linestyle="", label="queries"))
+    shades = ("#9DC3E6", "#4A90C9", "#08519C", "#062F5E")
+    first = max(len(shades) - 1 - len(fits), 0)
+    for i, (s, fit) in enumerate(zip(shown, fits, strict=True)):
+        colour = shades[min(first + i, len(shades) - 1)]
+        line = (0, (1.2, 1.6)) if s == 0 else (0, (5, 2)) if i + 1 < len(fits) else "-"
+        axes.plot(grid.flatten(), fit, color=colour, linestyle=line, linewidth=2, zorder=3)
+        named = f"after {s} step{'' if s == 1 else 's'}"
+        handles.append(Line2D([], [], color=colour, linestyle=line, linewidth=2, label=named))
+    points, targets = task.support.x.flatten().cpu(), task.support.y.flatten().cpu()
+    axes.plot(points, targets, "o", color=_COLOURS[1], markersize=7, markeredgecolor="white", zorder=4)
+    handles.append(Line2D([], [], color=_COLOURS[1], marker="o", linestyle="", label=f"support ({len(points)} points)"))
+    axes.set_xlim(float(grid[0]), float(grid[-1]))
+    axes.margins(y=0.12)
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelcolor=_INK)
+    _save(figure, path)
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+@contextmanager
+def _evaluating(learner: Learner):
+    """`eval()` mode; gives a function that brings a task to the learner's device and dtype. Flags are put back."""
+    flags = [(module, module.training) for module in learner.modules()]
+    like = next((t for t in [*learner.parameters(), *learner.buffers()] if t.is_floating_point()), torch.zeros(0))
+    try:
+        learner.eval()
+        yield lambda task: core.to(task, like.device, like.dtype)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _path(learner: Learner, task: Task, steps: int) -> list[State]:
+    path: Callable[..., list[State]] = learner.adapt_path
+    more = {"steps": steps} if "steps" in inspect.signature(path).parameters else {}
+    return path(learner.init(), task.support, **more)
+
+
+def _wave(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The wave `a sin x + b cos x` through all the points `[N]`, where there is one."""
+    basis = torch.stack([x.sin(), x.cos()], 1)  # [N, 2]
+    if len(x) < 3:
+        return None
+    coefficients = torch.linalg.lstsq(basis, y[:, None]).solution  # [2, 1]
+    if float((basis @ coefficients - y[:, None]).abs().max()) > 1e-3 * max(float(y.abs().max()), 1e-6):
+        return None
+    return lambda at: (torch.stack([at.sin(), at.cos()], 1) @ coefficients).flatten()
+
+
+def _require_images(task: Task) -> None:
+    x, y = task.support
+    if y.is_floating_point() or x.dim() != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"draw_episode draws one classification task of images: expected x [N, 1 or 3, H, Wd] and y [N] class ids, "
+            f"got x {list(x.shape)}, y {list(y.shape)} {y.dtype}. One task of a batch: kshot.tree.index(tasks, 0)"
+        )
+
+
+def _pixels(image: Tensor, ink: bool) -> Any:
+    """`[C, H, Wd]` -> what imshow takes: `[H, Wd]` or `[H, Wd, 3]`, 0..1."""
+    image = image.detach().cpu().float().clamp(0, 1)
+    image = 1 - image if ink else image
+    return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else name[:16] + "…" + name[-17:]
+
+
+def _badge(i: int, count: int) -> str:
+    return _LETTERS[i] if count <= len(_LETTERS) else str(i + 1)
+
+
+def _one_metric(results: Sequence[Result]) -> str:
+    metrics = sorted({r.metric for r in results})
+    if len(metrics) != 1:
+        raise ValueError(f"a plot needs results of one metric, got {metrics or 'no results'}")
+    return metrics[0]
+
+
+def _is_floor(result: Result) -> bool:
+    return result.name.startswith("floor")
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if metric == "accuracy" else 1.0
+
+
+def _style(i: int, result: Result) -> tuple[str, Any]:
+    colour = _GREY if _is_floor(result) else _COLOURS[i % len(_COLOURS)]
+    return colour, _LINES[i // len(_COLOURS) % len(_LINES)]
+
+
+def _label(result: Result, among: Sequence[Result]) -> str:
+    """The name, with the mode where it is transductive or where the plot shows both."""
+    both = len({r.mode for r in among}) > 1
+    told = result.mode == "transductive" or (both and not _is_floor(result))
+    return f"{result.name} ({result.mode})" if told else result.name
+
+
+def _axes(metric: str, across: str, title: str | None) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((7.2, 4.2), dpi=160, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(across, color=_INK, labelpad=7)
+    axes.set_ylabel({"accuracy": "accuracy, %", "mse": "mean squared error"}.get(metric, ""), color=_INK, labelpad=7)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, color=_INK, pad=20, weight="bold")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_FAINT)
+    axes.tick_params(colors=_INK, color=_FAINT)
+    axes.grid(axis="y", color="#EEEEEE", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _band(axes: Axes, x: list[Any], means: list[float], halves: list[float], colour: str, line: Any) -> None:
+    low = [m - h for m, h in zip(means, halves, strict=True)]
+    high = [m + h for m, h in zip(means, halves, strict=True)]
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, means, color=colour, linestyle=line, linewidth=2, marker="o", markersize=4.5, markeredgecolor="white")
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
+
+
+def _finish(axes: Axes, metric: str) -> None:
+    """Limits with some room, no more than a metric can be."""
+    axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 101) if metric == "accuracy" else high)
+
+
+def _name_lines(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Names beside the right ends of the lines (value, name, colour), moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    distance = 0.062 * (high - low)
+    ends = sorted(ends)
+    places = [value for value, _, _ in ends]
+    for _ in range(200):  # two neighbours that are too near push each other away
+        for i in range(len(places) - 1):
+            short = distance - (places[i + 1] - places[i])
+            if short > 1e-9:
+                places[i] -= short / 2
+                places[i + 1] += short / 2
+        if places:
+            shift = max(low - places[0], 0)
+            places = [p + shift for p in places] if shift else places
+    for place, (_, name, colour) in zip(places, ends, strict=True):
+        at = (1.02, (place - low) / (high - low))
+        axes.annotate(
+            name, at, xycoords="axes fraction", color=colour, fontsize=9.5, va="center", annotation_clip=False
+        )
+
+
+def _note(axes: Axes, results: Sequence[Result]) -> None:
+    """What the figures rest on, in small print."""
+    tasks, seeds = sorted({r.num_tasks for r in results}), sorted({r.seed for r in results})
+    many = " / ".join(map(str, tasks))
+    text = f"mean over {many} tasks, band: 95 % interval, seed {' / '.join(map(str, seeds))}"
+    axes.annotate(text, (0, 1.01), xycoords="axes fraction", color=_GREY, fontsize=8, va="bottom")
+
+
+def _save(figure: Figure, path: Path | str) -> None:
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"{path.name}: pictures end in .png, .svg or .pdf")
+    # No date inside, so that equal pictures are equal files.
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    checkpoint.write_beside(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))

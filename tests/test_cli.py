@@ -1,0 +1,465 @@
+"""The command line: every command on small inputs, and one clear line with exit code 2 for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kshot import checkpoint, cli, learners, recipes
+from kshot.config import Recipe
+from kshot.train import Outer
+
+ROOT = str(Path(checkpoint.__file__).parents[1])
+TINY = ["--val-every", "0", "--width", "4", "--train-queries", "3"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded images go to a folder of this test, and no data set of this machine is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KSHOT_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+def call(*arguments: Any) -> int:
+    """`kshot ARGUMENTS` in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kshot", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    def run(*arguments: Any) -> str:
+        """The one line that a command with bad input ends with."""
+        capsys.readouterr()
+        assert call(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("kshot: ")
+        return lines[0]
+
+    return run
+
+
+def picture(path: Path, level: int, size: tuple[int, int] = (20, 24)) -> None:
+    noise = np.random.default_rng(level).integers(0, 40, (*size, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((noise + 40 * level % 200).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of 4 classes to train on, 3 to validate with and 5 to test on; 6 of each."""
+    folder = tmp_path_factory.mktemp("photos")
+    level = 0
+    for split, count in (("train", 4), ("val", 3), ("test", 5)):
+        for c in range(count):
+            for i in range(6):
+                level += 1
+                picture(folder / split / f"{split}-{c}" / f"{i}.png", level)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def proto(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on glyphs."""
+    out = tmp_path_factory.mktemp("runs") / "proto"
+    assert call("train", "glyphs-5way-1shot-protonet", "--budget", "quick", "--steps", 2, *TINY, "--train-ways", 5,
+                "--out", out) == 0  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "sinusoid"
+    assert call("train", "sinusoid-maml", "--steps", 2, "--batch", 2, "--val-every", 0, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def maml(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """MAML on the photos, 3-way, validated."""
+    out = tmp_path_factory.mktemp("runs") / "maml"
+    assert call("train", "glyphs-5way-1shot-maml", "--data", f"folder:{photos}", "--ways", 3, "--queries", 2,
+                "--steps", 2, "--batch", 2, "--width", 4, "--val-every", 1, "--val-tasks", 2, "--out", out,
+                "--json", out / "train.json") == 0  # fmt: skip
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------------- help
+
+
+def test_the_module_runs() -> None:
+    path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "kshot", "--help"], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert all(f"\n  {command} " in done.stdout for command in cli._COMMANDS)
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == call("-h") == 0
+    assert call() == 2
+    out = capsys.readouterr().out
+    assert out.count("Meta-train a recipe") == 3
+    assert call("--version") == 0
+    assert re.fullmatch(r"kshot \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def explained(kind: type) -> dict[str, str]:
+    """Setting -> the first line of its explanation, of a dataclass with an "Attributes:" section."""
+    section = (kind.__doc__ or "").partition("Attributes:\n")[2]
+    return dict(re.findall(r"^        (\w+): (.+)$", section, re.M))
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    out = capsys.readouterr().out
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
+    kinds = [cli._COMMANDS[command]]
+    kinds += {"train": [Recipe, Outer], "evaluate": [cli.Test], "compare": [cli.Test]}.get(command, [])
+    positional = {"folder", "folders", "what", "name"} if command != "train" else set()
+    nested = {"settings", "outer", "test"}
+    checked = 0
+    for kind in kinds:
+        assert is_dataclass(kind)
+        known = explained(kind)
+        for field in fields(kind):
+            if field.name in nested or field.name in positional:
+                continue
+            checked += 1
+            flag = "--" + field.name.replace("_", "-")
+            assert re.search(rf"{flag}[ ,]", text), flag
+            if field.name in known:
+                assert " ".join(known[field.name].split()[:4]) in text, field.name
+    assert checked >= {"train": 35, "evaluate": 12, "compare": 12}.get(command, 1)
+
+
+def test_the_help_of_a_recipe_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "omniglot-20way-1shot-maml", "--help") == 0
+    text = " ".join(re.sub(r"[│]", " ", capsys.readouterr().out).split())
+    assert "(default: 20)" in text
+    assert "(default: 60000)" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- list
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [("learners", list(learners.REGISTRY)), ("recipes", recipes.names()), ("data", ["omniglot", "glyphs", "grocery"])],
+)
+def test_list(what: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", what, "--json", tmp_path / "list.json") == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert set(expected) <= set(shown)
+    written = json.loads((tmp_path / "list.json").read_text())
+    assert list(written) == shown
+    assert all(written.values())
+
+
+# -------------------------------------------------------------------------------------------------- train and evaluate
+
+
+def test_training_leaves_a_run(proto: Path) -> None:
+    assert sorted(p.name for p in proto.iterdir()) == ["last.safetensors", "records.jsonl"]
+    info = checkpoint.load(proto / "last.safetensors")[1]
+    assert info["settings"]["learner"] == "protonet"
+    assert info["settings"]["data"] == "glyphs"
+    assert info["settings"]["width"] == 4
+    assert info["settings"]["outer"]["steps"] == info["step"] == 2
+    assert len((proto / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_training_with_validation_tells_it_and_keeps_the_best(maml: Path) -> None:
+    assert {"best.safetensors", "last.safetensors"} <= {p.name for p in maml.iterdir()}
+    written = json.loads((maml / "train.json").read_text())
+    assert written["record"]["step"] == 2
+    assert "val_accuracy" in written["record"]["metrics"]
+    assert written["command"].startswith("kshot train glyphs-5way-1shot-maml --data folder:")
+
+
+def test_a_run_is_not_overwritten_but_resumed(proto: Path, tmp_path: Path, fails: Fails) -> None:
+    arguments = ["train", "glyphs-5way-1shot-protonet", "--budget", "quick", *TINY, "--train-ways", 5, "--out"]
+    before = (proto / "last.safetensors").read_bytes()
+    line = fails(*arguments, proto, "--steps", 2)
+    assert "--resume" in line
+    assert (proto / "last.safetensors").read_bytes() == before
+    assert call(*arguments, proto, "--steps", 2, "--resume") == 0  # nothing is left to do
+    assert (proto / "last.safetensors").read_bytes() == before
+    line = fails(*arguments, proto, "--steps", 3, "--width", 8, "--resume")
+    assert "another learner or network" in line
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    capsys.readouterr()
+    assert call(*arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_evaluate_prints_a_table_and_writes_json(
+    proto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "deep" / "result.json"
+    out = evaluated(capsys, "evaluate", proto, "--tasks", 4, "--queries", 3, "--no-floors", "--json", file)
+    assert "protonet" in out
+    assert "inductive" in out
+    assert "4 tasks" in out
+    written = json.loads(file.read_text())
+    assert written["command"].startswith(f"kshot evaluate {proto}")
+    result = written["results"][0]
+    assert result["num_tasks"] == len(result["per_task"]) == 4
+    assert result["interval95"] > 0
+    assert result["settings"]["ways"] == 5
+    assert result["settings"]["queries"] == 3
+    again = tmp_path / "again.json"
+    evaluated(capsys, "evaluate", proto, "--tasks", 4, "--queries", 3, "--no-floors", "--json", again)
+    assert json.loads(again.read_text())["results"][0]["per_task"] == result["per_task"]
+
+
+def test_evaluate_with_other_ways_and_shots(proto: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluated(
+        capsys, "evaluate", proto, "--tasks", 2, "--ways", 3, "--shots", 2, "--queries", 2, "--no-floors", "--seed", 4
+    )
+    assert "3-way 2-shot, 2 queries" in out
+    assert "seed 4" in out
+
+
+def test_evaluate_draws(proto: Path, tmp_path: Path) -> None:
+    assert call("evaluate", proto, "--tasks", 2, "--queries", 2, "--no-floors", "--picture", tmp_path / "episode.png",
+                "--plot", tmp_path / "steps.png") == 0  # fmt: skip
+    for name in ("episode.png", "steps.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 50
+
+
+def test_the_floors_stand_beside_the_learner(maml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluated(capsys, "evaluate", maml, "--tasks", 2, "--json", tmp_path / "x.json")
+    names = [r["name"] for r in json.loads((tmp_path / "x.json").read_text())["results"]]
+    assert {"maml", "floor: pixels", "floor: from scratch"} <= set(names)
+    assert "floor" in out
+
+
+def test_cross_domain(proto: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network trained on grey glyphs of 28 pixels is tested on colour photos of another size."""
+    out = evaluated(
+        capsys, "evaluate", proto, "--data", f"folder:{photos}", "--tasks", 3, "--ways", 4, "--queries", 2,
+        "--no-floors", "--json", tmp_path / "x.json",
+    )  # fmt: skip
+    assert "folder:" in out
+    assert json.loads((tmp_path / "x.json").read_text())["results"][0]["settings"]["data"] == f"folder:{photos}"
+    assert "4-way 1-shot, 2 queries" in out
+
+
+def test_sinusoid(sinusoid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluated(
+        capsys, "evaluate", sinusoid, "--tasks", 3, "--steps", 4, "--json", tmp_path / "x.json",
+        "--picture", tmp_path / "x.png",
+    )  # fmt: skip
+    assert "sinusoid, 5 points, 3 tasks" in out
+    result = json.loads((tmp_path / "x.json").read_text())["results"][0]
+    assert result["metric"] == "mse"
+    assert [step for step, *_ in result["per_step"]] == [0, 1, 2, 3, 4]
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_compare(proto: Path, maml: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluated(
+        capsys, "compare", proto, maml, "--data", f"folder:{photos}", "--ways", 3, "--queries", 2, "--tasks", 3,
+        "--no-floors", "--json", tmp_path / "x.json", "--plot", tmp_path / "x.png",
+    )  # fmt: skip
+    assert "proto" in out
+    assert "maml" in out
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert {r["name"] for r in results} == {"proto", "maml"}
+    assert len({r["questions"] for r in results}) == 1  # all were asked the same
+    assert (tmp_path / "x.png").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- bad inputs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["'trian'", "train"]),
+        (["frobnicate"], ["frobnicate", "evaluate", "compare"]),
+        (["train"], ["which recipe", "kshot list recipes"]),
+        (["train", "--out", "x"], ["which recipe"]),
+        (["train", "omniglot-5way-1shot-mamll", "--out", "x"], ["unknown recipe", "omniglot-5way-1shot-maml"]),
+        (["train", "zzzzzzzz", "--out", "x"], ["unknown recipe", "kshot list recipes"]),
+        (["train", "sinusoid-maml"], ["--out"]),
+        (["train", "sinusoid-maml", "--out", "x", "--budget", "huge"], ["--budget", "paper", "quick"]),
+        (["train", "sinusoid-maml", "--out", "x", "--budget"], ["--budget", "paper", "quick"]),
+        (["train", "sinusoid-maml", "--out", "x", "--budget=huge"], ["--budget"]),
+        (["train", "sinusoid-maml", "--out", "x", "--steps", "many"], ["--steps", "many"]),
+        (["train", "sinusoid-maml", "--out", "x", "--stepz", "3"], ["--stepz"]),
+        (["train", "sinusoid-maml", "--out", "x", "--optimizer", "lion"], ["optimizer", "lion"]),
+        (["train", "sinusoid-maml", "--out", "x", "--batch", "0"], ["batch", "0"]),
+        (["train", "sinusoid-maml", "--out", "x", "--meta-lr", "-1"], ["meta_lr", "-1"]),
+        (["train", "sinusoid-maml", "--out", "x", "--learner", "mamml"], ["unknown learner", "maml"]),
+        (["train", "sinusoid-maml", "--out", "x", "--options", "depth", "3"], ["maml", "depth"]),
+        (["train", "sinusoid-maml", "--out", "x", "--device", "abacus"], ["abacus"]),
+        (["train", "glyphs-5way-1shot-maml", "--out", "x", "--data", "glyhps"], ["glyhps", "glyphs"]),
+        (["train", "glyphs-5way-1shot-maml", "--out", "x", "--train-split", "trian"], ["trian", "train"]),
+        (["train", "omniglot-5way-1shot-maml", "--out", "x"], ["omniglot", "kshot data fetch"]),
+        (["evaluate"], ["PATH"]),
+        (["evaluate", "missing"], ["no checkpoint at", "missing"]),
+        (["compare"], ["nothing to compare"]),
+        (["compare", "missing"], ["no checkpoint at"]),
+        (["list"], ["learners", "recipes", "data"]),
+        (["list", "learnres"], ["learnres", "learners"]),
+        (["data", "check"], ["name"]),
+        (["data", "check", "omnigolt"], ["omnigolt", "omniglot"]),
+        (["data", "fetch", "grocery"], ["grocery"]),
+        (["data", "fetch", "folder:x"], ["folder:x"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0] in (*cli._COMMANDS, "trian", "frobnicate") else "",
+)
+def test_bad_input(
+    arguments: list[str], words: list[str], fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = fails(*arguments)
+    for word in words:
+        assert word.lower() in line.lower(), line
+    assert not (tmp_path / "x" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "folder:{photos}", "--ways", "9"], ["9", "5"]),
+        (["--data", "folder:{photos}", "--shots", "5", "--queries", "3"], ["shots", "queries", "8", "6"]),
+        (["--data", "folder:{photos}", "--split", "tset"], ["tset", "test"]),
+        (["--data", "folder:{photos}/nowhere"], ["nowhere", "not found"]),
+        (["--data", "folder:{photos}/test/test-0"], ["one folder"]),
+        (["--data", "omniglot"], ["omniglot", "kshot data fetch"]),
+        (["--data", "omnigolt"], ["omnigolt", "omniglot"]),
+        (["--tasks", "1"], ["tasks", "2", "1"]),
+        (["--ways", "0"], ["ways", "0"]),
+        (["--shots", "-1"], ["shots", "-1"]),
+        (["--rotations", "3"], ["rotations", "3"]),
+        (["--json", "{photos}/train/train-0/0.png/x.json", "--tasks", "2"], ["x.json", "not saved"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_test_that_cannot_be_made(
+    arguments: list[str], words: list[str], proto: Path, photos: Path, fails: Fails
+) -> None:
+    given = [a.format(photos=photos) for a in arguments]
+    line = fails("evaluate", proto, "--no-floors", *([] if "--queries" in given else ["--queries", "2"]), *given)
+    for word in words:
+        assert word in line, line
+
+
+def test_a_network_with_a_head_keeps_its_ways(maml: Path, fails: Fails) -> None:
+    line = fails("evaluate", maml, "--ways", 2, "--tasks", 2)
+    assert "trained for 3 ways" in line
+    assert "protonet" in line
+
+
+def test_a_damaged_or_foreign_run_is_told(proto: Path, tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "last.safetensors").write_bytes((proto / "last.safetensors").read_bytes()[:-7])
+    assert "damaged" in fails("evaluate", tmp_path)
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"step": 1})
+    assert "does not tell its settings" in fails("evaluate", tmp_path)
+    _, info = checkpoint.load(proto / "last.safetensors")
+    settings = {**info["settings"], "wyas": 5}
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"settings": settings})
+    assert "wyas" in fails("evaluate", tmp_path)
+    checkpoint.save(tmp_path / "last.safetensors", {"learner.a": torch.ones(1)}, {"settings": info["settings"]})
+    assert "another learner or network" in fails("evaluate", tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path, fails: Fails) -> None:
+    line = fails("train", "sinusoid-maml", "--steps", 5, "--batch", 2, "--val-every", 0, "--inner-lr", "1e30",
+                 "--out", tmp_path / "run")  # fmt: skip
+    assert "meta-update 0" in line
+    assert "smaller inner or meta learning rate" in line
+
+
+def spoiled(folder: Path) -> Path:
+    """Five classes of 4 photos with a broken JPEG, a text file named .png and a class without photos."""
+    for c in range(5):
+        for i in range(4):
+            picture(folder / f"class-{c}" / f"{i}.jpg", 10 * c + i)
+    whole = (folder / "class-0" / "0.jpg").read_bytes()
+    (folder / "class-0" / "broken.jpg").write_bytes(whole[: len(whole) // 3])
+    (folder / "class-1" / "text.png").write_text("I am a text file")
+    (folder / "class-without").mkdir()
+    return folder
+
+
+def test_bad_files_are_named_and_left_out(proto: Path, tmp_path: Path) -> None:
+    folder = spoiled(tmp_path / "photos")
+    path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "kshot", "evaluate", str(proto), "--data", f"folder:{folder}", "--split", "all",
+         "--ways", "5", "--queries", "3", "--tasks", "2", "--no-floors"],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 tasks" in done.stdout
+    assert "Traceback" not in done.stderr
+    for name in ("broken.jpg", "text.png", "class-without"):
+        assert name in done.stderr
+    assert done.stderr.count("\n") <= 2
+
+
+def test_too_few_photos_once_the_bad_ones_are_left_out(proto: Path, tmp_path: Path, fails: Fails) -> None:
+    folder = spoiled(tmp_path / "photos")
+    arguments = ["--data", f"folder:{folder}", "--split", "all", "--no-floors", "--tasks", 2]
+    with pytest.warns(UserWarning, match=r"broken\.jpg"):
+        line = fails("evaluate", proto, *arguments, "--ways", 5, "--shots", 1, "--queries", 4)
+    assert "4" in line
+    assert "5" in line
+
+
+def test_data_check(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluated(capsys, "data", "check", f"folder:{photos}")
+    assert "complete" in out
+    assert "5 classes" in out
+    evaluated(capsys, "data", "check", "glyphs")
+
+
+@pytest.mark.parametrize("name", ["omniglot", "mnist", "grocery", "folder:{tmp}/nowhere"])
+def test_data_that_is_missing_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", "check", name.format(tmp=tmp_path), "--data-root", tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert "not found" in out + err
+    assert str(tmp_path) in out + err
+
+
+def test_data_check_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("data", "check", f"folder:{spoiled(tmp_path / 'photos')}")
+    out, err = capsys.readouterr()
+    for name in ("broken.jpg", "text.png", "class-without"):
+        assert name in out + err

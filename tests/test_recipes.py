@@ -1,0 +1,115 @@
+"""Named runs: every name gives a whole recipe in both budgets, and a wrong name tells the nearest."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from kshot import config, learners, recipes, seeding, tree
+from kshot.config import Recipe, from_dict
+from kshot.core import Batch, Learner, Task
+from kshot.tasks import Sinusoid
+
+NAMES = recipes.names()
+BUDGETS = ("paper", "quick")
+FAMILIES = ("omniglot-5way-1shot", "omniglot-20way-5shot", "omniglot-lake-5way-1shot", "glyphs-5way-1shot",
+            "grocery-5way-5shot", "sinusoid")  # fmt: skip
+SAMPLE = [name for name in NAMES if name.rpartition("-")[0] in FAMILIES]
+
+
+def test_the_names_of_the_issue_are_there() -> None:
+    assert len(NAMES) == len(set(NAMES)) >= 100
+    for ways in (5, 20):
+        for shots in (1, 5):
+            for learner in ("maml", "fomaml", "anil", "reptile", "protonet", "r2d2"):
+                assert f"omniglot-{ways}way-{shots}shot-{learner}" in NAMES
+    assert {"sinusoid-maml", "glyphs-5way-1shot-protonet", "grocery-5way-1shot-r2d2"} <= set(NAMES)
+    assert not any("pixels" in name or "finetune" in name for name in NAMES)  # floors are not trained
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_recipe_is_whole(budget: recipes.Budget) -> None:
+    for name in NAMES:
+        recipe = recipes.get(name, budget)
+        assert recipe.learner == name.rpartition("-")[2]
+        assert recipe.learner in learners.REGISTRY
+        assert recipe.source, name
+        assert name.split("-")[0] == recipe.data
+        if not recipe.regression:
+            ways, shots = (int(re.sub(r"\D", "", part)) for part in name.split("-")[-3:-1])
+            assert (recipe.ways, recipe.shots) == (ways, shots), name
+            assert recipe.splits == ("lake" if "lake" in name else "vinyals")
+            if learners.REGISTRY[recipe.learner].head:  # one output per way
+                assert recipe.train_ways in (0, recipe.ways), name
+        assert recipe.outer.steps > 0
+        assert recipe.outer.val_every > 0
+        assert from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_the_quick_budget_is_quicker_and_says_how_it_differs() -> None:
+    for name in NAMES:
+        paper, quick = (recipes.get(name, budget) for budget in BUDGETS)
+        assert quick.outer.steps * quick.outer.batch <= paper.outer.steps * paper.outer.batch, name
+        assert replace(quick, outer=paper.outer, differs=paper.differs) == paper, name
+        if "arXiv" in quick.source:
+            assert quick.differs, name
+    assert recipes.get("omniglot-5way-1shot-maml") == recipes.get("omniglot-5way-1shot-maml", "paper")
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_recipe_builds_a_learner_that_takes_its_tasks(name: str) -> None:
+    recipe = replace(recipes.get(name, "quick"), width=4, train_ways=0)
+    learner = config.build(recipe)
+    assert isinstance(learner, Learner)
+    assert any(p.requires_grad for p in learner.parameters())
+    again = config.build(recipe)
+    assert all(torch.equal(a, b) for a, b in zip(learner.parameters(), again.parameters(), strict=True))
+    other = config.build(replace(recipe, outer=replace(recipe.outer, seed=1)))
+    assert any(not torch.equal(a, b) for a, b in zip(learner.parameters(), other.parameters(), strict=True))
+    if recipe.regression:
+        task = tree.index(Sinusoid(shots=5, queries=5).sample(seeding.generator(0), 1), 0)
+        outputs = 1
+    else:
+        g = seeding.generator(0)
+        y = torch.arange(recipe.ways).repeat(recipe.shots)
+        x = torch.rand(len(y), recipe.channels, recipe.size, recipe.size, generator=g)
+        task = Task(Batch(x, y), Batch(x, y))
+        outputs = recipe.ways
+    prediction = learner.predict(learner.adapt(learner.init(), task.support), task.query.x)
+    assert prediction.shape == (len(task.query.x), outputs)
+    assert bool(torch.isfinite(prediction).all())
+
+
+def test_the_number_of_weights_is_the_papers() -> None:
+    """Conv4-64 on 28x28: 111,936 weights of the body (Snell et al. 2017's network), whatever the learner around it."""
+    learner = config.build(recipes.get("omniglot-5way-1shot-protonet"))
+    body = sum(p.numel() for p in learner.parameters() if p.dim() > 0)
+    assert body == 9 * 64 + 3 * 9 * 64 * 64 + 4 * 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("omniglot-5way-1shot-mamll", "omniglot-5way-1shot-maml"),
+        ("omniglot-5way-1shot-proto", "omniglot-5way-1shot-protonet"),
+        ("sinusoid-mam", "sinusoid-maml"),
+        ("glyph-5way-1shot-protonet", "glyphs-5way-1shot-protonet"),
+    ],
+)
+def test_an_unknown_name_tells_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown recipe '{name}'.*{nearest}"):
+        recipes.get(name)
+
+
+def test_a_name_like_no_other_tells_where_they_are() -> None:
+    with pytest.raises(ValueError, match="kshot list recipes"):
+        recipes.get("qqqq")
+
+
+def test_settings_of_another_version_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="wyas"):
+        from_dict({**asdict(Recipe()), "wyas": 5})
