@@ -30,7 +30,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message says why and what to do."""
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` for a file beside `path`, flush it, and move it into place in one step.
 
     Raises:

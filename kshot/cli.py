@@ -6,7 +6,10 @@ code 2; an interrupted training saves, says how to go on and ends with 130 (SIGI
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import signal
 import sys
 import time
@@ -247,7 +250,11 @@ class Train:
         recipe = self.settings
         if (self.out / "last.safetensors").exists() and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
-        learner = config.build(recipe).to(self.device)
+        learner = config.build(recipe)
+        try:
+            learner.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {self.device} cannot be used here: {' '.join(str(error).split())}") from error
         train_tasks = config.tasks(recipe, recipe.train_split, training=True, data_root=self.data_root)
         val = config.tasks(recipe, "val", data_root=self.data_root) if recipe.outer.val_every else None
         last = _train(learner, recipe, train_tasks, val, self)
@@ -425,7 +432,7 @@ def _command() -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_beside(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8") and None)
+    write_beside(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
 def _usage() -> str:
@@ -437,12 +444,26 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
+    """The settings of a command, read by tyro, whose message of several lines in a box becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=arguments, config=(tyro.conf.OmitArgPrefixes,), **more)
+    except SystemExit as done:
+        if not done.code:
+            raise
+        lines = [re.sub("[│╭╮╰╯─]", " ", line).strip() for line in said.getvalue().splitlines()][1:]  # 0: a title
+        text = " ".join(line for line in lines if line.strip("-"))
+        text = re.split("For full helptext|Argument helptext", text)[0].strip()
+        raise InputError(f"{text} ({prog} --help explains the settings)") from None
+
+
 def _parse(arguments: list[str]) -> Any:
     """The command with its settings. A training's defaults are its recipe's, so the name is read first."""
     command, *rest = arguments
-    config = (tyro.conf.OmitArgPrefixes,)
     if command != "train":
-        return tyro.cli(_COMMANDS[command], prog=f"kshot {command}", args=rest, config=config)
+        return _read(_COMMANDS[command], f"kshot {command}", rest)
 
     from kshot import recipes
 
@@ -460,7 +481,7 @@ def _parse(arguments: list[str]) -> Any:
     else:
         raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
     default = Train(out=tyro.MISSING, settings=recipe)
-    return tyro.cli(Train, prog="kshot train RECIPE", args=rest, config=config, default=default)
+    return _read(Train, "kshot train RECIPE", rest, default=default)
 
 
 def main() -> None:

@@ -341,11 +341,9 @@ def table(results: Sequence[Result], title: str | None = None) -> Table:
     metrics = sorted({r.metric for r in results})
     shown = Table(title=title, title_justify="left")
     shown.add_column("name")
-    shown.add_column("mode")
-    shown.add_column(f"{' / '.join(metrics) or 'score'} ± 95 %", justify="right")
-    shown.add_column("tasks", justify="right")
-    shown.add_column("ECE", justify="right")
-    shown.add_column("ms per task", justify="right")
+    shown.add_column("mode", no_wrap=True)
+    for head in (f"{' / '.join(metrics) or 'score'} ± 95 %", "tasks", "ECE", "ms/task"):
+        shown.add_column(head, justify="right", no_wrap=True)
     for i, r in enumerate(results):
         shown.add_row(
             r.name,

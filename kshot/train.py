@@ -245,14 +245,14 @@ def meta_train(
         validated = val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
         stopped = stop is not None and stop()
         saved = folder is not None and (done % outer.save_every == 0 or last or validated or stopped)
-        if validated or saved:
+        if validated or saved or last or stopped:
             known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
             with seeding.seeded(outer.seed, "calibrate"):
                 engine.calibrate(learner, to(known, device, dtype))
         if validated:
             assert val is not None
             with seeding.seeded(outer.seed, "val"):
-                result = evaluate(learner, val, outer.val_tasks, seed=outer.seed)
+                result = evaluate(learner, val, outer.val_tasks, seed=outer.seed, per_step=False)
             metrics |= {f"val_{result.metric}": result.mean, "val_interval95": result.interval95}
             sign = 1 if larger_is_better else -1
             if not math.isnan(result.mean) and (best is None or sign * result.mean > sign * best["mean"]):
@@ -313,4 +313,4 @@ def _trim(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    checkpoint.write_beside(path, lambda file: file.write_text("".join(kept), encoding="utf-8") and None)
+    checkpoint.write_beside(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))

@@ -167,7 +167,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, size: int) -> None:
     assert names(small_disk) == ["last.safetensors"]
 
     with pytest.raises(CheckpointError, match="the disk is full; nothing was left behind"):
-        checkpoint.write_beside(small_disk / "records.jsonl", lambda file: file.write_text("x" * 150_000) and None)
+        checkpoint.write_beside(small_disk / "records.jsonl", lambda file: file.write_text("x" * 150_000))
     assert names(small_disk) == ["last.safetensors"]
     checkpoint.save(path, {"weight": torch.zeros(10)}, {"step": 3})  # and it goes on where there is room
     assert checkpoint.load(path)[1]["step"] == 3

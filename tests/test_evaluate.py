@@ -377,7 +377,7 @@ def test_table():
         "noise, 5-way",
         "accuracy",
         "ECE",
-        "ms per task",
+        "ms/task",
         "inductive",
         "transductive",
         f"{100 * floor.mean:.2f} ±",

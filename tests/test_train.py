@@ -753,6 +753,7 @@ def test_an_interrupted_training_saves_says_how_to_go_on_and_ends_with_the_same_
         process.send_signal(number)
     code, _, err = finish(whole)
     assert code == 0, err
+    resumed = []
     for number, (out, process) in runs.items():
         code, printed, err = finish(process)
         assert code == 128 + number, err
@@ -763,7 +764,9 @@ def test_an_interrupted_training_saves_says_how_to_go_on_and_ends_with_the_same_
         command = shlex.split(printed.split("Go on with: ", 1)[1].strip().splitlines()[0])
         assert command[:2] == ["kshot", "train"]
         assert command[-1] == "--resume"
-        code, printed, err = finish(cli(*command[1:]))
+        resumed.append((out, cli(*command[1:])))
+    for out, process in resumed:
+        code, printed, err = finish(process)
         assert code == 0, err
         assert f"done: {steps} meta-updates" in printed
         compare(out, tmp_path / "whole", steps)

@@ -56,6 +56,30 @@ def _metric(recipe: Recipe, budget: str) -> Recipe:
     return recipe
 
 
+# The commands of the authors' README (openai/supervised-reptile): inner rate, inner steps, inner batch, meta-batch,
+# meta-updates, images per class of a training task.
+_REPTILE = {
+    (5, 1): (4.4e-4, 12, 5, 3, 200_000, 12),
+    (5, 5): (1.5e-3, 5, 10, 5, 100_000, 10),
+    (20, 1): (4.6e-4, 12, 15, 3, 200_000, 9),
+    (20, 5): (4.6e-4, 12, 20, 3, 200_000, 12),
+}
+
+
+def _reptile(recipe: Recipe) -> Recipe:
+    rate, inner_steps, inner_batch, batch, steps, images = _REPTILE[recipe.ways, recipe.shots]
+    return replace(
+        recipe,
+        inner_lr=rate,
+        inner_steps=inner_steps,
+        options={"inner_batch": inner_batch},
+        train_queries=images - recipe.shots,
+        source="Nichol et al. 2018, arXiv:1803.02999, and the commands of its code",
+        differs="the moments of the inner Adam start afresh for each task",
+        outer=Outer(steps=steps, batch=batch, meta_lr=1.0, optimizer="sgd", schedule="linear", val_every=5000),
+    )
+
+
 def _gradient(recipe: Recipe, budget: str) -> Recipe:
     learner, ways = recipe.learner, recipe.ways
     # Strided Conv4-64 whose last features are averaged over positions; meta-batch 32 (5-way) and 16 (20-way); one step
@@ -74,18 +98,20 @@ def _gradient(recipe: Recipe, budget: str) -> Recipe:
         recipe = replace(
             recipe, inner_lr=0.5 if ways == 5 else 0.1, source="Raghu et al. 2020, arXiv:1909.09157, app. B"
         )
-    if learner == "reptile":
-        # Inner Adam of 1e-3, 5 (5-way) or 10 (20-way) steps on batches of 10 or 20 taken from 10 shots, meta-batch 5,
-        # outer step 1.0 falling to 0, 100,000 meta-updates; 50 steps at test. Nichol et al. 2018, table 3.
+    if learner == "mamlpp":
+        # Max-pooled Conv4-64, five steps of 0.1, meta-batch 8, 15 queries: Antoniou et al. 2019, section 5.
         recipe = replace(
             recipe,
-            pool="stride",
-            inner_lr=1e-3,
-            inner_steps=5 if ways == 5 else 10,
-            train_queries=9,
-            source="Nichol et al. 2018, arXiv:1803.02999, appendix A",
-            outer=Outer(steps=100_000, batch=5, meta_lr=1.0, optimizer="sgd", schedule="linear", val_every=5000),
+            pool="max",
+            features="flat",
+            inner_lr=0.1,
+            inner_steps=5,
+            train_queries=15 if ways == 5 else 5,
+            source="Antoniou et al. 2019, arXiv:1810.09502, section 5",
+            outer=replace(recipe.outer, steps=50_000, batch=8, schedule="cosine"),
         )
+    if learner == "reptile":
+        recipe = _reptile(recipe)
     if learner == "imaml":
         # 16 inner steps, lambda 2: Rajeswaran et al. 2019, appendix.
         recipe = replace(
