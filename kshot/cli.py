@@ -168,7 +168,9 @@ def _show(results: list[Result], test: Test, title: str) -> None:
 
     _console().print(table(results, title=title))
     if test.json is not None:
-        _write_json(test.json, {"command": _command(), "results": [r.to_dict() for r in results]})
+        _write_json(
+            test.json, {"command": _command(), "machine": _machine(), "results": [r.to_dict() for r in results]}
+        )
     if test.plot is not None:
         from kshot.plots import plot_steps
 
@@ -448,6 +450,18 @@ def _command() -> str:
     import shlex
 
     return "kshot " + shlex.join(sys.argv[1:])
+
+
+def _machine() -> str:
+    """The processor and its cores, as a result has to tell."""
+    import os
+    import platform
+
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -79,6 +79,8 @@ class Learner(nn.Module, ABC):
         uses_unlabelled           support rows with y = -1 change the result (they must not, otherwise)
         folds                     adapting on two halves in turn equals adapting on the whole
         frozen                    names (prefixes) of parameters that get no meta-gradient by design
+        surrogate                 (where defined) the gradient of `loss` is an estimator and not its derivative: first
+                                  order, Reptile, iMAML
         transductive              predictions of one query depend on the other queries (batch statistics); an
                                   instance attribute where it can be switched
     """
