@@ -163,13 +163,19 @@ def _floors(recipe: Recipe) -> list[tuple[str, Learner, int | None]]:
     return [("floor: pixels", config.build(pixels), None), ("floor: from scratch", config.build(scratch), None)]
 
 
-def _show(results: list[Result], test: Test, title: str) -> None:
+def _show(results: list[Result], test: Test, title: str, training: dict[str, Any] | None = None) -> None:
     from kshot.evaluate import table
 
     _console().print(table(results, title=title))
     if test.json is not None:
         _write_json(
-            test.json, {"command": _command(), "machine": _machine(), "results": [r.to_dict() for r in results]}
+            test.json,
+            {
+                "command": _command(),
+                "machine": _machine(),
+                "training": training,
+                "results": [r.to_dict() for r in results],
+            },
         )
     if test.plot is not None:
         from kshot.plots import plot_steps
@@ -201,10 +207,11 @@ class Evaluate:
     test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
 
     def run(self) -> int:
-        learner, recipe, _ = _load_run(self.folder)
+        learner, recipe, info = _load_run(self.folder)
         results = _evaluate(learner, recipe, self.test, recipe.learner, self.test.floors)
         shown = _test_recipe(recipe, self.test)
-        _show(results, self.test, _title(shown, self.test))
+        training = {"step": info["step"], "validation": info["best"], "recipe": info["settings"]}
+        _show(results, self.test, _title(shown, self.test), training)
         if self.test.picture is not None:
             _draw(learner, recipe, self.test, self.test.picture)
         return 0
