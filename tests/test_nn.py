@@ -14,6 +14,7 @@ from kshot import nn as knn
 from kshot import tree
 
 DOUBLE = torch.float64
+CHOICE = knn._plain  # the real one; the fixture below replaces the name
 
 
 def norm(channels: int = 3, population: bool = False) -> knn.BatchNorm:
@@ -23,6 +24,24 @@ def norm(channels: int = 3, population: bool = False) -> knn.BatchNorm:
         made.weight.copy_(torch.linspace(0.5, 1.5, channels))
         made.bias.copy_(torch.linspace(-1, 1, channels))
     return made
+
+
+@pytest.fixture(params=["composed", "as chosen"], autouse=True)
+def path(request, monkeypatch):
+    """Both ways of normalising: torch's fused one is taken outside functorch alone, ours wherever it is asked to be."""
+    if request.param == "composed":
+        monkeypatch.setattr(knn, "_plain", lambda mask: False)
+
+
+def test_the_fused_path_is_taken_outside_functorch_alone():
+    mask = torch.tensor([True, False])
+    seen = []
+    assert CHOICE(None)
+    assert CHOICE(torch.ones(2, dtype=torch.bool))
+    assert not CHOICE(mask)
+    torch.vmap(lambda x: seen.append(CHOICE(None)) or x)(torch.zeros(2))
+    torch.func.grad(lambda x: seen.append(CHOICE(None)) or x.sum())(torch.zeros(2))
+    assert seen == [False, False]
 
 
 SHAPES = [(6, 3), (6, 3, 5), (6, 3, 4, 5)]
