@@ -5,7 +5,7 @@ python examples/01_library_in_20_lines.py [--quick]
 
 import sys
 
-from kshot import engine, seeding
+from kshot import seeding
 from kshot.data import load
 from kshot.evaluate import evaluate
 from kshot.learners import build
@@ -25,7 +25,6 @@ with seeding.seeded(0, "weights"):
 for record in meta_train(learner, train_tasks, steps=steps, batch=1, meta_lr=2e-3, schedule="cosine"):
     if record.step % (steps // 6) == 0:
         print(f"step {record.step}: loss {record.loss:.3f} on 20-way tasks")
-engine.calibrate(learner, train_tasks.sample(seeding.generator(0, "calibrate"), 8))  # statistics of the final weights
 
 result = evaluate(learner, test_tasks, num_tasks=100 if quick else 600, seed=1)
 print(f"5-way 1-shot on unseen scripts, {result.mode}: accuracy {result.mean:.3f} ± {result.interval95:.3f}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from kshot import engine, seeding, tree
+from kshot import seeding, tree
 from kshot.data import load
 from kshot.evaluate import evaluate
 from kshot.learners import build
@@ -65,9 +65,6 @@ def learn(folder: Path, quick: bool) -> None:
     ):
         if record.step % (10 if quick else 100) == 0:
             print(f"step {record.step}: loss {record.loss:.3f}")
-    engine.calibrate(
-        learner, train_tasks.sample(seeding.generator(0, "calibrate"), 8)
-    )  # statistics of the final weights
 
     result = evaluate(learner, test_tasks, 100 if quick else 600, seed=1)
     print(f"5-way 1-shot on unseen classes, {result.mode}: accuracy {result.mean:.3f} ± {result.interval95:.3f}")

@@ -306,7 +306,7 @@ def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Tr
             shown = bar.add_task("meta-training", total=recipe.outer.steps, speed="")
             for record in meta_train(
                 learner, train_tasks, recipe.outer, val=val, out=run.out, resume=run.resume,
-                settings=asdict(recipe), stop=stop,
+                settings=asdict(recipe), stop=stop, strategy=recipe.strategy,
             ):  # fmt: skip
                 sampling.append(record.sampling)
                 speed = f"{recipe.outer.batch / record.seconds:.0f} tasks/s  loss {record.loss:.3f}"

@@ -53,6 +53,7 @@ class Recipe:
         options: further settings of the learner, by name.
         augment: support images per shot, augmented ones included, in training and test; 1 is none.
         augment_task: CutMix whole classes of training tasks with this probability, 0..1.
+        strategy: of the engine: "auto", "loop" or "vmap".
         outer: the outer loop.
         source: where the numbers come from.
         differs: where they differ from the source.
@@ -79,6 +80,7 @@ class Recipe:
     options: dict[str, float] = field(default_factory=dict)
     augment: int = 1
     augment_task: float = 0.0
+    strategy: Literal["auto", "loop", "vmap"] = "auto"
     outer: Outer = field(default_factory=Outer)
     source: str = ""
     differs: str = ""

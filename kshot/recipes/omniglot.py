@@ -50,8 +50,8 @@ def _metric(recipe: Recipe, budget: str) -> Recipe:
     if budget == "quick":
         return replace(
             recipe,
-            differs="5,000 episodes instead of some 20,000; the rate falls along a cosine",
-            outer=replace(recipe.outer, steps=5000, schedule="cosine", val_every=1000, val_tasks=300),
+            differs="4,000 episodes instead of some 20,000; the rate falls along a cosine",
+            outer=replace(recipe.outer, steps=4000, schedule="cosine", val_every=1000, val_tasks=200),
         )
     return recipe
 
@@ -122,6 +122,8 @@ def _gradient(recipe: Recipe, budget: str) -> Recipe:
         outer = replace(recipe.outer, steps=steps, batch=min(recipe.outer.batch, 16), val_every=1000, val_tasks=200)
         if learner != "reptile":
             outer = replace(outer, schedule="cosine", meta_lr=2e-3)
+        if ways == 5 and recipe.shots == 1:  # ten small images per task: mapped, 0.15 s a step; in a loop, 0.23 s
+            recipe = replace(recipe, strategy="vmap")
         recipe = replace(
             recipe, outer=outer, differs=f"{steps} meta-updates of 16 tasks; the rate falls along a cosine"
         )
