@@ -29,6 +29,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         channels=3,
         rotations=1,
         pool="max",
+        strategy="auto",
         features="flat",
         inner_lr=None if metric else 0.05,
         inner_steps=None if metric else 5,
