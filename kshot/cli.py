@@ -274,6 +274,8 @@ class Train:
         recipe = self.settings
         if (self.out / "last.safetensors").exists() and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+        if self.resume:
+            _refuse_other_settings(recipe, self.out / "last.safetensors")
         learner = config.build(recipe)
         try:
             learner.to(self.device)
@@ -283,6 +285,30 @@ class Train:
         val = config.tasks(recipe, "val", data_root=self.data_root) if recipe.outer.val_every else None
         last = _train(learner, recipe, train_tasks, val, self)
         return last
+
+
+_MAY_CHANGE = ("steps", "val_every", "val_tasks", "save_every", "strategy", "source", "differs")
+
+
+def _refuse_other_settings(recipe: Recipe, path: Path) -> None:
+    """A resumed run is the same run: other tasks, another learner or other rates would be a run of their own."""
+    from kshot import checkpoint
+
+    if not path.exists():
+        return
+    saved = checkpoint.load(path)[1].get("settings") or {}
+    own = json.loads(json.dumps(asdict(recipe)))
+    before, now = ({**values, **values.get("outer", {})} for values in (saved, own))
+    changes = [
+        f"{name} {before[name]!r} -> {now[name]!r}"
+        for name in now
+        if name in before and name != "outer" and name not in _MAY_CHANGE and before[name] != now[name]
+    ]
+    if changes:
+        raise InputError(
+            f"{path.parent} was trained with other settings ({', '.join(changes)}): give them again to go on with it, "
+            "or choose another --out"
+        )
 
 
 def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Train) -> int:
@@ -507,6 +533,7 @@ def _parse(arguments: list[str]) -> Any:
 
     from kshot import recipes
 
+    rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--budget=") else [word])]
     budget: Any = "paper"
     if "--budget" in rest:
         at = rest.index("--budget")

@@ -213,8 +213,11 @@ def test_a_run_is_not_overwritten_but_resumed(proto: Path, tmp_path: Path, fails
     assert (proto / "last.safetensors").read_bytes() == before
     assert call(*arguments, proto, "--steps", 2, "--resume") == 0  # nothing is left to do
     assert (proto / "last.safetensors").read_bytes() == before
+    line = fails(*arguments, proto, "--steps", 3, "--meta-lr", 0.5, "--resume")
+    assert "meta_lr" in line
+    assert "0.5" in line
     line = fails(*arguments, proto, "--steps", 3, "--width", 8, "--resume")
-    assert "another learner or network" in line
+    assert "width 4 -> 8" in line
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
