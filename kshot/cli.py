@@ -49,7 +49,7 @@ class Test:
         data: another data set than the trained one (cross-domain): "glyphs", "omniglot", "grocery", "folder:PATH", ...
         split: the split whose classes are tested.
         rotations: 4 makes each class into four, by 90 degrees.
-        steps: adaptation steps to follow, for learners that take steps.
+        steps: adaptation steps, for learners that take steps.
         augment: support images per shot at adaptation, augmented ones included; 1 is none (needs kshot[augment]).
         seed: of the test tasks.
         data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
@@ -129,7 +129,8 @@ def _evaluate(learner: Learner, recipe: Recipe, test: Test, name: str, floors: b
     tasks = config.tasks(shown, test.split, data_root=test.data_root)
     settings = {"data": shown.data, "split": test.split, "ways": shown.ways, "shots": shown.shots,
                 "queries": shown.queries, "rotations": shown.rotations, "augment": shown.augment}  # fmt: skip
-    bodies: list[tuple[str, Learner, int | None]] = [(name, learner, test.steps)]
+    steps = recipe.test_steps if test.steps is None else test.steps
+    bodies: list[tuple[str, Learner, int | None]] = [(name, learner, steps)]
     if floors and not recipe.regression:
         bodies += _floors(shown)
     results = []

@@ -40,9 +40,10 @@ class Recipe:
         channels: 1 grey, 3 colour.
         rotations: 4 makes each image class into four, by 90 degrees; 1 leaves them.
         ways: classes of a test task.
-        shots: labelled examples per class, in training and test.
+        shots: labelled examples per class of a test task, or points of a curve.
         queries: scored examples per class of a test task.
         train_ways: classes of a training task; 0 means `ways`.
+        train_shots: labelled examples per class of a training task; 0 means `shots`.
         train_queries: scored examples per class of a training task; 0 means `queries`.
         network: "conv4", "resnet12", "mlp" or "none".
         width: filters (conv4: of each block; resnet12: of the first block; mlp: of each hidden layer).
@@ -50,6 +51,7 @@ class Recipe:
         features: conv4: "flat" or "mean" over positions.
         inner_lr: the learner's own default where None.
         inner_steps: the learner's own default where None.
+        test_steps: adaptation steps at test; `inner_steps` where None.
         options: further settings of the learner, by name.
         augment: support images per shot, augmented ones included, in training and test; 1 is none.
         augment_task: CutMix whole classes of training tasks with this probability, 0..1.
@@ -70,6 +72,7 @@ class Recipe:
     shots: int = 1
     queries: int = 15
     train_ways: int = 0
+    train_shots: int = 0
     train_queries: int = 0
     network: Network = "conv4"
     width: int = 64
@@ -77,6 +80,7 @@ class Recipe:
     features: Literal["flat", "mean"] = "flat"
     inner_lr: float | None = None
     inner_steps: int | None = None
+    test_steps: int | None = None
     options: dict[str, float] = field(default_factory=dict)
     augment: int = 1
     augment_task: float = 0.0
@@ -132,7 +136,10 @@ def tasks(
 ) -> TaskDistribution:
     """The task distribution of a recipe on a split; `training` uses its training sizes and task augmentation."""
     if recipe.regression:
-        return Sinusoid(shots=recipe.shots, queries=recipe.queries)
+        return Sinusoid(
+            shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,
+            queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
+        )
     options: dict[str, Any] = {"splits": recipe.splits} if recipe.data == "omniglot" else {}
     bank = load(recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **options)
     mixes = training and recipe.augment_task > 0
@@ -142,7 +149,7 @@ def tasks(
     return Episodes(
         bank,
         ways=(recipe.train_ways or recipe.ways) if training else recipe.ways,
-        shots=recipe.shots,
+        shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,
         queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
         rotations=recipe.rotations,
         augment=augment,

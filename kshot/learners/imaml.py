@@ -46,7 +46,8 @@ class IMAML(Learner):
     surrogate = True
 
     # Differs from the authors' code: theirs steps on L alone and pulls towards phi once, after the last step; here
-    # every step descends on the regularised loss, as in the paper. It also adds 1 to lam in the solve (damping).
+    # every step descends on the regularised loss, as in the paper. Its solve is damped:
+    # (2 + H / (lam + 10)) v = g; ours is the paper's (1 + H / lam) v = g.
     def __init__(
         self,
         body: nn.Module,

@@ -53,8 +53,8 @@ class MetaOptNet(Learner):
         features: D, where the body does not tell it as `out_features`.
 
     In `train()` mode `loss` embeds support and query as one batch; see `ProtoNet`.
-    Differs from the paper: our own solver, one system of N equations per class rather than one of N * W (qpth); the
-    ridge; classes without examples take no part. No label smoothing (0.1 there) in the loss.
+    Differs from the paper: our own solver, one system of N equations per class rather than one of N * W (qpth); a
+    smaller ridge (the authors' code adds 1); classes without examples take no part. No label smoothing (0.1 there) in the loss.
     """
 
     permutation_equivariant = True

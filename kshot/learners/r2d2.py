@@ -60,7 +60,8 @@ class R2D2(Learner):
 
     In `train()` mode `loss` embeds support and query as one batch, as the authors' code does; see `ProtoNet`.
     Differs from the paper: the authors' code divides X and one_hot(y) by the square root of N, which is a penalty of N
-    times as much; ours does not grow with N. The penalty is learned by its logarithm, so that it stays positive.
+    times as much; ours does not grow with N. The penalty is learned by its logarithm, so that it stays
+    positive; the authors' configuration for few-shot classification keeps it fixed.
     No shift (beta there): it is the same for all classes, so that the cross-entropy is blind to it.
     """
 

@@ -31,8 +31,9 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         pool="max",
         strategy="auto",
         features="flat",
-        inner_lr=None if metric else 0.05,
+        inner_lr=None if metric else 1e-3 if recipe.learner == "reptile" else 0.05,  # reptile's is an Adam's
         inner_steps=None if metric else 5,
+        test_steps=None,
         train_ways=15 if metric else 0,
         train_queries=5,
         outer=outer,

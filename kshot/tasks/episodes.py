@@ -35,7 +35,8 @@ class Episodes:
         shots: labelled support images per class, S. At least 1. Not looked at where `shots_range` is given.
         queries: query images per class, Q. At least 1.
         rotations: 4 makes every class turned by 90, 180 and 270 degrees a class of its own (Santoro et al. 2016,
-            arXiv:1605.06065); 1 does not. Two turns of one character may meet in an episode, as in the papers, and
+            arXiv:1605.06065); 1 does not. Two turns of one character may meet in an episode, as with
+            Prototypical Networks' split (MAML's code turns each character of a task by one random angle), and
             then one photo of it may be seen in both, turned.
         unlabelled: further support images per class with y = -1, U (Ren et al. 2018, arXiv:1803.00676).
         distractors: number of classes from outside the episode that bring U images each, with y = -1.
