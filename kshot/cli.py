@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from kshot import checkpoint, runs
 from kshot.checkpoint import CheckpointError, write_beside
 from kshot.config import Recipe
+from kshot.runs import Run, Test
 from kshot.train import NonFiniteLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from kshot.core import Learner
     from kshot.evaluate import Result
 
@@ -38,165 +42,66 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True)
-class Test:
-    """Settings of a test; None means as in training.
+class Figures:
+    """What a test writes.
 
     Attributes:
-        tasks: how many test tasks, at least 2.
-        ways: classes of a task.
-        shots: labelled examples per class.
-        queries: scored examples per class.
-        data: another data set than the trained one (cross-domain): "glyphs", "omniglot", "grocery", "folder:PATH", ...
-        split: the split whose classes are tested.
-        rotations: 4 makes each class into four, by 90 degrees.
-        steps: adaptation steps, for learners that take steps.
-        augment: support images per shot at adaptation, augmented ones included; 1 is none (needs kshot[augment]).
-        seed: of the test tasks.
-        data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
-        floors: show the floors beside the learner (1-nearest neighbour on pixels, training from scratch).
         json: write the results to this file.
-        plot: write accuracy against adaptation steps to this PNG.
+        plot: write accuracy against adaptation steps (or against shots, where there are several) to this PNG.
         picture: write one episode with its guesses to this PNG.
     """
 
-    tasks: int = 600
-    ways: int | None = None
-    shots: int | None = None
-    queries: int | None = None
-    data: str | None = None
-    split: str = "test"
-    rotations: int | None = None
-    steps: int | None = None
-    augment: int | None = None
-    seed: int = 1
-    data_root: Path | None = None
-    floors: bool = True
     json: Path | None = None
     plot: Path | None = None
     picture: Path | None = None
 
 
-def _test_recipe(recipe: Recipe, test: Test) -> Recipe:
-    from kshot.config import changed
-
-    rotations = test.rotations
-    if rotations is None and test.data not in (None, recipe.data):
-        rotations = 1  # rotated classes are Omniglot's custom
-    return changed(
-        recipe,
-        ways=test.ways,
-        shots=test.shots,
-        queries=test.queries,
-        data=test.data,
-        rotations=rotations,
-        augment=test.augment,
-    )
-
-
-def _load_run(folder: Path) -> tuple[Learner, Recipe, dict[str, Any]]:
-    """The learner of a training folder: the best by validation where there was one, else the last."""
-    from kshot import config
-    from kshot.train import restore
-
-    path = folder / "best.safetensors"
-    if not path.exists():
-        path = folder / "last.safetensors"
-    from kshot import checkpoint
-
-    _, info = checkpoint.load(path)
-    if "learner" not in info.get("settings", {}):
-        raise InputError(f"{path} does not tell its settings (it was written by a script of its own): load it there")
-    recipe = config.from_dict(info["settings"])
-    learner = config.build(recipe)
-    restore(learner, path)
-    return learner, recipe, info
-
-
-def _evaluate(learner: Learner, recipe: Recipe, test: Test, name: str, floors: bool) -> list[Result]:
-    from kshot import config, learners
-    from kshot.evaluate import evaluate_modes
-    from kshot.learners.finetune import FineTune
-
-    shown = _test_recipe(recipe, test)
-    entry = learners.REGISTRY[recipe.learner]
-    trained_ways = recipe.train_ways or recipe.ways
-    if entry.head and not recipe.regression and shown.ways != trained_ways:
-        raise InputError(
-            f"{recipe.learner} was trained for {trained_ways} ways and its network has {trained_ways} outputs: it "
-            f"cannot be tested on ways={shown.ways}. Train one with --ways {shown.ways}, or use a metric "
-            "learner (protonet)"
-        )
-    tasks = config.tasks(shown, test.split, data_root=test.data_root)
-    settings = {"data": shown.data, "split": test.split, "ways": shown.ways, "shots": shown.shots,
-                "queries": shown.queries, "rotations": shown.rotations, "augment": shown.augment}  # fmt: skip
-    steps = recipe.test_steps if test.steps is None else test.steps
-    bodies: list[tuple[str, Learner, int | None]] = [(name, learner, steps)]
-    if floors and not recipe.regression:
-        bodies += _floors(shown)
-    results = []
-    for label, one, steps in bodies:
-        options: dict[str, Any] = {"name": label, "steps": steps, "settings": settings}
-        count = test.tasks
-        if isinstance(one, FineTune):  # 100 steps per task: fewer tasks, and many small steps go faster together
-            count, options["strategy"] = min(count, 100), "vmap"
-        results += evaluate_modes(one, tasks, count, test.seed, **options).values()
-    return results
-
-
-def _floors(recipe: Recipe) -> list[tuple[str, Learner, int | None]]:
-    """Learners that know nothing of other tasks: what meta-training has to beat."""
-    from kshot import config
-
-    # The strided network, since 100 steps per task take seconds on the pooled one.
-    scratch = replace(
-        recipe,
-        learner="finetune",
-        network="conv4",
-        width=64,
-        pool="stride",
-        features="flat",
-        train_ways=0,
-        inner_lr=None,
-        inner_steps=None,
-        options={},
-    )
-    pixels = replace(scratch, learner="pixels", network="none")
-    return [("floor: pixels", config.build(pixels), None), ("floor: from scratch", config.build(scratch), None)]
-
-
-def _show(results: list[Result], test: Test, title: str, training: dict[str, Any] | None = None) -> None:
+def _show(tables: list[list[Result]], test: Test, figures: Figures, titles: list[str], training: Any = None) -> None:
     from kshot.evaluate import table
 
-    _console().print(table(results, title=title))
-    if test.json is not None:
-        _write_json(
-            test.json,
-            {
-                "command": _command(),
-                "machine": _machine(),
-                "training": training,
-                "results": [r.to_dict() for r in results],
-            },
-        )
-    if test.plot is not None:
-        from kshot.plots import plot_steps
+    results = [result for rows in tables for result in rows]
+    for rows, title in zip(tables, titles, strict=True):
+        _console().print(table(rows, title=title))
+    if figures.json is not None:
+        values = {"command": _command(), "machine": _machine(), "training": training}
+        _write_json(figures.json, {**values, "results": [r.to_dict() for r in results]})
+    if figures.plot is not None:
+        from kshot import plots
 
-        plot_steps(results, test.plot)
-        _console().print(f"plot: {test.plot}")
+        (plots.plot_shots if len(test.shots) > 1 else plots.plot_steps)(results, figures.plot)
+        _console().print(f"plot: {figures.plot}")
 
 
-def _draw(learner: Learner, recipe: Recipe, test: Test, path: Path) -> None:
-    from kshot import config, plots, seeding, tree
-
-    shown = replace(_test_recipe(recipe, test), queries=min(_test_recipe(recipe, test).queries, 5))
-    tasks = config.tasks(shown, test.split, data_root=test.data_root)
-    task = tree.index(tasks.sample(seeding.generator(test.seed, "picture"), 1), 0)
-    learner.eval()
-    if recipe.regression:
-        plots.plot_sinusoid(learner, task, path)
-    else:
-        plots.draw_episode(learner, task, path, ink=shown.data in ("omniglot", "glyphs", "mnist"))
+def _draw(run: Run, test: Test, path: Path) -> None:
+    runs.draw(run, test, path)
     _console().print(f"picture of an episode: {path}")
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], object]]:
+    """A progress bar for `evaluate`, where there is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=_console(), disable=not _console().is_terminal, transient=True) as bar:
+        row = bar.add_task(what)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def _test(run: Run, test: Test, name: str | None = None) -> list[list[Result]]:
+    """A list of results for each number of shots."""
+    with _counting("testing") as progress:
+        return [runs.score(run, test, name, shots, progress) for shots in test.shots or (None,)]
+
+
+def _titles(recipe: Recipe, test: Test) -> list[str]:
+    titles = []
+    for shots in test.shots or (None,):
+        shown = runs.recipe_of(recipe, test, shots)
+        what = f"{shown.data} {test.split}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
+        if recipe.regression:
+            what = f"sinusoid, {shown.shots} points"
+        titles.append(f"{what}, {test.tasks} tasks (seed {test.seed})")
+    return titles
 
 
 @dataclass(frozen=True)
@@ -206,43 +111,52 @@ class Evaluate:
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder that `kshot train --out` wrote."""
     test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
+    figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
-        learner, recipe, info = _load_run(self.folder)
-        results = _evaluate(learner, recipe, self.test, recipe.learner, self.test.floors)
-        shown = _test_recipe(recipe, self.test)
-        training = {"step": info["step"], "validation": info["best"], "recipe": info["settings"]}
-        _show(results, self.test, _title(shown, self.test), training)
-        if self.test.picture is not None:
-            _draw(learner, recipe, self.test, self.test.picture)
+        run = runs.load_run(self.folder)
+        settings = {name: value for name, value in run.info["settings"].items() if name != "train_classes"}
+        training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
+        _show(_test(run, self.test), self.test, self.figures, _titles(run.recipe, self.test), training)
+        if self.figures.picture is not None:
+            _draw(run, self.test, self.figures.picture)
         return 0
-
-
-def _title(recipe: Recipe, test: Test) -> str:
-    if recipe.regression:
-        return f"sinusoid, {recipe.shots} points, {test.tasks} tasks (seed {test.seed})"
-    return (
-        f"{recipe.data} {test.split}, {recipe.ways}-way {recipe.shots}-shot, {recipe.queries} queries per class, "
-        f"{test.tasks} tasks (seed {test.seed})"
-    )
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Test several trained learners on the same tasks: one table, one plot."""
+    """Test several trained learners on the same tasks, those of the first one's training: one table, one plot."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that `kshot train --out` wrote."""
     test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
+    figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
         if not self.folders:
             raise InputError("nothing to compare: give at least one folder of 'kshot train --out'")
-        results: list[Result] = []
-        for i, folder in enumerate(self.folders):
-            learner, recipe, _ = _load_run(folder)
-            results += _evaluate(learner, recipe, self.test, folder.name, self.test.floors and i == 0)
-        _show(results, self.test, f"{len(self.folders)} runs, {self.test.tasks} tasks (seed {self.test.seed})")
+        if self.figures.picture is not None:
+            raise InputError("--picture shows one learner: give it to 'kshot evaluate'")
+        loaded = [runs.load_run(folder) for folder in self.folders]
+        first = runs.recipe_of(loaded[0].recipe, self.test)
+        test = replace(
+            self.test, ways=first.ways, shots=self.test.shots or (first.shots,), queries=first.queries,
+            data=first.data, rotations=first.rotations,
+        )  # fmt: skip
+        tables: list[list[Result]] = [[] for _ in test.shots]
+        for i, (folder, run) in enumerate(zip(self.folders, loaded, strict=True)):
+            name = folder.name or str(folder)
+            more = _test(run, replace(test, floors=test.floors and i == 0), name)
+            for rows, own in zip(tables, more, strict=True):
+                rows += own
+        for rows in tables:
+            questions = {r.questions for r in rows if r.num_tasks == test.tasks}
+            if len(questions) > 1:
+                raise InputError(
+                    "these runs see different tasks (another split of the classes, image size or number of channels), "
+                    "so one table would mislead: evaluate them one by one"
+                )
+        _show(tables, test, self.figures, _titles(loaded[0].recipe, test))
         return 0
 
 
@@ -275,8 +189,6 @@ class Train:
         recipe = self.settings
         if (self.out / "last.safetensors").exists() and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
-        if self.resume:
-            _refuse_other_settings(recipe, self.out / "last.safetensors")
         learner = config.build(recipe)
         try:
             learner.to(self.device)
@@ -284,35 +196,17 @@ class Train:
             raise InputError(f"--device {self.device} cannot be used here: {' '.join(str(error).split())}") from error
         train_tasks = config.tasks(recipe, recipe.train_split, training=True, data_root=self.data_root)
         val = config.tasks(recipe, "val", data_root=self.data_root) if recipe.outer.val_every else None
-        last = _train(learner, recipe, train_tasks, val, self)
-        return last
+        classes = runs.classes_of(train_tasks)
+        shared = set(classes) & set(runs.classes_of(val)) if val is not None else set()
+        if shared:
+            raise InputError(
+                f"{len(shared)} validation classes are trained on with train_split={recipe.train_split!r}: a best "
+                "checkpoint chosen on them would mislead. Add --val-every 0, or train on another split"
+            )
+        return _train(learner, recipe, train_tasks, val, self, {**asdict(recipe), "train_classes": list(classes)})
 
 
-_MAY_CHANGE = ("steps", "val_every", "val_tasks", "save_every", "strategy", "source", "differs")
-
-
-def _refuse_other_settings(recipe: Recipe, path: Path) -> None:
-    """A resumed run is the same run: other tasks, another learner or other rates would be a run of their own."""
-    from kshot import checkpoint
-
-    if not path.exists():
-        return
-    saved = checkpoint.load(path)[1].get("settings") or {}
-    own = json.loads(json.dumps(asdict(recipe)))
-    before, now = ({**values, **values.get("outer", {})} for values in (saved, own))
-    changes = [
-        f"{name} {before[name]!r} -> {now[name]!r}"
-        for name in now
-        if name in before and name != "outer" and name not in _MAY_CHANGE and before[name] != now[name]
-    ]
-    if changes:
-        raise InputError(
-            f"{path.parent} was trained with other settings ({', '.join(changes)}): give them again to go on with it, "
-            "or choose another --out"
-        )
-
-
-def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Train) -> int:
+def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Train, settings: dict[str, Any]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from kshot.train import meta_train
@@ -333,7 +227,7 @@ def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Tr
             shown = bar.add_task("meta-training", total=recipe.outer.steps, speed="")
             for record in meta_train(
                 learner, train_tasks, recipe.outer, val=val, out=run.out, resume=run.resume,
-                settings=asdict(recipe), stop=stop, strategy=recipe.strategy,
+                settings=settings, stop=stop, strategy=recipe.strategy,
             ):  # fmt: skip
                 sampling.append(record.sampling)
                 speed = f"{recipe.outer.batch / record.seconds:.0f} tasks/s  loss {record.loss:.3f}"
@@ -353,16 +247,24 @@ def _train(learner: Learner, recipe: Recipe, train_tasks: Any, val: Any, run: Tr
         if writer is not None:
             writer.close()
     if run.json is not None and record is not None:
-        _write_json(run.json, {"command": _command(), "record": asdict(record), "seconds": time.monotonic() - began})
+        best = checkpoint.load(run.out / "last.safetensors")[1]["best"]
+        values = {"command": _command(), "machine": _machine(), "seconds": time.monotonic() - began}
+        _write_json(run.json, {**values, "record": asdict(record), "best": best})
     done = record.step if record is not None else recipe.outer.steps
     if done < recipe.outer.steps:
         _console().print(f"stopped at step {done} of {recipe.outer.steps}, saved in {run.out}. Go on with: "
-                         f"{_command()}{'' if run.resume else ' --resume'}")  # fmt: skip
+                         f"{_again(run)}")  # fmt: skip
     else:
         share = f", drawing tasks took {100 * sum(sampling) / len(sampling):.1f} % of the time" if sampling else ""
         _console().print(f"done: {done} meta-updates in {time.monotonic() - began:.0f} s{share}. "
                          f"Next: kshot evaluate {run.out}")  # fmt: skip
     return 128 + caught[0] if caught else 0
+
+
+def _again(run: Train) -> str:
+    if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
+        return _command()
+    return _command() + ("" if run.resume else " --resume")
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -392,27 +294,29 @@ class Demo:
     """Write the results to this file."""
 
     def run(self) -> int:
-        import shutil
-
         from kshot import recipes
 
         began = time.monotonic()
         recipe = recipes.get("glyphs-5way-1shot-protonet", "quick")
         steps = max(self.steps, 1)
         outer = replace(recipe.outer, steps=steps, val_every=max(steps // 3, 1), val_tasks=100, seed=self.seed)
-        recipe = replace(recipe, outer=outer)
-        if self.out.exists() and (self.out / "records.jsonl").exists():
-            shutil.rmtree(self.out)
+        recipe = replace(recipe, outer=outer, source="kshot demo")
+        last = self.out / "last.safetensors"
+        if last.exists():  # of an earlier demo; anything else is not the demo's to replace
+            if checkpoint.load(last)[1].get("settings", {}).get("source") != recipe.source:
+                raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
+            last.unlink()
         _console().print(
             "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
         )
         code = Train(out=self.out, settings=recipe).run()
         if code:
             return code
-        test = Test(tasks=self.tasks, json=self.json or self.out / "demo.json", picture=self.out / "episode.png")
-        learner, recipe, _ = _load_run(self.out)
-        _show(_evaluate(learner, recipe, test, "protonet", True), test, _title(recipe, test))
-        _draw(learner, recipe, test, self.out / "episode.png")
+        test, picture = Test(tasks=self.tasks), self.out / "episode.png"
+        run = runs.load_run(self.out)
+        figures = Figures(json=self.json or self.out / "demo.json")
+        _show(_test(run, test, "protonet"), test, figures, _titles(run.recipe, test))
+        _draw(run, test, picture)
         _console().print(f"all of it in {time.monotonic() - began:.0f} s")
         return 0
 

@@ -7,7 +7,7 @@ alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,13 @@ class Recipe:
         test_steps: adaptation steps at test; `inner_steps` where None.
         options: further settings of the learner, by name.
         augment: support images per shot, augmented ones included, in training and test; 1 is none.
-        augment_task: CutMix whole classes of training tasks with this probability, 0..1.
+        augment_ops: what changes the further support images: "crop", "affine", "color", "erase".
+        augment_queries: of training tasks: "none", "ops", "cutmix" or "metamix" (see `kshot.tasks.Augment`).
+        augment_task: the share of a training task's classes that are made new, 0..1.
+        augment_classes: how: "cutmix", "mixup" or "rotate".
+        class_list: folder data: a JSON file of the classes of "train", "val" and "test"; None: drawn by `fractions`.
+        fractions: folder data: shares of the classes of train, val and test.
+        on_bad: folder data: "skip" unreadable files with a warning, or "refuse" them.
         strategy: of the engine: "auto", "loop" or "vmap".
         outer: the outer loop.
         source: where the numbers come from.
@@ -81,9 +87,15 @@ class Recipe:
     inner_lr: float | None = None
     inner_steps: int | None = None
     test_steps: int | None = None
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, int | float | bool | str] = field(default_factory=dict)
     augment: int = 1
+    augment_ops: tuple[Literal["crop", "affine", "color", "erase"], ...] = ("crop", "affine", "color", "erase")
+    augment_queries: Literal["none", "ops", "cutmix", "metamix"] = "none"
     augment_task: float = 0.0
+    augment_classes: Literal["cutmix", "mixup", "rotate"] = "cutmix"
+    class_list: str | None = None
+    fractions: tuple[float, float, float] | None = None
+    on_bad: Literal["skip", "refuse"] = "skip"
     strategy: Literal["auto", "loop", "vmap"] = "auto"
     outer: Outer = field(default_factory=Outer)
     source: str = ""
@@ -97,10 +109,11 @@ class Recipe:
 
 def from_dict(values: dict[str, Any]) -> Recipe:
     """The inverse of `dataclasses.asdict`; names that this version does not know are refused by name."""
-    known = {f.name for f in fields(Recipe)}
-    unknown = sorted(set(values) - known)
+    known = {f.name for f in fields(Recipe)} | {f"outer.{f.name}" for f in fields(Outer)}
+    unknown = sorted((set(values) | {f"outer.{name}" for name in values.get("outer", {})}) - known)
     if unknown:
         raise ValueError(f"settings {unknown} are not known to this version of kshot: it knows {sorted(known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}  # from JSON
     return Recipe(**{**values, "outer": Outer(**values.get("outer", {}))})
 
 
@@ -140,12 +153,14 @@ def tasks(
             shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,
             queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
         )
-    options: dict[str, Any] = {"splits": recipe.splits} if recipe.data == "omniglot" else {}
-    bank = load(recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **options)
-    mixes = training and recipe.augment_task > 0
+    bank = load(
+        recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **_data_options(recipe)
+    )
+    mixes = recipe.augment_classes if training and recipe.augment_task > 0 else None
+    queries = recipe.augment_queries if training and recipe.augment_queries != "none" else None
     augment = None
-    if recipe.augment > 1 or mixes:
-        augment = Augment(recipe.augment, task="cutmix" if mixes else None, task_probability=recipe.augment_task)
+    if recipe.augment > 1 or mixes or queries:
+        augment = Augment(recipe.augment, recipe.augment_ops, queries, mixes, recipe.augment_task)
     return Episodes(
         bank,
         ways=(recipe.train_ways or recipe.ways) if training else recipe.ways,
@@ -156,11 +171,15 @@ def tasks(
     )
 
 
+def _data_options(recipe: Recipe) -> dict[str, Any]:
+    if recipe.data == "omniglot":
+        return {"splits": recipe.splits}
+    if recipe.data == "grocery" or recipe.data.startswith("folder:"):
+        own = {"splits": recipe.class_list, "fractions": recipe.fractions}
+        return {**{name: value for name, value in own.items() if value is not None}, "on_bad": recipe.on_bad}
+    return {}
+
+
 def changed(recipe: Recipe, **values: Any) -> Recipe:
     """The recipe with the given settings in place of its own; None leaves a setting as it is."""
     return replace(recipe, **{name: value for name, value in values.items() if value is not None})
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """JSON-able settings."""
-    return asdict(recipe)

@@ -126,6 +126,25 @@ class Learner(nn.Module, ABC):
         return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
 
 
+def check_ways(learner: Learner, tasks: Task) -> None:
+    """Refuse classification tasks with more classes than the learner has room for (`learner.ways`, where it has one).
+
+    Under `vmap` such a class would be dropped in silence: its rows would have no loss and no score.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    ways, most = getattr(learner, "ways", None), None
+    for batch in tasks:
+        if not batch.y.is_floating_point() and batch.y.numel():
+            most = max(most or 0, int(batch.y.max()) + 1)
+    if ways is not None and most is not None and most > ways:
+        raise ValueError(
+            f"the tasks have {most} classes but the learner has ways={ways}: pass ways={most} to the learner, or draw "
+            f"tasks of at most {ways} ways"
+        )
+
+
 def to(task: Task, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:
     """The task on another device; floating leaves in another dtype."""
 

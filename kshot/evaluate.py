@@ -184,7 +184,7 @@ def evaluate(
         progress: called as `progress(tasks done, num_tasks)` after each batch.
 
     Raises:
-        ValueError: fewer than two tasks, a batch of none, or tasks without queries.
+        ValueError: fewer than two tasks, a batch of none, tasks without queries, or with more classes than the learner.
     """
     if num_tasks < 2:
         raise ValueError(f"num_tasks={num_tasks}: an interval needs at least 2 tasks; 600 or more are usual")
@@ -200,6 +200,7 @@ def evaluate(
             for head in heads:  # the first task of each block stands for the block
                 for leaf in head.query:
                     digest.update(leaf.contiguous().numpy().tobytes())
+            core.check_ways(learner, chunk)
             chunk = core.to(chunk, where, dtype)
             if done == 0:
                 if not chunk.query.x.shape[1]:
@@ -219,7 +220,10 @@ def evaluate(
                 progress(done, num_tasks)
     columns = [torch.cat(column) for column in values]  # per step [T]
     first = 0 if per_step else _last_step(learner, steps)
-    path = [(first + i, float(column.mean()), interval95(column)) for i, column in enumerate(columns)]
+    numbers = list(range(first, first + len(columns)))
+    if len(columns) == 2 and not _takes_steps(learner):  # before and after, however many steps lie between
+        numbers = [0, _last_step(learner, None)]
+    path = [(n, float(column.mean()), interval95(column)) for n, column in zip(numbers, columns, strict=True)]
     return Result(
         name=name or type(learner).__name__,
         metric=metric,
@@ -272,7 +276,8 @@ def evaluate_modes(
 def is_transductive(learner: Learner, task: Task) -> bool:
     """Whether the answer to a query of `task` (one task) depends on the other queries, measured in `eval()` mode.
 
-    Half of the queries are asked alone and among all; equal means to 0.1 % of the largest score. With one query there
+    Half of the queries are asked alone and among all; equal means to 1e-4 of a
+    probability, or 0.1 % of the largest value of a regression. With one query there
     is nothing to compare, and the learner's own claim (`learner.transductive`) is returned.
     """
     with _evaluating(learner, None) as (where, dtype), torch.no_grad():
@@ -412,7 +417,7 @@ def _last_step(learner: Learner, steps: int | None) -> int:
     """The number of the last state's step, where the states before it are not looked at."""
     if steps is not None and _takes_steps(learner):
         return steps
-    return int(getattr(learner, "inner_steps", 1))
+    return int(getattr(learner, "inner_steps", getattr(learner, "steps", 1)))
 
 
 def _states(learner: Learner, support: Batch, steps: int | None, per_step: bool) -> list[State]:
@@ -479,6 +484,8 @@ def _depends(learner: Learner, task: Task) -> bool:
     if not torch.isfinite(among).all() or not torch.isfinite(alone).all():
         # Infinities of equal sign are equal; a diverged learner's NaNs tell nothing.
         return bool(getattr(learner, "transductive", False)) if among.isnan().any() else not torch.equal(among, alone)
+    if not task.query.y.is_floating_point():  # probabilities: scores of absent classes are huge and would hide the rest
+        return bool((among.softmax(-1) - alone.softmax(-1)).abs().max() > 1e-4)
     return bool((among - alone).abs().max() > 1e-3 * among.abs().max())
 
 

@@ -312,27 +312,41 @@ def call(module: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask
 
 
 def require_functional(module: nn.Module) -> None:
-    """Raise a ValueError where a submodule keeps running statistics, a side effect that adaptation cannot have."""
+    """Raise a ValueError where a submodule is a batch norm of torch's, or keeps running statistics.
+
+    Running statistics are a side effect that adaptation cannot have, and the gradient of torch's batch norm through
+    `vmap` is wrong (see the module).
+    """
     for name, part in module.named_modules():
+        label = f"{name or 'the module'} ({type(part).__name__})"
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{label} is not allowed inside a task: it updates running statistics, or has a wrong gradient when it "
+                "is mapped over tasks. Use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces every one"
+            )
         if getattr(part, "track_running_stats", False):
             raise ValueError(
-                f"{name or 'the module'} ({type(part).__name__}) updates running statistics in forward(), a side "
-                "effect that is not allowed inside a task: use kshot.nn.BatchNorm, or kshot.nn.convert(module), which "
-                "replaces every such layer"
+                f"{label} updates running statistics in forward(), a side effect that is not allowed inside a task: "
+                "make it with track_running_stats=False"
             )
 
 
 def convert(module: nn.Module, population: bool = False) -> nn.Module:
-    """Replace every torch batch norm inside `module` (in place) by ours, with the same weights; returns the module."""
+    """Replace every batch norm of torch's inside `module` (in place) by ours, with the same weights.
+
+    Returns the module, or ours where the module itself is a batch norm.
+    """
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        norm = BatchNorm(module.num_features, population, module.eps)
+        some = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+        if some is not None:
+            norm.to(some)
+        if module.affine:
+            norm.weight, norm.bias = module.weight, module.bias
+        if population and module.running_mean is not None and module.running_var is not None:
+            norm.population_mean.copy_(module.running_mean)
+            norm.population_var.copy_(module.running_var)
+        return norm.train(module.training)
     for name, part in module.named_children():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            norm = BatchNorm(part.num_features, population, part.eps)
-            if part.affine:
-                norm.weight, norm.bias = part.weight, part.bias
-            if population and part.running_mean is not None and part.running_var is not None:
-                norm.population_mean.copy_(part.running_mean)
-                norm.population_var.copy_(part.running_var)
-            setattr(module, name, norm)
-        else:
-            convert(part, population)
+        setattr(module, name, convert(part, population))
     return module

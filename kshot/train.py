@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from kshot import checkpoint, engine, seeding
-from kshot.core import Learner, to
+from kshot.core import Learner, check_ways, to
 from kshot.evaluate import evaluate
 from kshot.tasks.base import TaskDistribution
 
@@ -187,12 +187,12 @@ def meta_train(
     if optimizer is None:
         raise ValueError(f"{type(learner).__name__} has no trainable parameters: there is nothing to meta-train")
     start, best = 0, None
+    validation_seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
     device = next(learner.parameters()).device
     dtype = next(learner.parameters()).dtype
-    larger_is_better = getattr(tasks, "classification", True)
 
     if folder is not None and resume and (folder / "last.safetensors").exists():
-        start, best = _go_on(learner, optimizer, outer, folder)
+        start, best = _go_on(learner, optimizer, outer, settings or {}, folder)
     elif folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("last.safetensors", "best.safetensors", "records.jsonl"):  # of another run
@@ -213,7 +213,9 @@ def meta_train(
     for step in range(start, outer.steps):
         learner.train()  # the caller's loop may have evaluated it
         began = time.perf_counter()
-        batch = to(tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch), device, dtype)
+        drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
+        check_ways(learner, drawn)
+        batch = to(drawn, device, dtype)
         sampled = time.perf_counter()
         if hasattr(learner, "set_progress"):
             learner.set_progress(step / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
@@ -252,9 +254,9 @@ def meta_train(
         if validated:
             assert val is not None
             with seeding.seeded(outer.seed, "val"):
-                result = evaluate(learner, val, outer.val_tasks, seed=outer.seed, per_step=False)
+                result = evaluate(learner, val, outer.val_tasks, seed=validation_seed, per_step=False)
             metrics |= {f"val_{result.metric}": result.mean, "val_interval95": result.interval95}
-            sign = 1 if larger_is_better else -1
+            sign = 1 if result.metric == "accuracy" else -1
             if not math.isnan(result.mean) and (best is None or sign * result.mean > sign * best["mean"]):
                 best = {"step": done, "mean": result.mean, "interval95": result.interval95, "metric": result.metric}
                 save("best.safetensors", done)
@@ -270,18 +272,36 @@ def meta_train(
         save("last.safetensors", start)
 
 
-def _go_on(learner: Learner, optimizer: torch.optim.Optimizer, outer: Outer, folder: Path) -> tuple[int, Any]:
+# What may change without making a run another one; `steps` only where the rate does not depend on it.
+_MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer")
+
+
+def _refuse_another_run(
+    learner: Learner, outer: Outer, settings: dict[str, Any], info: dict[str, Any], path: Path
+) -> None:
+    now = json.loads(json.dumps({**settings, **asdict(outer)}))
+    then = {**info["settings"], **info["outer"]}
+    longer = outer.schedule in ("constant", "halve") and not hasattr(learner, "set_progress")
+    changes = [
+        f"{name}={then[name]!r} and not {now[name]!r}"
+        for name in now
+        if name in then and then[name] != now[name] and name not in _MAY_CHANGE and not (longer and name == "steps")
+    ]
+    if changes:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained with {', '.join(changes)}: give the same settings to go on with it, or train in "
+            "another folder"
+        )
+
+
+def _go_on(
+    learner: Learner, optimizer: torch.optim.Optimizer, outer: Outer, settings: dict[str, Any], folder: Path
+) -> tuple[int, Any]:
     """Put learner, optimiser and records back to the last checkpoint; returns its step and the best validation."""
     path = folder / "last.safetensors"
-    info = restore(learner, path)
-    for name in ("optimizer", "seed"):
-        then, now = info["outer"][name], getattr(outer, name)
-        if then != now:
-            raise checkpoint.CheckpointError(
-                f"{path} was trained with {name}={then!r} and cannot go on with {now!r}: pass {name}={then!r}, or "
-                "train in another folder"
-            )
-    tensors, _ = checkpoint.load(path)
+    tensors, info = checkpoint.load(path)
+    _refuse_another_run(learner, outer, settings, info, path)
+    restore(learner, path)
     packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
     try:
         checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])

@@ -143,9 +143,10 @@ def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pyte
     out = capsys.readouterr().out
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     kinds = [cli._COMMANDS[command]]
-    kinds += {"train": [Recipe, Outer], "evaluate": [cli.Test], "compare": [cli.Test]}.get(command, [])
+    tests = [cli.Test, cli.Figures]
+    kinds += {"train": [Recipe, Outer], "evaluate": tests, "compare": tests}.get(command, [])
     positional = {"folder", "folders", "what", "name"} if command != "train" else set()
-    nested = {"settings", "outer", "test"}
+    nested = {"settings", "outer", "test", "figures"}
     checked = 0
     for kind in kinds:
         assert is_dataclass(kind)
@@ -217,7 +218,7 @@ def test_a_run_is_not_overwritten_but_resumed(proto: Path, tmp_path: Path, fails
     assert "meta_lr" in line
     assert "0.5" in line
     line = fails(*arguments, proto, "--steps", 3, "--width", 8, "--resume")
-    assert "width 4 -> 8" in line
+    assert "width=4 and not 8" in line
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:

@@ -22,7 +22,8 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "core tree losses nn seeding data tasks learners engine checkpoint evaluate plots train config recipes testing"
+    "core tree losses nn seeding data tasks learners engine checkpoint evaluate plots train pretrain config recipes "
+    "runs testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -41,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate": "checkpoint core engine losses nn seeding tasks tree",
         "plots": "checkpoint core engine evaluate losses tasks tree",
         "train": "checkpoint core engine evaluate losses nn seeding tasks tree",
+        "pretrain": "checkpoint data nn seeding train",
         "config": "core data learners nn seeding tasks train",
+        "runs": "checkpoint config core data evaluate learners plots pretrain seeding tasks train tree",
         "recipes": "config learners train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,

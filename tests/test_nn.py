@@ -289,8 +289,13 @@ def test_convert_keeps_weights_and_statistics():
 
 def test_require_functional_names_the_layer_and_the_way_out():
     knn.require_functional(knn.Conv4(width=2))
-    knn.require_functional(nn.BatchNorm2d(3, track_running_stats=False))
-    with pytest.raises(ValueError, match=r"2\.0 \(BatchNorm1d\) updates running statistics .*kshot\.nn\.convert"):
+    with pytest.raises(ValueError, match="wrong gradient when it is mapped"):
+        knn.require_functional(nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        knn.require_functional(nn.InstanceNorm2d(3, track_running_stats=True))
+    assert isinstance(knn.convert(nn.BatchNorm1d(3).double(), population=True), knn.BatchNorm)
+    assert knn.convert(nn.BatchNorm1d(3).double(), population=True).population_mean.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"2\.0 \(BatchNorm1d\) .* updates running statistics, .*kshot\.nn\.convert"):
         knn.require_functional(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.BatchNorm1d(2))))
     with pytest.raises(ValueError, match=r"the module \(BatchNorm2d\)"):
         knn.require_functional(nn.BatchNorm2d(3))

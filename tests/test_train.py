@@ -489,8 +489,8 @@ def test_another_learners_folder_is_refused(tmp_path: Path) -> None:
     cases = [
         (Point(), Target(1.0, 1.0, 1.0), {}, "the weights of another learner or network"),
         (Metric(population=False), Clusters(), {}, "the weights of another learner or network"),
-        (Metric(), Clusters(), {"optimizer": "sgd"}, "was trained with optimizer='adam' and cannot go on with 'sgd'"),
-        (Metric(), Clusters(), {"seed": 1}, "was trained with seed=0 and cannot go on with 1"),
+        (Metric(), Clusters(), {"optimizer": "sgd"}, "was trained with optimizer='adam' and not 'sgd'"),
+        (Metric(), Clusters(), {"seed": 1}, "was trained with seed=0 and not 1"),
     ]
     for learner, tasks, settings, message in cases:
         with pytest.raises(CheckpointError, match=message) as caught:

@@ -56,8 +56,16 @@ REGISTRY: dict[str, Entry] = {
 def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Learner:
     """The learner of that name around `body`, for tasks of at most `ways` classes.
 
+    Args:
+        name: a key of `REGISTRY`.
+        body: maps inputs `[N, ...]` to one output per way (or target dimension) where the entry's `head` is True, to
+            features `[N, D]` where it is False; None for a learner that needs none ("pixels").
+        ways: the largest number of classes of a task, W; unused by a regression.
+        settings: keyword arguments of the learner's class, over the entry's own `settings`.
+
     Raises:
-        ValueError: an unknown name (the nearest are told), or a setting that the learner does not have.
+        ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or a value of a
+            setting that it refuses.
     """
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, 3, 0.4)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from kshot import nn as knn
-from kshot.core import Batch, Task
+from kshot.core import Batch, Learner, Metrics, State, Task
+from kshot.learners import _body
 
 __all__ = [
     "absent",
     "batch_statistics",
     "feature_size",
+    "features",
+    "joint_loss",
     "jointly",
     "only_present",
     "require_body",
@@ -52,9 +57,14 @@ def zeros(module: nn.Module, *shape: int) -> Tensor:
     return like.new_zeros(shape)
 
 
+def features(body: nn.Module, x: Tensor) -> Tensor:
+    """Features `[M, D]` of inputs `[M, ...]`."""
+    return _body.call(body, None, x)
+
+
 def support_features(body: nn.Module, support: Batch) -> Tensor:
     """Features `[N, D]` of a support set; rows with y < 0 take no part in batch statistics."""
-    return knn.call(body, None, support.x, support.y >= 0)
+    return _body.call(body, None, support.x, support.y >= 0)
 
 
 def jointly(body: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
@@ -64,9 +74,30 @@ def jointly(body: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
     """
     x = torch.cat([task.support.x, task.query.x])  # [N + M, ...]
     mask = torch.cat([task.support.y, task.query.y]) >= 0
-    features = knn.call(body, None, x, mask)
+    both = _body.call(body, None, x, mask)
     count = len(task.support.x)
-    return features[:count], features[count:]
+    return both[:count], both[count:]
+
+
+def joint_loss(
+    learner: Learner,
+    task: Task,
+    state_from: Callable[[Tensor, Tensor], State],
+    scores: Callable[[State, Tensor], Tensor],
+) -> tuple[Tensor, Metrics]:
+    """The loss and metrics of ONE task; in `train()` mode support and query are embedded as one batch (`jointly`).
+
+    Args:
+        learner: with a `body`.
+        task: x `[N, ...]`, y `[N]` and x `[M, ...]`, y `[M]`.
+        state_from: features `[N, D]` and y `[N]` -> the state after this support set.
+        scores: the state and features `[M, D]` -> class scores `[M, W]`.
+    """
+    if not learner.training:
+        return Learner.loss(learner, task)
+    support, query = jointly(learner.get_submodule("body"), task)
+    prediction = scores(state_from(support, task.support.y), query)
+    return learner.criterion(prediction, task.query.y), learner.metrics(prediction, task.query.y)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:

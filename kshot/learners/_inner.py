@@ -11,8 +11,9 @@ Rows of the support set with y < 0 take no part in the loss (`kshot.losses`) nor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from kshot import nn as knn
 from kshot import tree
 from kshot.core import Batch
+from kshot.learners import _body
 
 __all__ = [
+    "Descends",
     "Fast",
+    "adam",
     "check",
     "descend",
     "forward",
@@ -30,11 +34,13 @@ __all__ = [
     "head_names",
     "labelled",
     "normalises",
+    "path",
     "remember",
     "select",
     "start",
     "support_loss",
     "surrogate",
+    "whole",
 ]
 
 Params = dict[str, Tensor]
@@ -54,11 +60,33 @@ class Fast(NamedTuple):
     support_mask: Tensor
 
 
-def check(body: nn.Module, inner_steps: int) -> None:
-    """Refuse a body with running statistics and a negative number of steps."""
+class Descends(Protocol):
+    """What `path` asks of a learner."""
+
+    body: nn.Module
+    inner_steps: int
+    first_order: bool
+
+    def criterion(self, prediction: Tensor, y: Tensor) -> Tensor: ...
+
+
+def check(body: nn.Module) -> None:
+    """Refuse a body with running statistics. Other side effects show at the first call (`_body.call`)."""
     knn.require_functional(body)
-    if inner_steps < 0:
-        raise ValueError(f"inner_steps={inner_steps}: pass an integer >= 0")
+
+
+def whole(name: str, value: float, lowest: int) -> int:
+    """The number as an int: 7.0 of a settings file is 7.
+
+    Raises:
+        ValueError: it is no whole number, or below `lowest`.
+
+    >>> whole("inner_steps", 7.0, 0)
+    7
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer() or value < lowest:
+        raise ValueError(f"{name}={value!r}: pass an integer >= {lowest}")
+    return int(value)
 
 
 def normalises(body: nn.Module) -> bool:
@@ -123,7 +151,7 @@ def support_loss(
 ) -> Callable[[Params], Tensor]:
     """`params -> criterion(body(support.x), support.y)`."""
     mask = None if support.y.is_floating_point() else labelled(support)
-    return lambda params: criterion(knn.call(body, params, support.x, mask), support.y)
+    return lambda params: criterion(_body.call(body, params, support.x, mask), support.y)
 
 
 def gradient(
@@ -145,6 +173,34 @@ def descend(
     return {name: p - rates[name] * slope[name] if name in rates else p for name, p in params.items()}
 
 
+def path(
+    learner: Descends, state: Fast, support: Batch, rates: Mapping[str, float | Tensor], steps: int | None
+) -> list[Fast]:
+    """The states after 0, 1, ..., `steps` (None: `learner.inner_steps`) times `descend` on the support set's loss."""
+    loss = support_loss(learner.body, learner.criterion, support)
+    states = [remember(learner.body, state, support)]
+    for _ in range(learner.inner_steps if steps is None else steps):
+        params = descend(loss, states[-1].params, rates, learner.first_order)
+        states.append(states[-1]._replace(params=params))
+    return states
+
+
+def adam(
+    gradient: Params, first: Params, second: Params, step: int, beta1: float = 0.9, beta2: float = 0.999
+) -> tuple[Params, Params, Params]:
+    """Step `step` (from 1) of Adam: its direction, and the new first and second moments (zeros before step 1).
+
+    Diederik P. Kingma, Jimmy Ba: Adam: A Method for Stochastic Optimization. ICLR 2015, arXiv:1412.6980.
+    """
+    first = {name: beta1 * m + (1 - beta1) * gradient[name] for name, m in first.items()}
+    second = {name: beta2 * v + (1 - beta2) * gradient[name].square() for name, v in second.items()}
+
+    def direction(m: Tensor, v: Tensor) -> Tensor:  # moments without their bias towards zero; 1e-8: the paper's
+        return m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + 1e-8)
+
+    return {name: direction(m, second[name]) for name, m in first.items()}, first, second
+
+
 def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tensor:
     """The body's outputs at `x` `[M, ...]` under the state's weights.
 
@@ -153,10 +209,10 @@ def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tens
     """
     count = len(state.support_mask)
     if transductive or count == 0:
-        return knn.call(body, state.params, x)
+        return _body.call(body, state.params, x)
     both = torch.cat([state.support_x, x])  # [N + M, ...]
     mask = torch.cat([state.support_mask, state.support_mask.new_zeros(len(x))])
-    return knn.call(body, state.params, both, mask)[count:]
+    return _body.call(body, state.params, both, mask)[count:]
 
 
 def surrogate(value: Tensor, params: Params, estimate: Params) -> Tensor:

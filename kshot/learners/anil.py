@@ -18,11 +18,9 @@ from __future__ import annotations
 from operator import attrgetter
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from kshot import nn as knn
 from kshot.core import Batch, Learner
-from kshot.learners import _inner
+from kshot.learners import _body, _inner
 from kshot.learners._inner import Fast, Params
 
 __all__ = ["ANIL"]
@@ -39,6 +37,10 @@ class ANIL(Learner):
         first_order: take the inner gradients as constants.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
         head: the attribute of the body that is its last layer.
+
+    Raises:
+        ValueError: a body with running statistics or without a layer `head`, or `inner_steps` that are no whole number
+            >= 0.
     """
 
     def __init__(
@@ -53,11 +55,11 @@ class ANIL(Learner):
         head: str = "head",
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.first_order = first_order
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
@@ -81,7 +83,7 @@ class ANIL(Learner):
         rates = dict.fromkeys(self.adapts, self.inner_lr)
 
         def loss(head: Params) -> Tensor:
-            return self.criterion(functional_call(layer, head, (features,)), support.y)
+            return self.criterion(_body.call(layer, head, features), support.y)
 
         path = [_inner.remember(self.body, state, support)]
         head = {name: state.params[full] for name, full in self.adapts.items()}
@@ -100,7 +102,7 @@ class ANIL(Learner):
         caught: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
-            knn.call(self.body, params, support.x, _inner.labelled(support))
+            _body.call(self.body, params, support.x, _inner.labelled(support))
         finally:
             hook.remove()
         return caught[0]

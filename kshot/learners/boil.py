@@ -35,6 +35,10 @@ class BOIL(Learner):
         first_order: take the inner gradients as constants.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
         head: the attribute of the body that is its last layer.
+
+    Raises:
+        ValueError: a body with running statistics, without a layer `head`, or with no other layer; or `inner_steps`
+            that are no whole number >= 0.
     """
 
     def __init__(
@@ -49,11 +53,11 @@ class BOIL(Learner):
         head: str = "head",
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.first_order = first_order
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
@@ -72,13 +76,8 @@ class BOIL(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
         rates = dict.fromkeys(self.adapts, self.inner_lr)
-        path = [_inner.remember(self.body, state, support)]
-        for _ in range(self.inner_steps if steps is None else steps):
-            params = _inner.descend(loss, path[-1].params, rates, self.first_order)
-            path.append(path[-1]._replace(params=params))
-        return path
+        return _inner.path(self, state, support, rates, steps)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The outputs `[M, W]` or `[M, D]` of the adapted body under the meta-learned head."""

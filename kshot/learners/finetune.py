@@ -83,10 +83,9 @@ class FineTune(Learner):
         if optimizer not in ("sgd", "adam"):
             raise ValueError(f"unknown optimizer {optimizer!r}: use 'sgd' or 'adam'")
         body = _embed.require_body(body, "FineTune")
-        _inner.check(body, steps)
         self.body = body if seed is None else init_seeded(body, seed)
         self.ways = ways
-        self.steps = steps
+        self.steps = _inner.whole("steps", steps, 0)
         self.lr = lr
         self.optimizer = optimizer
         self.momentum = momentum
@@ -117,16 +116,10 @@ class FineTune(Learner):
                 first = tree.map_(lambda m, g: self.momentum * m + g, first, gradient)
                 moving = tree.axpy(-self.lr, first, moving)
                 continue
-            first = tree.map_(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
-            second = tree.map_(lambda m, g: 0.999 * m + 0.001 * g.square(), second, gradient)
-            moving = tree.map_(lambda p, m, v, t=step: p - self.lr * _adam(m, v, t), moving, first, second)
+            direction, first, second = _inner.adam(gradient, first, second, step)
+            moving = tree.axpy(-self.lr, direction, moving)
         return _inner.remember(self.body, state._replace(params={**params, **moving}), support)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The trained network's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self.body, state, x, self.transductive)
-
-
-def _adam(first: Tensor, second: Tensor, step: int) -> Tensor:
-    """Adam's direction: moments without their bias towards zero (Kingma and Ba 2015, arXiv:1412.6980)."""
-    return first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)

@@ -41,6 +41,10 @@ class IMAML(Learner):
         lam: strength of the pull towards the start, > 0. 2.0: the authors' command.
         cg_steps: steps of conjugate gradients, >= 0; 0 is the first-order gradient g. 5: the authors' command.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
+
+    Raises:
+        ValueError: a body with running statistics, `lam` <= 0, or `inner_steps` or `cg_steps` that are no whole number
+            >= 0.
     """
 
     surrogate = True
@@ -60,15 +64,15 @@ class IMAML(Learner):
         transductive: bool = True,
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         if lam <= 0:
             raise ValueError(f"lam={lam}: pass a number > 0, or use MAML where nothing should pull towards the start")
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.lam = lam
-        self.cg_steps = cg_steps
+        self.cg_steps = _inner.whole("cg_steps", cg_steps, 0)
         self.transductive = transductive and _inner.normalises(body)
 
     def init(self) -> Fast:

@@ -36,6 +36,10 @@ class MAML(Learner):
         transductive: normalise queries by their own batch statistics, as the paper's code does; False: by the support
             set's. May be switched at any time; without effect (and False) for a body without batch norm.
         adapts: prefixes of the names of the body's parameters that the inner steps change (None: all).
+
+    Raises:
+        ValueError: a body with running statistics, prefixes that no parameter has, or `inner_steps` that are no whole
+            number >= 0.
     """
 
     def __init__(
@@ -50,11 +54,11 @@ class MAML(Learner):
         adapts: tuple[str, ...] | None = None,
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.first_order = first_order
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
@@ -70,13 +74,8 @@ class MAML(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
         rates = dict.fromkeys(self.adapts, self.inner_lr)
-        path = [_inner.remember(self.body, state, support)]
-        for _ in range(self.inner_steps if steps is None else steps):
-            params = _inner.descend(loss, path[-1].params, rates, self.first_order)
-            path.append(path[-1]._replace(params=params))
-        return path
+        return _inner.path(self, state, support, rates, steps)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""

@@ -44,6 +44,9 @@ class MAMLpp(Learner):
             (10 of 100 epochs).
         first_order_share: share of the training that begins with first-order gradients (derivative-order annealing).
             0: the published configuration does without; the paper's text proposes the first 50 epochs.
+
+    Raises:
+        ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
     """
 
     # Differs from the paper: batch norms have weights and biases per step, but no running statistics to keep per step;
@@ -62,10 +65,10 @@ class MAMLpp(Learner):
         first_order_share: float = 0.0,
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         self.body = body
         self.ways = ways
-        self.inner_steps = inner_steps
+        self.inner_steps = inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.first_order = first_order
         self.transductive = transductive and _inner.normalises(body)
         self.multi_step = multi_step

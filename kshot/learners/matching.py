@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from kshot import losses
-from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 
@@ -47,6 +46,9 @@ class MatchingNet(Learner):
             probability of 0.65 at most, so we start from 10 (Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter (not in the paper).
         features: D, where the body does not tell it as `out_features`.
+
+    Raises:
+        ValueError: no body, one with running statistics, or one of unknown D; a `scale` <= 0.
 
     In `train()` mode `loss` embeds support and query as one batch; see `ProtoNet`.
     Differs from the paper: the scale.
@@ -78,21 +80,21 @@ class MatchingNet(Learner):
             self.register_buffer("log_scale", log_scale)
 
     def init(self) -> Examples:
+        """No examples yet: features `[0, D]` and labels `[0, W]`."""
         return Examples(_embed.zeros(self, 0, self.features), _embed.zeros(self, 0, self.ways))
 
     def adapt(self, state: Examples, support: Batch) -> Examples:
+        """Append the support set, x `[N, ...]` and y `[N]`, to the state's features `[N, D]` and labels `[N, W]`."""
         new = self._state_from(_embed.support_features(self.body, support), support.y)
         return Examples(torch.cat([state.features, new.features]), torch.cat([state.labels, new.labels]))
 
     def predict(self, state: Examples, x: Tensor) -> Tensor:
-        return self._scores(state, knn.call(self.body, None, x))
+        """Log-probabilities `[M, W]` of x `[M, ...]`: the attention that each class's examples get."""
+        return self._scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        if not self.training:
-            return super().loss(task)
-        support, query = _embed.jointly(self.body, task)
-        prediction = self._scores(self._state_from(support, task.support.y), query)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
+        return _embed.joint_loss(self, task, self._state_from, self._scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Examples:
         return Examples(_embed.unit(features), losses.one_hot(y, self.ways, features.dtype))

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot import losses
-from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
-from kshot.learners import _embed
+from kshot.learners import _embed, _inner
 
 __all__ = ["Machine", "MetaOptNet", "solve_dual"]
 
@@ -52,9 +51,14 @@ class MetaOptNet(Learner):
             classes, 100 of 20).
         features: D, where the body does not tell it as `out_features`.
 
+    Raises:
+        ValueError: no body, one with running statistics, or one of unknown D; a `cost`, `ridge` or
+            `smoothing` <= 0; or `iterations` that are no whole number >= 0.
+
     In `train()` mode `loss` embeds support and query as one batch; see `ProtoNet`.
     Differs from the paper: our own solver, one system of N equations per class rather than one of N * W (qpth); a
-    smaller ridge (the authors' code adds 1); classes without examples take no part. No label smoothing (0.1 there) in the loss.
+    smaller ridge (the authors' code adds 1); classes without examples take no part. No label
+    smoothing (0.1 there) in the loss.
     """
 
     permutation_equivariant = True
@@ -80,27 +84,26 @@ class MetaOptNet(Learner):
         self.cost = cost
         self.ridge = ridge
         self.smoothing = smoothing
-        self.iterations = iterations
+        self.iterations = _inner.whole("iterations", iterations, 0)
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def init(self) -> Machine:
+        """No machine yet: weights `[D, W]` and counts `[W]` of zero."""
         return Machine(_embed.zeros(self, self.features, self.ways), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Machine, support: Batch) -> Machine:
-        """The machine of this support set; the state before it is forgotten."""
+        """The machine `[D, W]` of this support set, x `[N, ...]` and y `[N]`; the state before it is forgotten."""
         return self._state_from(_embed.support_features(self.body, support), support.y)
 
     def predict(self, state: Machine, x: Tensor) -> Tensor:
-        return self._scores(state, knn.call(self.body, None, x))
+        """Scores `[M, W]` of x `[M, ...]`: the machine's values times the scale."""
+        return self._scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        if not self.training:
-            return super().loss(task)
-        support, query = _embed.jointly(self.body, task)
-        prediction = self._scores(self._state_from(support, task.support.y), query)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
+        return _embed.joint_loss(self, task, self._state_from, self._scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Machine:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]

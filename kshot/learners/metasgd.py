@@ -35,6 +35,9 @@ class MetaSGD(Learner):
         inner_steps: number of inner steps, >= 0; may be changed after training. 1: the paper's.
         first_order: take the inner gradients as constants; the rates are learned all the same.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
+
+    Raises:
+        ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
     """
 
     # Differs from the paper: there, one initial value for all rates is drawn from [0.005, 0.1]; here it is a setting,
@@ -50,10 +53,10 @@ class MetaSGD(Learner):
         transductive: bool = True,
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         self.body = body
         self.ways = ways
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.first_order = first_order
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
@@ -70,13 +73,8 @@ class MetaSGD(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
-        rates: dict[str, float | Tensor] = dict(zip(self.adapts, self.rates, strict=True))
-        path = [_inner.remember(self.body, state, support)]
-        for _ in range(self.inner_steps if steps is None else steps):
-            params = _inner.descend(loss, path[-1].params, rates, self.first_order)
-            path.append(path[-1]._replace(params=params))
-        return path
+        rates = dict(zip(self.adapts, self.rates, strict=True))
+        return _inner.path(self, state, support, rates, steps)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""

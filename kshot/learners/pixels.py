@@ -50,14 +50,17 @@ class Pixels(Learner):
         self.ways = ways
 
     def init(self) -> Stored:
+        """No examples yet; the shape of the inputs is not known."""
         return Stored(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
     def adapt(self, state: Stored, support: Batch) -> Stored:
+        """Append the support set, x `[N, ...]` and y `[N]`, to the stored one."""
         if len(state.y) == 0:  # the shape of the inputs, their dtype and device are known from here on
             return Stored(support.x, support.y)
         return Stored(torch.cat([state.x, support.x]), torch.cat([state.y, support.y]))
 
     def predict(self, state: Stored, x: Tensor) -> Tensor:
+        """Scores `[M, W]` of x `[M, ...]`: minus the squared distance to the nearest example of each class."""
         if len(state.y) == 0:
             return x.new_full((len(x), self.ways), _embed.absent(x))
         distance = _embed.squared_distance(x.flatten(1), state.x.flatten(1))  # [M, N]

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from kshot import losses
-from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 
@@ -48,6 +47,9 @@ class ProtoNet(Learner):
             be within -1..1 (the initial value of Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter.
         features: D, where the body does not tell it as `out_features`.
+
+    Raises:
+        ValueError: no body, one with running statistics, or one of unknown D; an unknown `distance`, or a `scale` <= 0.
 
     In `train()` mode `loss` embeds support and query as one batch, whose batch statistics are joint ones.
     Differs from the paper: in `eval()` mode population statistics are used where the body has them
@@ -86,21 +88,21 @@ class ProtoNet(Learner):
             self.register_buffer("log_scale", log_scale)
 
     def init(self) -> Prototypes:
+        """No examples yet: sums `[W, D]` and counts `[W]` of zero."""
         return Prototypes(_embed.zeros(self, self.ways, self.features), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Prototypes, support: Batch) -> Prototypes:
+        """Add the support set, x `[N, ...]` and y `[N]`, to the state's sums `[W, D]` and counts `[W]`."""
         new = self._state_from(_embed.support_features(self.body, support), support.y)
         return Prototypes(state.sums + new.sums, state.counts + new.counts)
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
-        return self._scores(state, knn.call(self.body, None, x))
+        """Scores `[M, W]` of x `[M, ...]`: how near each query is to each prototype, by `distance`, times the scale."""
+        return self._scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        if not self.training:
-            return super().loss(task)
-        support, query = _embed.jointly(self.body, task)
-        prediction = self._scores(self._state_from(support, task.support.y), query)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
+        return _embed.joint_loss(self, task, self._state_from, self._scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Prototypes:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]

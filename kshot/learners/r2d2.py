@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from kshot import losses
-from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 
@@ -58,6 +57,9 @@ class R2D2(Learner):
         scale: initial factor of the scores, learned. 10: the authors' code on Omniglot.
         features: D, where the body does not tell it as `out_features`.
 
+    Raises:
+        ValueError: no body, one with running statistics, or one of unknown D; a `penalty` <= 0.
+
     In `train()` mode `loss` embeds support and query as one batch, as the authors' code does; see `ProtoNet`.
     Differs from the paper: the authors' code divides X and one_hot(y) by the square root of N, which is a penalty of N
     times as much; ours does not grow with N. The penalty is learned by its logarithm, so that it stays
@@ -87,21 +89,20 @@ class R2D2(Learner):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def init(self) -> Ridge:
+        """No regression yet: weights `[D + 1, W]` and counts `[W]` of zero."""
         return Ridge(_embed.zeros(self, self.features + 1, self.ways), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Ridge, support: Batch) -> Ridge:
-        """The regression of this support set; the state before it is forgotten."""
+        """The regression `[D + 1, W]` of this support set, x `[N, ...]` and y `[N]`; the state before it is forgotten."""
         return self._state_from(_embed.support_features(self.body, support), support.y)
 
     def predict(self, state: Ridge, x: Tensor) -> Tensor:
-        return self._scores(state, knn.call(self.body, None, x))
+        """Scores `[M, W]` of x `[M, ...]`: the regression's values times the scale."""
+        return self._scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        if not self.training:
-            return super().loss(task)
-        support, query = _embed.jointly(self.body, task)
-        prediction = self._scores(self._state_from(support, task.support.y), query)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
+        return _embed.joint_loss(self, task, self._state_from, self._scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Ridge:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]

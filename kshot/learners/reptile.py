@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from kshot import tree
 from kshot.core import PADDING, Batch, Learner, Metrics, Task
 from kshot.learners import _inner
-from kshot.learners._inner import Fast, Params
+from kshot.learners._inner import Fast
 
 __all__ = ["Reptile"]
 
@@ -44,6 +44,10 @@ class Reptile(Learner):
         inner_optimizer: "adam" (beta1 = 0, beta2 = 0.999: the paper's) or "sgd".
         inner_batch: examples of a step, taken in turn from a fixed shuffling of the set; None: all.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
+
+    Raises:
+        ValueError: a body with running statistics, an unknown `inner_optimizer`, `inner_steps` that are no whole number
+            >= 0, or an `inner_batch` that is no whole number >= 1.
     """
 
     surrogate = True
@@ -63,17 +67,15 @@ class Reptile(Learner):
         transductive: bool = True,
     ):
         super().__init__()
-        _inner.check(body, inner_steps)
+        _inner.check(body)
         if inner_optimizer not in ("adam", "sgd"):
             raise ValueError(f"inner_optimizer={inner_optimizer!r}: use 'adam' or 'sgd'")
-        if inner_batch is not None and inner_batch < 1:
-            raise ValueError(f"inner_batch={inner_batch}: pass an integer >= 1, or None for all examples at once")
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
+        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
         self.inner_optimizer = inner_optimizer
-        self.inner_batch = inner_batch
+        self.inner_batch = None if inner_batch is None else _inner.whole("inner_batch", inner_batch, 1)
         self.order_invariant = inner_batch is None
         self.transductive = transductive and _inner.normalises(body)
 
@@ -88,13 +90,13 @@ class Reptile(Learner):
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) steps. The inner gradients are constants."""
         path = [_inner.remember(self.body, state, support)]
-        second = {name: torch.zeros_like(p) for name, p in state.params.items()}  # Adam's moments
+        first = second = {name: torch.zeros_like(p) for name, p in state.params.items()}  # Adam's moments
         for k in range(self.inner_steps if steps is None else steps):
             params = path[-1].params
             loss = _inner.support_loss(self.body, self.criterion, _part(support, k, self.inner_batch))
             step = _inner.gradient(loss, params, params, first_order=True)
             if self.inner_optimizer == "adam":
-                step, second = _adam(step, second, k + 1)
+                step, first, second = _inner.adam(step, first, second, k + 1, beta1=0.0)
             path.append(path[-1]._replace(params=tree.axpy(-self.inner_lr, step, params)))
         return path
 
@@ -128,9 +130,3 @@ def _part(batch: Batch, k: int, size: int | None) -> Batch:
     rows = order[(k * size + slots) % count]
     y = batch.y[rows]
     return Batch(batch.x[rows], y if y.is_floating_point() else torch.where(slots < count, y, PADDING))
-
-
-def _adam(gradient: Params, second: Params, t: int, beta: float = 0.999, eps: float = 1e-8) -> tuple[Params, Params]:
-    """Step `t` (from 1) of Adam without momentum: the direction of descent and the new second moments."""
-    second = {name: beta * s + (1 - beta) * gradient[name].square() for name, s in second.items()}
-    return {n: g / ((second[n] / (1 - beta**t)).sqrt() + eps) for n, g in gradient.items()}, second

@@ -5,9 +5,11 @@
     prototype[c] = mean(z[support.y == c])        # [W, D]
     scores[q, c] = -scale * |z[q] - prototype[c]|^2
 
-    learner = SimpleShot(body, ways=5)            # `body` pre-trained by plain classification, its head removed
-    learner.set_mean(body(train_images).mean(0))
+    for record in pretrain(body, bank, steps=1000): ...            # plain classification of the training classes
+    learner = SimpleShot.pretrained(body, feature_mean(body, bank), ways=5)
     state = learner.adapt(learner.init(), task.support)
+
+`pretrain` and `feature_mean` are in `kshot.pretrain`; the body may as well come from anywhere else.
 
 Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten: SimpleShot: Revisiting Nearest-Neighbor
 Classification for Few-Shot Learning. 2019, arXiv:1911.04623.
@@ -37,9 +39,11 @@ class SimpleShot(Learner):
             squared distances are at most 4 here.
         features: D, where the body does not tell it as `out_features`.
 
-    Differs from the paper: there the body is trained by cross-entropy over all training classes at once, and the task
-    is not seen in training. Here `loss` is the learner's own loss on tasks, so that it can also be meta-trained; the
-    mean is a constant of it (zero until `set_mean`).
+    In the paper the body is trained by cross-entropy over all training classes at once, and no task is seen in
+    training: `kshot.pretrain.pretrain`, then `SimpleShot.pretrained`.
+
+    Differs from the paper: `loss` is the learner's own loss on tasks, so that it can also be meta-trained
+    (`kshot train`); the mean is a constant of it (zero until `set_mean`).
     """
 
     permutation_equivariant = True
@@ -54,6 +58,25 @@ class SimpleShot(Learner):
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.register_buffer("mean", _embed.zeros(self.body, self.features))
+
+    @classmethod
+    def pretrained(cls, body: nn.Module, mean: Tensor, *, ways: int, scale: float = 10.0) -> SimpleShot:
+        """The learner of the paper: a pre-trained body and the mean `[D]` of its features over the training classes.
+
+        The learner is in `eval()` mode, in which a body with population statistics uses them; the body is shared and
+        not copied.
+
+        Raises:
+            ValueError: a mean of another shape than `[D]`.
+
+        >>> learner = SimpleShot.pretrained(knn.MLP(4, 8), torch.zeros(8), ways=5)
+        >>> learner.mean.shape, learner.training
+        (torch.Size([8]), False)
+        """
+        learner = cls(body, ways=ways, scale=scale, features=mean.shape[-1] if mean.dim() else None)
+        learner.set_mean(mean)
+        learner.eval()
+        return learner
 
     @torch.no_grad()
     def set_mean(self, mean: Tensor) -> None:
@@ -73,11 +96,8 @@ class SimpleShot(Learner):
         return self._scores(state, knn.call(self.body, None, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        if not self.training:
-            return super().loss(task)
-        support, query = _embed.jointly(self.body, task)
-        prediction = self._scores(self._state_from(support, task.support.y), query)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
+        return _embed.joint_loss(self, task, self._state_from, self._scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Prototypes:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from kshot.config import Recipe
 from kshot.recipes import omniglot
@@ -22,6 +22,11 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
     outer = Outer(steps=20_000 if metric else 30_000, batch=1 if metric else 8, schedule="cosine", val_every=500)
     if budget == "quick":
         outer = replace(outer, steps=1500 if metric else 800, val_every=250)
+    inner: dict[str, Any] = {} if metric else {"inner_lr": 0.05, "inner_steps": 5}
+    if recipe.learner in ("reptile", "imaml"):  # rates of another kind: the paper's own
+        inner = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps}
+    if recipe.learner == "reptile":
+        outer = replace(outer, batch=5, meta_lr=1.0, optimizer="sgd", schedule="linear")
     return replace(
         recipe,
         data="grocery",
@@ -29,10 +34,9 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         channels=3,
         rotations=1,
         pool="max",
-        strategy="auto",
         features="flat",
-        inner_lr=None if metric else 1e-3 if recipe.learner == "reptile" else 0.05,  # reptile's is an Adam's
-        inner_steps=None if metric else 5,
+        strategy="auto",
+        **inner,
         test_steps=None,
         train_ways=15 if metric else 0,
         train_queries=5,

@@ -11,6 +11,10 @@ from kshot.train import Outer
 
 _LEARNERS = [name for name, entry in REGISTRY.items() if entry.regression and not entry.floor]
 
+_OWN = dict.fromkeys(
+    [name for name in _LEARNERS if name not in ("maml", "fomaml")], " (the tasks; this learner's settings are kshot's)"
+)
+
 
 def names() -> list[str]:
     """The recipes of this file."""
@@ -19,8 +23,9 @@ def names() -> list[str]:
 
 def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
     """MAML's: an MLP of two hidden layers of 40, one inner step of 0.01 (5.1; its code's default is 0.001)."""
+    learner = name.removeprefix("sinusoid-")
     recipe = Recipe(
-        learner=name.removeprefix("sinusoid-"),
+        learner=learner,
         data="sinusoid",
         network="mlp",
         width=40,
@@ -31,7 +36,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         inner_lr=0.01,
         inner_steps=1,
         test_steps=10,
-        source="Finn et al. 2017, arXiv:1703.03400, section 5.1",
+        source="Finn et al. 2017, arXiv:1703.03400, section 5.1" + _OWN.get(learner, ""),
         outer=Outer(steps=70_000, batch=25, meta_lr=1e-3, val_every=5000),
     )
     if budget == "quick":

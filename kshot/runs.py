@@ -1,0 +1,202 @@
+"""What is done with the folder of a trained learner: load it, test it beside the floors, draw one of its episodes.
+
+    run = load_run("runs/omniglot")
+    results = score(run, Test(tasks=1000))
+
+A test says on its own which classes were trained on: it refuses classes that the learner has seen, unless it is asked
+to (`seen=True`), and then every result tells how many they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kshot import checkpoint, config, learners, seeding, tree
+from kshot.config import Recipe
+from kshot.core import Learner
+from kshot.evaluate import Result, evaluate_modes
+from kshot.learners.finetune import FineTune
+from kshot.tasks import Episodes
+from kshot.tasks.base import TaskDistribution
+from kshot.train import restore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Run", "Test", "classes_of", "draw", "floors", "load_run", "recipe_of", "score"]
+
+FLOOR_TASKS = 100
+"""Training from scratch takes 100 steps per task: it is tested on at most this many, and its row says so."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """Settings of a test; None (or nothing) means as in training.
+
+    Attributes:
+        tasks: how many test tasks, at least 2.
+        ways: classes of a task.
+        shots: labelled examples per class; several make a table each, and a plot of accuracy against shots.
+        queries: scored examples per class.
+        data: another data set than the trained one (cross-domain): "glyphs", "omniglot", "grocery", "folder:PATH", ...
+        split: the split whose classes are tested.
+        rotations: 4 makes each class into four, by 90 degrees; of another data set than the trained one 1.
+        steps: adaptation steps, for learners that take steps.
+        augment: support images per shot at adaptation, augmented ones included; 1 is none (needs kshot[augment]).
+        seed: of the test tasks.
+        data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
+        floors: show the floors beside the learner (1-nearest neighbour on pixels, training from scratch).
+        seen: allow test classes that were trained on; the result tells how many they are.
+        device: "cpu", "cuda", ...
+    """
+
+    __test__ = False  # not one of pytest's
+
+    tasks: int = 600
+    ways: int | None = None
+    shots: tuple[int, ...] = ()
+    queries: int | None = None
+    data: str | None = None
+    split: str = "test"
+    rotations: int | None = None
+    steps: int | None = None
+    augment: int | None = None
+    seed: int = 1
+    data_root: Path | None = None
+    floors: bool = True
+    seen: bool = False
+    device: str = "cpu"
+
+
+class Run(NamedTuple):
+    """A trained learner with its recipe, the names of the classes it was trained on, and the checkpoint's info."""
+
+    learner: Learner
+    recipe: Recipe
+    classes: tuple[str, ...]
+    info: dict[str, Any]
+
+
+def load_run(folder: Path | str) -> Run:
+    """The learner of a training folder: the best by validation where there was one, else the last.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of another program.
+        ValueError: a checkpoint that does not tell its settings.
+    """
+    folder = Path(folder)
+    path = folder / "best.safetensors"
+    if not path.exists():
+        path = folder / "last.safetensors"
+    _, info = checkpoint.load(path)
+    settings = dict(info.get("settings") or {})
+    classes = tuple(settings.pop("train_classes", ()))
+    if "learner" not in settings:
+        raise ValueError(f"{path} does not tell its settings (it was written by a script of its own): load it there")
+    recipe = config.from_dict(settings)
+    learner = config.build(recipe)
+    restore(learner, path)
+    return Run(learner, recipe, classes, info)
+
+
+def classes_of(tasks: TaskDistribution) -> tuple[str, ...]:
+    """The names of the classes that episodes are drawn from, with their data set; none for functions."""
+    if not isinstance(tasks, Episodes):
+        return ()
+    return tuple(f"{tasks.bank.name}/{name}" for name in tasks.bank.classes)
+
+
+def recipe_of(recipe: Recipe, test: Test, shots: int | None = None) -> Recipe:
+    """The recipe of a test: the trained one with the test's own settings."""
+    rotations = test.rotations
+    if rotations is None and test.data not in (None, recipe.data):
+        rotations = 1  # rotated classes are Omniglot's custom
+    own = {"ways": test.ways, "shots": shots, "queries": test.queries, "data": test.data, "augment": test.augment}
+    return config.changed(recipe, rotations=rotations, **own)
+
+
+def score(
+    run: Run,
+    test: Test,
+    name: str | None = None,
+    shots: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Result]:
+    """Results of the learner, in both modes where they differ, and of the floors, on the same tasks.
+
+    Raises:
+        ValueError: test classes that were trained on (without `test.seen`), more ways than the network has outputs,
+            or a split with too few classes or images.
+    """
+    learner, recipe = run.learner, run.recipe
+    shown = recipe_of(recipe, test, shots)
+    trained_ways = recipe.train_ways or recipe.ways
+    if not recipe.regression:
+        if learners.REGISTRY[recipe.learner].head and shown.ways != trained_ways:
+            raise ValueError(
+                f"{recipe.learner} was trained for {trained_ways} ways and its network has {trained_ways} outputs: it "
+                f"cannot be tested on ways={shown.ways}. Train one with --ways {shown.ways}, or use a metric learner "
+                "(protonet)"
+            )
+        if not learners.REGISTRY[recipe.learner].head:
+            learner.ways = max(trained_ways, shown.ways)  # type: ignore[assignment]  metric learners read it at call time
+    tasks = config.tasks(shown, test.split, data_root=test.data_root)
+    settings: dict[str, Any] = {
+        name: getattr(shown, name) for name in ("data", "ways", "shots", "queries", "rotations", "augment")
+    }
+    settings["split"] = test.split
+    seen = set(run.classes) & set(classes_of(tasks))
+    if seen and not test.seen:
+        raise ValueError(
+            f"{len(seen)} of the {len(set(classes_of(tasks)))} classes of {shown.data} {test.split!r} were trained on "
+            f"(for instance {min(seen)!r}): test another split, or allow it with --seen"
+        )
+    if seen:
+        settings["seen_classes"] = len(seen)
+    steps = recipe.test_steps if test.steps is None else test.steps
+    rows: list[tuple[str, Learner, int | None]] = [(name or recipe.learner, learner, steps)]
+    if test.floors and not recipe.regression:
+        rows += [(label, floor, None) for label, floor in floors(shown)]
+    results = []
+    for label, one, count in rows:
+        options: dict[str, Any] = {"name": label, "steps": count, "settings": settings, "device": test.device}
+        number = test.tasks
+        if isinstance(one, FineTune):  # many small steps: on a CPU too they go faster together
+            number, options["strategy"] = min(number, FLOOR_TASKS), "vmap"
+        results += evaluate_modes(one, tasks, number, test.seed, progress=progress, **options).values()
+    return results
+
+
+def floors(recipe: Recipe) -> list[tuple[str, Learner]]:
+    """Learners that know nothing of other tasks: what meta-training has to beat."""
+    # The strided network, since 100 steps per task take seconds on the pooled one.
+    scratch = replace(
+        recipe,
+        learner="finetune",
+        network="conv4",
+        width=64,
+        pool="stride",
+        features="flat",
+        train_ways=0,
+        inner_lr=None,
+        inner_steps=None,
+        options={},
+    )
+    pixels = replace(scratch, learner="pixels", network="none")
+    return [("floor: pixels", config.build(pixels)), ("floor: from scratch", config.build(scratch))]
+
+
+def draw(run: Run, test: Test, path: Path, max_queries: int = 5) -> None:
+    """A picture of one test task with the learner's guesses, to a PNG; at most `max_queries` queries per class."""
+    from kshot import plots
+
+    shown = recipe_of(run.recipe, test, test.shots[0] if test.shots else None)
+    tasks = config.tasks(replace(shown, queries=min(shown.queries, max_queries)), test.split, data_root=test.data_root)
+    task = tree.index(tasks.sample(seeding.generator(test.seed, "picture"), 1), 0)
+    run.learner.eval()
+    if run.recipe.regression:
+        plots.plot_sinusoid(run.learner, task, path)
+    else:
+        plots.draw_episode(run.learner, task, path, ink=isinstance(tasks, Episodes) and tasks.bank.ink)
