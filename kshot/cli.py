@@ -288,6 +288,8 @@ class Demo:
     """Meta-updates."""
     tasks: int = 600
     """Test tasks."""
+    pretrain: int = 300
+    """Steps of the pre-trained floor; 0 leaves it out."""
     seed: int = 0
     """Of everything."""
     json: Path | None = None
@@ -312,7 +314,7 @@ class Demo:
         code = Train(out=self.out, settings=recipe).run()
         if code:
             return code
-        test, picture = Test(tasks=self.tasks), self.out / "episode.png"
+        test, picture = Test(tasks=self.tasks, pretrain=self.pretrain), self.out / "episode.png"
         run = runs.load_run(self.out)
         figures = Figures(json=self.json or self.out / "demo.json")
         _show(_test(run, test, "protonet"), test, figures, _titles(run.recipe, test))

@@ -264,7 +264,7 @@ def test_evaluate_draws(proto: Path, tmp_path: Path) -> None:
 
 
 def test_the_floors_stand_beside_the_learner(maml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = evaluated(capsys, "evaluate", maml, "--tasks", 2, "--json", tmp_path / "x.json")
+    out = evaluated(capsys, "evaluate", maml, "--tasks", 2, "--pretrain", 3, "--json", tmp_path / "x.json")
     names = [r["name"] for r in json.loads((tmp_path / "x.json").read_text())["results"]]
     assert {"maml", "floor: pixels", "floor: from scratch"} <= set(names)
     assert "floor" in out

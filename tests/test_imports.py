@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "train": "checkpoint core engine evaluate losses nn seeding tasks tree",
         "pretrain": "checkpoint data nn seeding train",
         "config": "core data learners nn seeding tasks train",
-        "runs": "checkpoint config core data evaluate learners plots pretrain seeding tasks train tree",
+        "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
         "recipes": "config learners train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,

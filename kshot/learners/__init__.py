@@ -64,8 +64,8 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
         settings: keyword arguments of the learner's class, over the entry's own `settings`.
 
     Raises:
-        ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or a value of a
-            setting that it refuses.
+        ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or
+            a value that it refuses.
     """
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, 3, 0.4)

@@ -58,6 +58,10 @@ class FineTune(Learner):
         transductive: normalise queries by their own batch statistics; False: by the support set's.
 
     Differs from the paper: full batches (4 images at a time there), no weight decay.
+
+    Raises:
+        ValueError: an unknown `mode` or `optimizer`, no body, one with running statistics or (where needed) without a
+            layer `head`, or `steps` that are no whole number >= 0.
     """
 
     frozen = ("",)

@@ -94,7 +94,7 @@ class MetaOptNet(Learner):
         return Machine(_embed.zeros(self, self.features, self.ways), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Machine, support: Batch) -> Machine:
-        """The machine `[D, W]` of this support set, x `[N, ...]` and y `[N]`; the state before it is forgotten."""
+        """The machine `[D, W]` of this support set, x `[N, ...]` and y `[N]`; the state is forgotten."""
         return self._state_from(_embed.support_features(self.body, support), support.y)
 
     def predict(self, state: Machine, x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class R2D2(Learner):
         return Ridge(_embed.zeros(self, self.features + 1, self.ways), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Ridge, support: Batch) -> Ridge:
-        """The regression `[D + 1, W]` of this support set, x `[N, ...]` and y `[N]`; the state before it is forgotten."""
+        """The regression `[D + 1, W]` of this support set, x `[N, ...]` and y `[N]`; the state is forgotten."""
         return self._state_from(_embed.support_features(self.body, support), support.y)
 
     def predict(self, state: Ridge, x: Tensor) -> Tensor:

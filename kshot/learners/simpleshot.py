@@ -86,13 +86,16 @@ class SimpleShot(Learner):
         self.mean.copy_(mean)
 
     def init(self) -> Prototypes:
+        """No examples yet: sums `[W, D]` and counts `[W]` of zero."""
         return Prototypes(_embed.zeros(self, self.ways, self.features), _embed.zeros(self, self.ways))
 
     def adapt(self, state: Prototypes, support: Batch) -> Prototypes:
+        """Add the support set, x `[N, ...]` and y `[N]`, to the state's sums `[W, D]` and counts `[W]`."""
         new = self._state_from(_embed.support_features(self.body, support), support.y)
         return Prototypes(state.sums + new.sums, state.counts + new.counts)
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
+        """Scores `[M, W]` of x `[M, ...]`: minus the squared distance to every prototype, times the scale."""
         return self._scores(state, knn.call(self.body, None, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:

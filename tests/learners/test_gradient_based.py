@@ -457,3 +457,73 @@ def test_errors_say_what_to_do():
         IMAML(body("mlp"), ways=WAYS, lam=0)
     with pytest.raises(ValueError, match=r"kshot\.nn\.convert"):
         MAMLpp(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), ways=2)
+
+
+def test_numbers_of_steps_are_whole():
+    learner = Reptile(body("mlp"), ways=WAYS, inner_steps=2.0, inner_batch=7.0)  # type: ignore[arg-type]
+    assert (learner.inner_steps, learner.inner_batch) == (2, 7)
+    assert type(learner.inner_batch) is int
+    task = one("mlp")
+    plain = Reptile(body("mlp"), ways=WAYS, inner_steps=2, inner_batch=7)
+    close(learner.adapt(learner.init(), task.support).params, plain.adapt(plain.init(), task.support).params, 1e-300)
+    assert IMAML(body("mlp"), ways=WAYS, cg_steps=3.0).cg_steps == 3  # type: ignore[arg-type]
+    for settings in ({"inner_batch": 7.5}, {"inner_batch": True}, {"inner_steps": float("nan")}, {"inner_steps": "5"}):
+        (name, value), *_ = settings.items()
+        with pytest.raises(ValueError, match=f"{name}={value!r}: pass an integer >= "):
+            Reptile(body("mlp"), ways=WAYS, **settings)
+    with pytest.raises(ValueError, match="cg_steps=-1: pass an integer >= 0"):
+        IMAML(body("mlp"), ways=WAYS, cg_steps=-1)
+
+
+class Stateful(knn.MLP):
+    """A network with a side effect in `forward`."""
+
+    def __init__(self, effect: str):
+        super().__init__(5, 6, WAYS)
+        self.effect = effect
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(6))
+        self.kept = torch.zeros(())
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.effect == "count":
+            self.count += 1
+        elif self.effect == "average":
+            self.seen.add_(self.layers[0](x).mean(0))
+        elif self.effect == "replace":
+            self.seen = self.seen + 1
+        elif self.effect == "attribute":
+            self.kept += 1
+        elif self.effect == "input":
+            x = x.relu_()
+        return super().forward(x) + 0 * self.count  # buffers that stay as they are may be used
+
+
+# The last two are found inside transforms alone, and ANIL's body runs outside them.
+EFFECTS = [(n, e) for n in LEARNERS for e in ("count", "average", "replace", "attribute", "input")]
+EFFECTS = [pair for pair in EFFECTS if pair not in (("anil", "attribute"), ("anil", "input"))]
+
+
+@pytest.mark.parametrize(("name", "effect"), EFFECTS)
+def test_side_effects_of_a_body_are_refused(name, effect):
+    told = {"count": "count", "replace": "seen", "average": "seen"}.get(effect, f"{effect}, or|its own {effect}")
+    for run in (
+        lambda learner: learner.adapt(learner.init(), one("mlp").support),
+        lambda learner: engine.meta_gradient(learner, draw("mlp"), "vmap"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s)^Stateful change.*({told}).*Keep no state.*kshot.nn.convert"):
+            run(LEARNERS[name](Stateful(effect), ways=WAYS).double())
+
+
+@every
+def test_buffers_that_stay_are_no_side_effect(name):
+    learner = LEARNERS[name](Stateful(""), ways=WAYS).double()
+    loop, mapped = gradient(learner, draw("mlp")), gradient(learner, draw("mlp"), "vmap")
+    close(loop, mapped, 1e-8)
+
+
+def test_other_errors_of_a_body_are_left_alone():
+    learner = MAML(knn.MLP(4, WAYS).double(), ways=WAYS)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        learner.adapt(learner.init(), one("mlp").support)

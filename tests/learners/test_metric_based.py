@@ -205,6 +205,36 @@ def test_errors(name):
     assert scores(make(name, nn.Flatten(), features=6), batch(), batch().x.clone()).isfinite().all()
 
 
+class Counts(MLP):
+    """A network that counts its calls, or keeps a running average, in a buffer."""
+
+    def __init__(self, average: bool):
+        super().__init__(6, 8)
+        self.average = average
+        self.register_buffer("count", torch.zeros(8))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = super().forward(x)
+        self.count += features.mean(0) if self.average else 1
+        return features
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_body_that_keeps_state_is_refused(name, average):
+    task = tree.index(tasks(), 0)
+    for training in (True, False):
+        learner = make(name, Counts(average)).train(training)
+        for run in (
+            lambda learner=learner: learner.adapt(learner.init(), task.support),
+            lambda learner=learner: learner.loss(task),
+            lambda learner=learner: engine.meta_gradient(learner, tasks(), "vmap"),
+        ):
+            with pytest.raises(ValueError, match=r"Counts change.*count.*Keep no state.*kshot\.nn\.convert"):
+                run()
+
+
 # --- against independent references ----------------------------------------------------------------------------------
 
 
