@@ -494,12 +494,12 @@ def test_another_learners_folder_is_refused(tmp_path: Path) -> None:
     ]
     for learner, tasks, settings, message in cases:
         with pytest.raises(CheckpointError, match=message) as caught:
-            next(meta_train(learner, tasks, steps=4, out=tmp_path, resume=True, **settings))
+            next(meta_train(learner, tasks, steps=4, batch=2, out=tmp_path, resume=True, **settings))
         assert "\n" not in str(caught.value)
     frozen = Metric()
     frozen.first.weight.requires_grad_(False)
     with pytest.raises(CheckpointError, match="other parameters frozen"):
-        next(meta_train(frozen, Clusters(), steps=4, out=tmp_path, resume=True))
+        next(meta_train(frozen, Clusters(), steps=4, batch=2, out=tmp_path, resume=True))
     assert before == ((tmp_path / "last.safetensors").read_bytes(), (tmp_path / "records.jsonl").read_text())
 
 
