@@ -35,11 +35,12 @@ class Job:
 
 
 CROSS = {"": ("--tasks", "1000"), "-on-glyphs": ("--tasks", "1000", "--data", "glyphs")}
+ONE_QUERY = ("--tasks", "4000", "--queries", "1", "--no-floors")  # MAML's protocol: as many queries as shots
 SINE = {"": ("--tasks", "600", "--steps", "10")}
 SHOTS = ("1shot", "5shot")
 JOBS = [
     Job("omniglot-5way-1shot-protonet", tests=CROSS),
-    Job("omniglot-5way-1shot-maml", tests=CROSS),
+    Job("omniglot-5way-1shot-maml", tests={**CROSS, "-1query": ONE_QUERY}),
     Job("sinusoid-maml", tests=SINE),
     *(Job(f"omniglot-lake-5way-1shot-{learner}") for learner in ("protonet", "maml")),
     *(Job(f"grocery-5way-{shots}-{learner}") for learner in ("protonet", "r2d2", "maml") for shots in SHOTS),

@@ -174,13 +174,22 @@ def descend(
 
 
 def path(
-    learner: Descends, state: Fast, support: Batch, rates: Mapping[str, float | Tensor], steps: int | None
+    learner: Descends,
+    state: Fast,
+    support: Batch,
+    rates: Mapping[str, float | Tensor],
+    steps: int | None,
+    later: float = 1.0,
 ) -> list[Fast]:
-    """The states after 0, 1, ..., `steps` (None: `learner.inner_steps`) times `descend` on the support set's loss."""
+    """The states after 0, 1, ..., `steps` (None: `learner.inner_steps`) times `descend` on the support set's loss.
+
+    After the first step the rates are `later` times `rates`.
+    """
+    small = rates if later == 1 else {name: later * rate for name, rate in rates.items()}
     loss = support_loss(learner.body, learner.criterion, support)
     states = [remember(learner.body, state, support)]
-    for _ in range(learner.inner_steps if steps is None else steps):
-        params = descend(loss, states[-1].params, rates, learner.first_order)
+    for step in range(learner.inner_steps if steps is None else steps):
+        params = descend(loss, states[-1].params, small if step else rates, learner.first_order)
         states.append(states[-1]._replace(params=params))
     return states
 

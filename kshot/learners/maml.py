@@ -32,6 +32,8 @@ class MAML(Learner):
         ways: classes of a task, W; unused by a regression.
         inner_lr: rate of the inner steps. 0.4: appendix A.1 (Omniglot, 5-way); 0.1 for 20-way, 0.01 for sinusoids.
         inner_steps: number of inner steps, >= 0; may be changed after training. 1: appendix A.1 (5-way).
+        later: factor of the rate after the first step, >= 0. 0.5: appendix A.2 (reinforcement learning), where a start
+            that was trained for one step takes more at test.
         first_order: take the inner gradients as constants.
         transductive: normalise queries by their own batch statistics, as the paper's code does; False: by the support
             set's. May be switched at any time; without effect (and False) for a body without batch norm.
@@ -39,7 +41,7 @@ class MAML(Learner):
 
     Raises:
         ValueError: a body with running statistics, prefixes that no parameter has, or `inner_steps` that are no whole
-            number >= 0.
+            number >= 0, or a negative `later`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MAML(Learner):
         ways: int,
         inner_lr: float = 0.4,
         inner_steps: int = 1,
+        later: float = 1.0,
         first_order: bool = False,
         transductive: bool = True,
         adapts: tuple[str, ...] | None = None,
@@ -59,6 +62,9 @@ class MAML(Learner):
         self.ways = ways
         self.inner_lr = inner_lr
         self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
+        if not later >= 0:
+            raise ValueError(f"later={later}: pass a factor >= 0 of the rate after the first step")
+        self.later = later
         self.first_order = first_order
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = transductive and _inner.normalises(body)
@@ -75,7 +81,7 @@ class MAML(Learner):
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
         rates = dict.fromkeys(self.adapts, self.inner_lr)
-        return _inner.path(self, state, support, rates, steps)
+        return _inner.path(self, state, support, rates, steps, self.later)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""

@@ -527,3 +527,16 @@ def test_other_errors_of_a_body_are_left_alone():
     learner = MAML(knn.MLP(4, WAYS).double(), ways=WAYS)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         learner.adapt(learner.init(), one("mlp").support)
+
+
+def test_maml_takes_smaller_steps_later_where_asked():
+    """Three steps of rates a, a / 2, a / 2 are a step of a and two of a / 2."""
+    torch.manual_seed(0)
+    body = knn.MLP(1, 8, 1, activation="tanh").double()
+    support = Batch(torch.randn(5, 1, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64))
+    together = MAML(body, ways=1, inner_lr=0.1, inner_steps=3, later=0.5)
+    first, rest = (MAML(body, ways=1, inner_lr=lr, inner_steps=n) for lr, n in ((0.1, 1), (0.05, 2)))
+    expected = rest.adapt(first.adapt(first.init(), support), support)
+    torch.testing.assert_close(together.adapt(together.init(), support).params, expected.params, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="later=-1"):
+        MAML(body, ways=1, later=-1)
