@@ -51,6 +51,7 @@ class Recipe:
         features: conv4: "flat" or "mean" over positions.
         inner_lr: the learner's own default where None.
         inner_steps: the learner's own default where None.
+        later: MAML: factor of the inner rate after the first step; the learner's own default where None.
         test_steps: adaptation steps at test; `inner_steps` where None.
         options: further settings of the learner, by name.
         augment: support images per shot, augmented ones included, in training and test; 1 is none.
@@ -86,6 +87,7 @@ class Recipe:
     features: Literal["flat", "mean"] = "flat"
     inner_lr: float | None = None
     inner_steps: int | None = None
+    later: float | None = None
     test_steps: int | None = None
     options: dict[str, int | float | bool | str] = field(default_factory=dict)
     augment: int = 1
@@ -139,7 +141,7 @@ def build(recipe: Recipe) -> Learner:
     entry = learners.REGISTRY.get(recipe.learner)
     with seeded(recipe.outer.seed, "weights"):
         network = body(recipe, entry.head) if entry is not None else None
-        given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps}
+        given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps, "later": recipe.later}
         settings = {name: value for name, value in given.items() if value is not None} | recipe.options
         return learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
 

@@ -190,6 +190,7 @@ def floors(run: Run, shown: Recipe, test: Test) -> list[tuple[str, Learner]]:
         train_ways=0,
         inner_lr=None,
         inner_steps=None,
+        later=None,
         options={},
     )
     pixels = replace(scratch, learner="pixels", network="none")
