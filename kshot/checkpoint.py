@@ -46,13 +46,9 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:  # also Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC
-            or "No space left" in str(error)
-            or "os error 28" in str(error)
-        )
-        if not full and not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        if not isinstance(error, OSError):
             raise
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
         why = "the disk is full" if full else f"it cannot be written ({error})"
         kept = "the one that was there is untouched" if path.exists() else "nothing was left behind"
         raise CheckpointError(
@@ -66,11 +62,13 @@ def save(path: Path | str, tensors: dict[str, Tensor], info: dict[str, Any]) -> 
     Raises:
         CheckpointError: see `write_beside`.
     """
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
     header = {"kshot": json.dumps({"format": FORMAT, **info})}
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_beside(Path(path), lambda file: save_file(own, str(file), metadata=header))
+    # Not `save_file`: safetensors 0.8 writes that to a hidden file of its own, which a kill would leave behind.
+    content = safetensors.save(own, metadata=header)
+    write_beside(Path(path), lambda file: file.write_bytes(content))
 
 
 def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
