@@ -4,9 +4,9 @@
     python benchmarks/reproduce.py omniglot-5way-1shot-protonet sinusoid-maml
     python benchmarks/reproduce.py --lanes 2          # all of them, two at a time with one thread each
 
-A run lies under `runs/NAME`; one that was broken off is resumed, one that is complete is not trained again. Results are
-written to `benchmarks/results/NAME*.json` with command, machine, settings and versions. Nothing is chosen on the test
-classes: the checkpoint is the best by validation.
+A run lies under `runs/NAME`; one that was broken off is resumed, one that is complete is not trained again, nor tested
+again where its result is newer than its weights. Results are written to `benchmarks/results/NAME*.json` with command,
+machine, settings and versions. Nothing is chosen on the test classes: the checkpoint is the best by validation.
 """
 
 from __future__ import annotations
@@ -34,28 +34,79 @@ class Job:
     name: str = ""
 
 
-CROSS = {"": ("--tasks", "1000"), "-on-glyphs": ("--tasks", "1000", "--data", "glyphs")}
+THOUSAND = ("--tasks", "1000")
+ALONE = (*THOUSAND, "--no-floors")  # where another learner's table has the floors of the same tasks
+AUGMENT4 = (*ALONE, "--augment", "4")
 ONE_QUERY = ("--tasks", "4000", "--queries", "1", "--no-floors")  # MAML's protocol: as many queries as shots
-SINE = {"": ("--tasks", "600", "--steps", "10")}
-SHOTS = ("1shot", "5shot")
+TWENTY = (*THOUSAND, "--ways", "20", "--queries", "5")  # protonet trains on the same episodes for 5 and 20 ways
+
+
+def _grocery(learner: str, shots: str) -> Job:
+    own = THOUSAND if learner == "protonet" else ALONE
+    return Job(f"grocery-5way-{shots}-{learner}", tests={"": own, "-augment4": AUGMENT4})
+
+
+def _augmentation() -> list[Job]:
+    """Every augmentation of training, one at a time, beside none, with equal numbers of meta-updates."""
+    base = {
+        "omniglot": ("omniglot-5way-1shot-protonet", ("--steps", "1000", "--train-ways", "20")),
+        "glyphs": ("glyphs-5way-1shot-protonet", ()),
+        "grocery": ("grocery-5way-1shot-protonet", ()),
+    }
+    variants = {
+        "none": (),
+        "support4": ("--augment", "4"),
+        "queries-ops": ("--augment-queries", "ops"),
+        "queries-cutmix": ("--augment-queries", "cutmix"),
+        "queries-metamix": ("--augment-queries", "metamix"),
+        "task-cutmix": ("--augment-task", "0.5"),
+        "task-rotate": ("--augment-task", "0.5", "--augment-classes", "rotate"),
+    }
+    jobs = [
+        Job(recipe, (*own, *changes), {"": ALONE}, f"augment-{data}-{variant}")
+        for data, (recipe, own) in base.items()
+        for variant, changes in variants.items()
+    ]
+    recipe, own = base["omniglot"]
+    return [
+        *jobs,
+        Job(recipe, (*own, "--rotations", "1"), {"": (*ALONE, "--rotations", "4")}, "augment-omniglot-unrotated"),
+    ]
+
+
 JOBS = [
-    Job("omniglot-5way-1shot-protonet", tests=CROSS),
-    Job("omniglot-5way-1shot-maml", tests={**CROSS, "-1query": ONE_QUERY}),
-    Job("sinusoid-maml", tests=SINE),
-    *(Job(f"omniglot-lake-5way-1shot-{learner}") for learner in ("protonet", "maml")),
-    *(Job(f"grocery-5way-{shots}-{learner}") for learner in ("protonet", "r2d2", "maml") for shots in SHOTS),
-    *(
-        Job(f"grocery-5way-{shots}-{learner}", ("--augment", "4"), name=f"grocery-5way-{shots}-{learner}-augment4")
-        for learner in ("protonet", "r2d2", "maml")
-        for shots in SHOTS
+    Job(
+        "omniglot-5way-1shot-protonet",
+        tests={
+            "": THOUSAND,
+            "-20way": TWENTY,
+            "-on-glyphs": (*THOUSAND, "--data", "glyphs"),
+            "-augment4": AUGMENT4,
+        },
     ),
-    *(
-        Job(f"omniglot-{task}-{learner}")
-        for task in ("5way-5shot", "20way-1shot", "20way-5shot")
-        for learner in ("protonet", "maml")
+    Job(
+        "omniglot-5way-1shot-maml",
+        tests={
+            "": THOUSAND,
+            "-1query": ONE_QUERY,
+            "-on-glyphs": (*THOUSAND, "--data", "glyphs"),
+            "-augment4": AUGMENT4,
+        },
     ),
-    *(Job(f"omniglot-{task}") for task in ("20way-1shot-anil", "5way-1shot-reptile", "5way-1shot-r2d2")),
-]
+    Job("sinusoid-maml", tests={"": ("--tasks", "600", "--steps", "10")}),
+    Job("omniglot-5way-5shot-protonet", tests={"": THOUSAND, "-20way": TWENTY}),
+    Job("omniglot-lake-5way-1shot-protonet"),
+    Job("omniglot-lake-5way-1shot-maml", tests={"": ALONE, "-1query": ONE_QUERY}),
+    *(_grocery(learner, shots) for learner in ("protonet", "r2d2", "maml") for shots in ("1shot", "5shot")),
+    *(
+        Job(f"omniglot-{task}", tests={"": ALONE})
+        for task in (
+            "5way-1shot-reptile", "5way-1shot-r2d2", "5way-5shot-maml",
+            "20way-1shot-anil", "20way-1shot-maml", "20way-5shot-maml",
+        )
+    ),
+    *_augmentation(),
+]  # fmt: skip
 
 
 def name(job: Job) -> str:
@@ -76,8 +127,11 @@ def run(job: Job, budget: str, threads: int) -> str:
 
     try:
         kshot("train", job.recipe, "--budget", budget, *job.train, "--out", str(folder), "--resume")
+        trained = max(path.stat().st_mtime for path in folder.glob("*.safetensors"))
         for suffix, arguments in job.tests.items():
-            kshot("evaluate", str(folder), *arguments, "--json", str(RESULTS / f"{name(job)}{suffix}.json"))
+            result = RESULTS / f"{name(job)}{suffix}.json"
+            if not result.exists() or result.stat().st_mtime < trained:
+                kshot("evaluate", str(folder), *arguments, "--json", str(result))
     except subprocess.CalledProcessError as error:
         return f"{name(job)}: failed with exit code {error.returncode}, see {folder / 'log.txt'}"
     return f"{name(job)}: done"

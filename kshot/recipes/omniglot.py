@@ -50,8 +50,13 @@ def _quick(recipe: Recipe) -> Recipe:
         steps, batch, rate = 4000, outer.batch, outer.meta_lr
     elif learner == "reptile":
         steps, batch, rate = 12_000, outer.batch, outer.meta_lr
-    else:
-        steps, batch, rate = 12_000 if recipe.ways == 5 else 3000, min(outer.batch, 16), 2e-3
+    else:  # more updates of fewer tasks where a task is large
+        steps, batch = {(5, 1): (12_000, 16), (5, 5): (5000, 8), (20, 1): (3000, 4), (20, 5): (1500, 2)}[
+            recipe.ways, recipe.shots
+        ]
+        if learner == "anil":  # one pass through the body, however many steps
+            batch = 16
+        rate = 2e-3
     schedule = "linear" if learner == "reptile" else "cosine"
     text = f"{steps} meta-updates of {batch} tasks, meta_lr {rate:g} falling to 0 ({schedule})"
     outer = replace(outer, steps=steps, batch=batch, meta_lr=rate, schedule=schedule, val_every=1000, val_tasks=200)
