@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from kshot import checkpoint, runs
 from kshot.checkpoint import CheckpointError, write_beside
 from kshot.config import Recipe
 from kshot.runs import Run, Test
-from kshot.train import NonFiniteLoss
+from kshot.train import NonFiniteLoss, Outer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,6 +171,8 @@ class Train:
     out: Path
     """Folder for the checkpoints (last, best by validation) and the records."""
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    budget: Literal["paper", "quick"] = "paper"
+    """The recipe's settings as in its paper, or its quick form for two cores."""
     resume: bool = False
     """Go on from the last checkpoint in `out`."""
     minutes: float = 0.0
@@ -360,6 +363,8 @@ class Data:
     """A name of `kshot list data`, or folder:PATH."""
     data_root: Path | None = None
     """Folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder."""
+    json: Path | None = None
+    """check: write what was found to this file."""
 
     def run(self) -> int:
         from kshot import data
@@ -370,6 +375,8 @@ class Data:
             return 0
         report = data.check(self.name, data_root=self.data_root)
         print(report)
+        if self.json is not None:
+            _write_json(self.json, asdict(report))
         return 0 if report.ok else 2
 
 
@@ -440,22 +447,39 @@ def _parse(arguments: list[str]) -> Any:
 
     from kshot import recipes
 
-    rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--budget=") else [word])]
+    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
     budget: Any = "paper"
-    if "--budget" in rest:
-        at = rest.index("--budget")
-        if rest[at + 1 : at + 2] not in (["paper"], ["quick"]):
+    if "--budget" in words:  # it may stand before the recipe's name
+        at = words.index("--budget")
+        if words[at + 1 : at + 2] not in (["paper"], ["quick"]):
             raise InputError("--budget is 'paper' or 'quick'")
-        budget, rest = rest[at + 1], rest[:at] + rest[at + 2 :]
+        budget = words[at + 1]
+        rest = [*words[:at], *words[at + 2 :], "--budget", budget]
     if rest and not rest[0].startswith("-"):
         recipe, rest = recipes.get(rest[0], budget), rest[1:]
     elif "--help" in rest or "-h" in rest:
-        print("usage: kshot train RECIPE [--budget {paper,quick}] --out DIR [settings]\n")
+        print("usage: kshot train RECIPE --out DIR [settings]\n")
         recipe = Recipe()
     else:
         raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
-    default = Train(out=tyro.MISSING, settings=recipe)
-    return _read(Train, "kshot train RECIPE", rest, default=default)
+    own = _options(_after("--learner", words) or recipe.learner)
+    default = Train(out=tyro.MISSING, settings=replace(recipe, options={**own, **recipe.options}))
+    train = _read(Train, "kshot train RECIPE", rest, default=default)
+    # What is the learner's own default is not a setting of the run: a later version may know more of them.
+    told = {name: value for name, value in train.settings.options.items() if own.get(name) != value}
+    return replace(train, settings=replace(train.settings, options=told))
+
+
+def _after(flag: str, words: list[str]) -> str | None:
+    return words[words.index(flag) + 1] if flag in words[:-1] else None
+
+
+def _options(learner: str) -> dict[str, Any]:
+    """The learner's own settings that are no settings of every recipe: each is an option of the command line."""
+    from kshot import learners
+
+    taken = {f.name for kind in (Recipe, Outer, Train) for f in fields(kind)}
+    return {name: value for name, value in learners.options(learner).items() if name not in taken}
 
 
 def main() -> None:
@@ -476,6 +500,7 @@ def main() -> None:
         hint = f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(_COMMANDS)}"
         print(f"kshot: unknown command {arguments[0]!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
+    warnings.showwarning = lambda message, *_: print(f"kshot: warning: {message}", file=sys.stderr)
     try:
         raise SystemExit(_parse(arguments).run())
     except (ValueError, ImportError, CheckpointError, NonFiniteLoss, OSError) as error:

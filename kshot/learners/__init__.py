@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from kshot.core import Learner
 
-__all__ = ["REGISTRY", "Entry", "build"]
+__all__ = ["REGISTRY", "Entry", "build", "options"]
 
 
 class Entry(NamedTuple):
@@ -74,9 +75,26 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
             f" ({', '.join(REGISTRY)})"
         )
     entry = REGISTRY[name]
-    module, _, attribute = entry.path.partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
+    cls = _class(entry)
     try:
         return cls(body, ways=ways, **{**entry.settings, **settings})
     except TypeError as error:
         raise ValueError(f"learner {name!r} does not take these settings {settings}: {error}") from error
+
+
+def options(name: str) -> dict[str, int | float | bool | str]:
+    """The further settings of a learner that are numbers, truths or words, with their defaults; none where unknown.
+
+    >>> options("imaml")["cg_steps"]
+    5
+    """
+    if name not in REGISTRY:
+        return {}
+    entry = REGISTRY[name]
+    defaults = {p.name: p.default for p in inspect.signature(_class(entry)).parameters.values()}
+    return {key: v for key, v in {**defaults, **entry.settings}.items() if isinstance(v, (int, float, bool, str))}
+
+
+def _class(entry: Entry) -> Any:
+    module, _, attribute = entry.path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
