@@ -20,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FORMAT", "CheckpointError", "load", "pack_optimizer", "save", "unpack_optimizer", "write_beside"]
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "load",
+    "pack_optimizer",
+    "save",
+    "unpack_optimizer",
+    "versions",
+    "write_beside",
+]
 
 FORMAT = 1
 """Version of the layout; a file of a newer one is refused."""
@@ -102,6 +111,15 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{info.get('versions', {}).get('kshot', 'a newer version')})"
         )
     return tensors, info
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import platform
+
+    import kshot
+
+    return {"kshot": kshot.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,6 @@ import hashlib
 import inspect
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from kshot import checkpoint, core, engine, seeding, tree
+from kshot import nn as knn
 from kshot.core import Batch, Learner, State, Task
 from kshot.tasks.base import TaskDistribution
 
@@ -236,7 +236,7 @@ def evaluate(
         per_step=path,
         ece=_ece(bins) if metric == "accuracy" else None,
         seconds_per_task=seconds / num_tasks,
-        versions=_versions(),
+        versions=checkpoint.versions(),
         settings={**_described(tasks), **(settings or {})},
         questions=digest.hexdigest()[:16],
     )
@@ -369,21 +369,16 @@ def table(results: Sequence[Result], title: str | None = None) -> Table:
 @contextmanager
 def _evaluating(learner: Learner, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
     """`eval()` mode on a device; afterwards the flags of all modules and the device are as they were."""
-    flags = [(module, module.training) for module in learner.modules()]
-    tensors = [*learner.parameters(), *learner.buffers()]
-    home = tensors[0].device if tensors else torch.device("cpu")
+    home, dtype = knn.place(learner)
     where = home if device is None else torch.device(device)
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-    try:
-        learner.eval()
-        if where != home:
-            learner.to(where)
-        yield where, dtype
-    finally:
-        if where != home:
-            learner.to(home)
-        for module, flag in flags:
-            module.training = flag
+    with knn.evaluating(learner):
+        try:
+            if where != home:
+                learner.to(where)
+            yield where, dtype
+        finally:
+            if where != home:
+                learner.to(home)
 
 
 def _drawn(tasks: TaskDistribution, num_tasks: int, seed: int, batch: int) -> Iterator[tuple[Task, list[Task]]]:
@@ -539,12 +534,6 @@ def _described(tasks: TaskDistribution) -> dict[str, Any]:
     found = {key: getattr(tasks, key) for key in ("ways", "shots", "queries") if hasattr(tasks, key)}
     bank = getattr(tasks, "bank", None)
     return found if bank is None else {**found, "data": bank.name, "split": bank.split}
-
-
-def _versions() -> dict[str, str]:
-    import kshot
-
-    return {"kshot": kshot.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _finite(value: Any) -> Any:

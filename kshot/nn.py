@@ -31,6 +31,8 @@ __all__ = [
     "ResNet12",
     "call",
     "convert",
+    "evaluating",
+    "place",
     "recording",
     "require_functional",
 ]
@@ -331,6 +333,25 @@ def require_functional(module: nn.Module) -> None:
             )
 
 
+def place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a module's numbers; the CPU and torch's default where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    like = next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else torch.zeros(()))
+    return like.device, like.dtype if like.is_floating_point() else torch.get_default_dtype()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`eval()` mode inside the `with`; afterwards the flags of all of its modules are as they were."""
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
 def convert(module: nn.Module, population: bool = False) -> nn.Module:
     """Replace every batch norm of torch's inside `module` (in place) by ours, with the same weights.
 
@@ -338,9 +359,7 @@ def convert(module: nn.Module, population: bool = False) -> nn.Module:
     """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         norm = BatchNorm(module.num_features, population, module.eps)
-        some = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
-        if some is not None:
-            norm.to(some)
+        norm.to(*place(module))
         if module.affine:
             norm.weight, norm.bias = module.weight, module.bias
         if population and module.running_mean is not None and module.running_var is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kshot import checkpoint, core
+from kshot import nn as knn
 from kshot.core import Learner, State, Task
 from kshot.evaluate import Result, is_transductive
 
@@ -146,8 +146,8 @@ def draw_episode(
 
     _require_images(task)
     transductive = is_transductive(learner, task)
-    with _evaluating(learner) as move, torch.no_grad():
-        own = move(task)
+    with knn.evaluating(learner), torch.no_grad():
+        own = core.to(task, *knn.place(learner))
         state = learner.adapt(learner.init(), own.support)
         guess = learner.predict(state, own.query.x).argmax(-1).cpu()  # [M]
     support_y, query_y = task.support.y.cpu(), task.query.y.cpu()
@@ -244,8 +244,8 @@ def plot_sinusoid(
         raise ValueError(f"steps={list(steps)}: give at least one, none below 0")
     x, y = (torch.cat([a.cpu(), b.cpu()]).flatten().double() for a, b in zip(*task, strict=True))  # [N + M]
     grid = torch.linspace(min(-5.0, float(x.min())), max(5.0, float(x.max())), 300)[:, None]  # [300, 1]
-    with _evaluating(learner) as move, torch.no_grad():
-        own = move(task)
+    with knn.evaluating(learner), torch.no_grad():
+        own = core.to(task, *knn.place(learner))
         states = _path(learner, own, max(steps))
         shown = [s for s in sorted(set(steps)) if s < len(states)] or [len(states) - 1]
         if len(states) <= max(steps) and len(states) - 1 not in shown:
@@ -280,19 +280,6 @@ def plot_sinusoid(
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
-
-
-@contextmanager
-def _evaluating(learner: Learner):
-    """`eval()` mode; gives a function that brings a task to the learner's device and dtype. Flags are put back."""
-    flags = [(module, module.training) for module in learner.modules()]
-    like = next((t for t in [*learner.parameters(), *learner.buffers()] if t.is_floating_point()), torch.zeros(0))
-    try:
-        learner.eval()
-        yield lambda task: core.to(task, like.device, like.dtype)
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _path(learner: Learner, task: Task, steps: int) -> list[State]:

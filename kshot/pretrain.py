@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +38,7 @@ from torch.nn import functional as F
 
 from kshot import checkpoint, seeding
 from kshot import nn as knn
-from kshot.train import NonFiniteLoss, Outer, Record, versions
+from kshot.train import NonFiniteLoss, Outer, Record
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
@@ -66,7 +65,7 @@ class Classifier(nn.Module):
     def __init__(self, body: nn.Module, ways: int):
         super().__init__()
         self.body = body
-        device, dtype = _place(body)
+        device, dtype = knn.place(body)
         self.head: nn.Module = nn.Linear(_features(body), ways, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -168,7 +167,7 @@ def pretrain(
     size = _features(body)
     if not any(p.requires_grad for p in body.parameters()):
         raise ValueError(f"{type(body).__name__} has no trainable parameters: there is nothing to pre-train")
-    with torch.no_grad(), _evaluating(body):
+    with torch.no_grad(), knn.evaluating(body):
         x, _ = _draw(bank, seeding.generator(seed, "pretrain", 0), 1, rotations, body)
         shape = list(body(x).shape)
     if shape != [1, size]:
@@ -179,7 +178,7 @@ def pretrain(
     with seeding.seeded(seed, "pretrain head"):
         network = Classifier(body, classes)
         if classifier == "cosine":
-            device, dtype = _place(body)
+            device, dtype = knn.place(body)
             network.head = _Cosine(size, classes).to(device, dtype)
     return _train(network, bank, settings, rotations, stop)
 
@@ -278,7 +277,7 @@ def feature_mean(body: nn.Module, bank: Bank, *, rotations: int = 1, batch: int 
         )
     total = torch.zeros((), dtype=torch.float64)
     features = total
-    with _evaluating(body):
+    with knn.evaluating(body):
         for turn in range(rotations):
             for rows in torch.arange(len(bank)).split(batch):
                 features = body(_images(bank, rows, torch.full_like(rows, turn), rotations, body))  # [B, D]
@@ -293,7 +292,7 @@ def save(body: nn.Module, path: Path | str, settings: dict[str, Any] | None = No
         CheckpointError: see `kshot.checkpoint.write_beside`.
     """
     tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()}
-    checkpoint.save(path, tensors, {"settings": settings or {}, "versions": versions()})
+    checkpoint.save(path, tensors, {"settings": settings or {}, "versions": checkpoint.versions()})
 
 
 def restore(body: nn.Module, path: Path | str) -> dict[str, Any]:
@@ -331,12 +330,6 @@ def _features(body: nn.Module) -> int:
     return size
 
 
-def _place(body: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the body's numbers; the CPU and torch's default where it has none."""
-    like = next((t for t in (*body.parameters(), *body.buffers()) if t.is_floating_point()), torch.zeros(()))
-    return like.device, like.dtype
-
-
 def _check_turns(bank: Bank, rotations: int) -> None:
     if rotations not in (1, 4):
         raise ValueError(f"rotations={rotations!r}: pass 1, or 4 to make every class turned by 90 degrees its own")
@@ -356,22 +349,10 @@ def _draw(bank: Bank, generator: torch.Generator, batch: int, rotations: int, bo
 
 def _images(bank: Bank, row: Tensor, turn: Tensor, rotations: int, body: nn.Module) -> Tensor:
     """Rows `[B]` of the bank, turned `[B]` times by 90 degrees: `[B, C, H, Wd]` in 0..1, or features `[B, D]`."""
-    device, dtype = _place(body)
+    device, dtype = knn.place(body)
     images = bank.images[row.to(bank.images.device)].to(device)
     for k in range(1, rotations):
         turned = (turn == k).nonzero().flatten().to(device)
         images[turned] = images[turned].rot90(k, (-2, -1))
     x = images.to(dtype)
     return x if images.is_floating_point() else x / 255
-
-
-@contextmanager
-def _evaluating(body: nn.Module) -> Iterator[None]:
-    """`eval()` mode; afterwards the flags of all modules are as they were."""
-    flags = [(module, module.training) for module in body.modules()]
-    try:
-        body.eval()
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import torch
 
 from kshot import checkpoint, engine, seeding
+from kshot import nn as knn
 from kshot.core import Learner, check_ways, to
 from kshot.evaluate import evaluate
 from kshot.tasks.base import TaskDistribution
 
-__all__ = ["NonFiniteLoss", "Outer", "Record", "meta_train", "restore", "versions"]
+__all__ = ["NonFiniteLoss", "Outer", "Record", "meta_train", "restore"]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -117,15 +118,6 @@ class Record:
         return json.dumps(asdict(self))
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    import platform
-
-    import kshot
-
-    return {"kshot": kshot.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
 def _optimizer(learner: Learner, outer: Outer) -> torch.optim.Optimizer | None:
     params = [p for p in learner.parameters() if p.requires_grad]
     if not params:
@@ -188,8 +180,7 @@ def meta_train(
         raise ValueError(f"{type(learner).__name__} has no trainable parameters: there is nothing to meta-train")
     start, best = 0, None
     validation_seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
-    device = next(learner.parameters()).device
-    dtype = next(learner.parameters()).dtype
+    device, dtype = knn.place(learner)
 
     if folder is not None and resume and (folder / "last.safetensors").exists():
         start, best = _go_on(learner, optimizer, outer, settings or {}, folder)
@@ -208,7 +199,7 @@ def meta_train(
         tensors = {f"learner.{n}": t for n, t in learner.state_dict().items()}
         tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
         info = {"step": step, "best": best, "optimizer": numbers, "outer": asdict(outer), "settings": settings or {}}
-        checkpoint.save(folder / name, tensors, {**info, "versions": versions()})
+        checkpoint.save(folder / name, tensors, {**info, "versions": checkpoint.versions()})
 
     for step in range(start, outer.steps):
         learner.train()  # the caller's loop may have evaluated it

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine": "core nn tree",
         "checkpoint": "",
         "evaluate": "checkpoint core engine losses nn seeding tasks tree",
-        "plots": "checkpoint core engine evaluate losses tasks tree",
+        "plots": "checkpoint core engine evaluate losses nn tasks tree",
         "train": "checkpoint core engine evaluate losses nn seeding tasks tree",
         "pretrain": "checkpoint data nn seeding train",
         "config": "core data learners nn seeding tasks train",

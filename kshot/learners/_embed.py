@@ -53,8 +53,8 @@ def batch_statistics(body: nn.Module) -> bool:
 
 def zeros(module: nn.Module, *shape: int) -> Tensor:
     """Zeros of the dtype and device of the module's parameters (or buffers; torch's default where there are none)."""
-    like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(()))
-    return like.new_zeros(shape)
+    device, dtype = knn.place(module)
+    return torch.zeros(shape, device=device, dtype=dtype)
 
 
 def features(body: nn.Module, x: Tensor) -> Tensor:
