@@ -32,7 +32,11 @@ class Outcome(NamedTuple):
 
 
 def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "vmap"]:
-    """The strategy that "auto" stands for."""
+    """The strategy that "auto" stands for; any other is given back.
+
+    Raises:
+        ValueError: an unknown strategy.
+    """
     if strategy not in ("auto", "loop", "vmap"):
         raise ValueError(f"unknown strategy {strategy!r}: use 'auto', 'loop' or 'vmap'")
     if strategy != "auto":
@@ -47,7 +51,17 @@ def _mapped(learner: Learner, tasks: Task, chunk_size: int | None) -> tuple[Tens
 
 
 def meta_loss(learner: Learner, tasks: Task, strategy: Strategy = "auto", chunk_size: int | None = None) -> Outcome:
-    """Loss and metrics of every task of a batch (a leading T on every leaf), without a meta-gradient."""
+    """Loss and metrics of every task of a batch, without a meta-gradient.
+
+    Args:
+        learner: any `Learner`, in the mode (`train()`, `eval()`) that it is in.
+        tasks: a leading T on every leaf.
+        strategy: see the module.
+        chunk_size: tasks mapped at a time by "vmap" (None: all).
+
+    Raises:
+        ValueError: an unknown strategy.
+    """
     with torch.no_grad():  # an inner torch.func.grad is not silenced by an outer no_grad
         if choose(learner, strategy) == "vmap":
             return Outcome(*_mapped(learner, tasks, chunk_size))
@@ -67,6 +81,9 @@ def meta_gradient(
 
     Returns:
         `{name: gradient}` for the parameters that require one (zeros where a parameter takes no part), and the Outcome.
+
+    Raises:
+        ValueError: an unknown strategy.
     """
     params = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     count = len(tasks.query.x)
@@ -90,7 +107,11 @@ def meta_gradient(
 
 
 def calibrate(learner: Learner, tasks: Task) -> None:
-    """Set the population statistics (`kshot.nn.BatchNorm(population=True)`) of a learner from these tasks."""
+    """Set the population statistics (`kshot.nn.BatchNorm(population=True)`) of a learner, in place.
+
+    They become the mean over the tasks (a leading T on every leaf) of what the learner's loss in `train()` mode sees. A
+    learner without such normalisations is left as it is.
+    """
     if any(isinstance(m, knn.BatchNorm) and m.population for m in learner.modules()):
         with knn.recording(learner), torch.no_grad():
             for i in range(len(tasks.query.x)):

@@ -97,6 +97,11 @@ class Result:
     def __str__(self) -> str:
         return f"{self.name} ({self.mode}): {self.metric} {_shown(self)}, {self.num_tasks} tasks"
 
+    @property
+    def is_floor(self) -> bool:
+        """Whether its name begins with "floor": what a meta-trained learner has to beat."""
+        return self.name.startswith("floor")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: numbers that are not finite (a diverged learner) become None."""
         return _finite(dataclasses.asdict(self))
@@ -342,7 +347,7 @@ def table(results: Sequence[Result], title: str | None = None) -> Table:
     """A rich table, a row per result; floors (names that begin with "floor") come last, below a line."""
     from rich.table import Table
 
-    results = [r for r in results if not _floor(r)] + [r for r in results if _floor(r)]
+    results = [r for r in results if not r.is_floor] + [r for r in results if r.is_floor]
     metrics = sorted({r.metric for r in results})
     shown = Table(title=title, title_justify="left")
     shown.add_column("name")
@@ -357,8 +362,8 @@ def table(results: Sequence[Result], title: str | None = None) -> Table:
             str(r.num_tasks),
             "–" if r.ece is None else f"{r.ece:.3f}",
             f"{1000 * r.seconds_per_task:.1f}",
-            style="dim" if _floor(r) else None,
-            end_section=i + 1 < len(results) and not _floor(r) and _floor(results[i + 1]),
+            style="dim" if r.is_floor else None,
+            end_section=i + 1 < len(results) and not r.is_floor and results[i + 1].is_floor,
         )
     return shown
 
@@ -516,10 +521,6 @@ def _binned(confidence: Tensor, correct: Tensor, bins: int = _BINS) -> Tensor:
 def _ece(bins: Tensor) -> float:
     total = bins[:, 0].sum().clamp_min(1)
     return float(((bins[:, 2] - bins[:, 1]).abs() / total).sum())
-
-
-def _floor(result: Result) -> bool:
-    return result.name.startswith("floor")
 
 
 def _shown(result: Result) -> str:

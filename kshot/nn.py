@@ -73,6 +73,7 @@ class BatchNorm(nn.Module):
             self.register_buffer("population_var", torch.ones(channels))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[N, C, ...]` -> the same shape, every channel normalised, times `weight`, plus `bias`."""
         known = self.population and not self.training
         if self.recorded is None and x.numel() > x.shape[1] and _plain(mask):  # torch refuses one value per channel
             mean, var = (self.population_mean, self.population_var) if known else (None, None)
@@ -212,6 +213,7 @@ class Conv4(nn.Module):
         self.head = nn.Linear(self.out_features, out) if out is not None else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features `[N, D]`, or scores `[N, out]` with a head, of images `[N, C, H, Wd]`; `mask` as in `BatchNorm`."""
         for block in self.blocks:
             x = block(x, mask)
         x = x.flatten(1) if self.features == "flat" else x.mean((2, 3))
@@ -266,6 +268,7 @@ class ResNet12(nn.Module):
         self.head = nn.Linear(self.out_features, out) if out is not None else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features `[N, D]`, or scores `[N, out]` with a head, of images `[N, C, H, Wd]`; `mask` as in `BatchNorm`."""
         for block in self.blocks:
             x = block(x, mask)
         x = x.mean((2, 3))
@@ -295,6 +298,7 @@ class MLP(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """Values `[N, out]` of inputs `[N, ...]`, flattened."""
         x = x.flatten(1)
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))

@@ -46,14 +46,14 @@ def plot_steps(results: Sequence[Result], path: Path | str, title: str | None = 
         CheckpointError: the disk is full or not writable.
     """
     metric = _one_metric(results)
-    longest = max((r.per_step[-1][0] for r in results if not _is_floor(r)), default=0)
+    longest = max((r.per_step[-1][0] for r in results if not r.is_floor), default=0)
     figure, axes = _axes(metric, "adaptation steps", title)
     end = max(longest, 1)
     ends: list[tuple[float, str, str]] = []
     for i, r in enumerate(results):
         colour, line = _style(i, r)
         scale = _scale(metric)
-        if _is_floor(r) or (longest > 1 and len(r.per_step) <= 2):
+        if r.is_floor or (longest > 1 and len(r.per_step) <= 2):
             low, high = scale * (r.mean - r.interval95), scale * (r.mean + r.interval95)
             axes.axhline(scale * r.mean, color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
             axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
@@ -330,23 +330,19 @@ def _one_metric(results: Sequence[Result]) -> str:
     return metrics[0]
 
 
-def _is_floor(result: Result) -> bool:
-    return result.name.startswith("floor")
-
-
 def _scale(metric: str) -> float:
     return 100.0 if metric == "accuracy" else 1.0
 
 
 def _style(i: int, result: Result) -> tuple[str, Any]:
-    colour = _GREY if _is_floor(result) else _COLOURS[i % len(_COLOURS)]
+    colour = _GREY if result.is_floor else _COLOURS[i % len(_COLOURS)]
     return colour, _LINES[i // len(_COLOURS) % len(_LINES)]
 
 
 def _label(result: Result, among: Sequence[Result]) -> str:
     """The name, with the mode where it is transductive or where the plot shows both."""
     both = len({r.mode for r in among}) > 1
-    told = result.mode == "transductive" or (both and not _is_floor(result))
+    told = result.mode == "transductive" or (both and not result.is_floor)
     return f"{result.name} ({result.mode})" if told else result.name
 
 
