@@ -162,10 +162,10 @@ class _ConvBlock(nn.Module):
         x = self.conv(x)
         if self.norm is not None:
             x = self.norm(x, mask)
-        x = self.activation(x)
-        if self.pool == "max":
+        if self.pool == "max":  # a maximum commutes with a rising activation, which then has a quarter of the work
             x = F.max_pool2d(x, 2)
-        elif self.pool == "avg":
+        x = self.activation(x)
+        if self.pool == "avg":
             x = F.avg_pool2d(x, 2)
         return x
 
@@ -234,8 +234,9 @@ class _ResidualBlock(nn.Module):
         shortcut = self.shortcut_norm(self.shortcut(x), mask)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x), mask)
-            x = self.activation(x + shortcut if i == 2 else x)
-        return F.max_pool2d(x, 2)
+            if i < 2:
+                x = self.activation(x)
+        return self.activation(F.max_pool2d(x + shortcut, 2))  # they commute, see `_ConvBlock`
 
 
 class ResNet12(nn.Module):

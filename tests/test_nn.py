@@ -220,6 +220,41 @@ def test_conv4_shapes(pool, features, size, side):
     assert knn.Conv4(3, 5, pool, size, out=7, features=features)(torch.randn(2, 3, size, size)).shape == (2, 7)
 
 
+def as_in_the_papers(body, x):
+    """Conv4 and ResNet-12 by torch's own functions: convolution, batch norm, activation, and pooling last."""
+
+    def normed(norm, x):
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+    if isinstance(body, knn.Conv4):
+        for block in body.blocks:
+            x = F.max_pool2d(block.activation(normed(block.norm, block.conv(x))), 2)
+        return x.flatten(1)
+    for block in body.blocks:
+        shortcut = normed(block.shortcut_norm, block.shortcut(x))
+        for i, (conv, norm) in enumerate(zip(block.convs, block.norms, strict=True)):
+            x = normed(norm, conv(x))
+            x = block.activation(x + shortcut if i == 2 else x)
+        x = F.max_pool2d(x, 2)
+    return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "softplus"])
+@pytest.mark.parametrize("kind", ["conv4", "resnet12"])
+def test_pooling_before_the_activation_changes_nothing(kind, activation):
+    make = {"conv4": lambda: knn.Conv4(2, 3, size=20, activation=activation),
+            "resnet12": lambda: knn.ResNet12(2, (2, 3, 3, 4), activation=activation)}[kind]  # fmt: skip
+    body = make().double()
+    x = torch.randn(4, 2, 20, 20, dtype=DOUBLE, requires_grad=True)
+    results = []
+    for function in (body, lambda x: as_in_the_papers(body, x)):
+        y = function(x)
+        wanted = (x, *body.parameters())
+        results.append((y, *torch.autograd.grad(y.sin().sum(), wanted)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_conv4_options():
     assert not any(isinstance(m, knn.BatchNorm) for m in knn.Conv4(width=2, norm=False).modules())
     assert knn.Conv4(width=2, norm=False).blocks[0].conv.bias is not None
