@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from kshot import kernels
+
 __all__ = [
     "MLP",
     "BatchNorm",
@@ -35,6 +37,7 @@ __all__ = [
     "place",
     "recording",
     "require_functional",
+    "transformed",
 ]
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus"]
@@ -89,6 +92,13 @@ class BatchNorm(nn.Module):
         shift = self.bias - mean * scale
         return x * scale.view(shape) + shift.view(shape)
 
+    def pools(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Whether `kernels.max_pooled_norm` does what this norm and a 2x2 max pooling do to `x` `[N, C, H, W]`."""
+        fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and min(x.shape[2:]) > 1
+        batch = self.recorded is None and (self.training or not self.population)
+        same = x.dtype == self.weight.dtype
+        return fits and batch and same and len(x) > 0 and _plain(mask) and kernels.available()
+
     def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         shape = (1, -1) + (1,) * (x.dim() - 2)
         if mask is None:
@@ -110,15 +120,27 @@ class BatchNorm(nn.Module):
         return f"{len(self.weight)}, population={self.population}"
 
 
+def transformed() -> bool:
+    """Whether this runs inside a transform of `torch.func` (grad, vmap, ...) or is being compiled."""
+    # There is no public way to ask.
+    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return stack is not None or torch.compiler.is_compiling()
+
+
 def _plain(mask: Tensor | None) -> bool:
     """Whether torch's fused batch norm may be used: outside every functorch transform, where its gradients are right,
     and with no row masked out. On a CPU a step of a metric learner is 1.6 times as fast with it.
     """
-    # There is no public way to ask whether a transform is active.
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    if transformed or torch.compiler.is_compiling():
+    if transformed():
         return False
     return mask is None or (mask.device.type == "cpu" and bool(mask.all()))  # elsewhere the question costs a sync
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The images in channels-last memory, told so by their strides even where there is one channel."""
+    if x.device.type != "cpu" or x.stride(1) == 1:
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)
 
 
 @contextmanager
@@ -160,9 +182,12 @@ class _ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.conv(x)
+        # A maximum commutes with a rising activation, which then has a quarter of the work.
+        if self.norm is not None and self.pool == "max" and self.norm.pools(x, mask):
+            return self.activation(kernels.max_pooled_norm(x, self.norm.weight, self.norm.bias, self.norm.eps))
         if self.norm is not None:
             x = self.norm(x, mask)
-        if self.pool == "max":  # a maximum commutes with a rising activation, which then has a quarter of the work
+        if self.pool == "max":
             x = F.max_pool2d(x, 2)
         x = self.activation(x)
         if self.pool == "avg":
@@ -214,6 +239,8 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[N, D]`, or scores `[N, out]` with a head, of images `[N, C, H, Wd]`; `mask` as in `BatchNorm`."""
+        if self.blocks[0].pool == "max" and not transformed():
+            x = _channels_last(x)
         for block in self.blocks:
             x = block(x, mask)
         x = x.flatten(1) if self.features == "flat" else x.mean((2, 3))

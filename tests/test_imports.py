@@ -22,8 +22,8 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "core tree losses nn seeding data tasks learners engine checkpoint evaluate plots train pretrain config recipes "
-    "runs testing"
+    "core tree losses places kernels nn seeding data tasks learners engine checkpoint evaluate plots train pretrain "
+    "config recipes runs testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,8 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "losses": "",
         "seeding": "",
         "core": "losses",
-        "nn": "",
-        "data": "seeding",
+        "places": "",
+        "kernels": "places",
+        "nn": "kernels",
+        "data": "places seeding",
         "tasks": "core data losses seeding tree",
         "learners": "core losses nn seeding tree",
         "engine": "core nn tree",

@@ -20,8 +20,9 @@ from typing import Any
 
 from kshot.data import folder, glyphs, idx, omniglot
 from kshot.data.arrays import from_arrays, from_dataset
-from kshot.data.bank import Bank, DataError, cache_dir, data_dir, split_names
+from kshot.data.bank import Bank, DataError, split_names
 from kshot.data.download import DownloadError, fetch
+from kshot.places import cache_dir, data_dir
 
 __all__ = [
     "Bank",

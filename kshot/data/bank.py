@@ -27,7 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Bank", "DataError", "cache_dir", "cached", "data_dir", "split_names"]
+from kshot.places import cache_dir
+
+__all__ = ["Bank", "DataError", "cached", "split_names"]
 
 FORMAT = 1  # of the cache files; raise it when decoding changes
 
@@ -187,22 +189,6 @@ def split_names(
     a = round(fractions[0] * len(order))
     b = min(len(order), a + round(fractions[1] * len(order)))
     return {"train": sorted(order[:a]), "val": sorted(order[a:b]), "test": sorted(order[b:])}
-
-
-def cache_dir() -> Path:
-    """The folder of decoded banks and downloads: `KSHOT_CACHE`, else `$XDG_CACHE_HOME/kshot`, else `~/.cache/kshot`."""
-    if own := os.environ.get("KSHOT_CACHE"):
-        return Path(own).expanduser()
-    return _user_cache()
-
-
-def data_dir(data_root: Path | str | None = None) -> Path:
-    """Where data sets are looked for: `data_root`, else `KSHOT_DATA`, else the user's cache folder."""
-    return Path(data_root or os.environ.get("KSHOT_DATA") or _user_cache()).expanduser()
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kshot"
 
 
 def identity(*paths: Path) -> list[list[Any]]:

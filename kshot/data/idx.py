@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.data.bank import Bank, DataError, data_dir
+from kshot.data.bank import Bank, DataError
 from kshot.data.download import fetch
+from kshot.places import data_dir
 
 __all__ = ["SETS", "download", "load_split", "read_idx"]
 

@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from kshot.data.bank import Bank, DataError, _few, cached, data_dir, identity
+from kshot.data.bank import Bank, DataError, _few, cached, identity
 from kshot.data.download import fetch
+from kshot.places import data_dir
 
 __all__ = ["DRAWINGS", "FILES", "class_splits", "download", "load_all"]
 

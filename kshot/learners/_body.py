@@ -1,8 +1,8 @@
 """A body at work inside a learner: `kshot.nn.call`, with a clear error where the body has a side effect.
 
 No input is known when a learner is made, so a side effect shows at the first call. Inside a transform of
-`torch.func` most of them are RuntimeErrors that speak of "captured tensors"; outside they pass in silence, and
-a later task would see what an earlier one left behind.
+`torch.func` most of them are RuntimeErrors that speak of "captured tensors"; outside they would pass in silence, and
+a later task see what an earlier one left behind: so the tensors are compared before and after.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ def call(body: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: 
     """`kshot.nn.call(body, params, x, mask)` of a body without side effects.
 
     Raises:
-        ValueError: `forward` changed a buffer, or an in-place operation met a tensor that must not change. Not found:
-            attributes that are no tensors, and, outside transforms, plain tensor attributes.
+        ValueError: `forward` changed a buffer, a plain tensor attribute or its input. Not found: a change of anything
+            that is no tensor; of the input, under vmap alone.
     """
-    before = _buffers(body)
+    before = _kept(body)
+    version = _version(x)
     try:
         outputs = knn.call(body, params, x, mask)
     except RuntimeError as error:
@@ -39,17 +40,28 @@ def call(body: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: 
                 f"its own input), {_MEND}"
             ) from error
         raise
+    if _version(x) != version:
+        raise ValueError(f"{type(body).__name__} changes its own input in place in forward(), {_MEND}")
     if before:
-        after = _buffers(body)
+        after = _kept(body)
         changed = [name for name, (buffer, version) in before.items() if not _same(after.get(name), buffer, version)]
         if changed:
-            raise ValueError(f"{type(body).__name__} changed its buffers {', '.join(changed)} in forward(), {_MEND}")
+            raise ValueError(f"{type(body).__name__} changed its {', '.join(changed)} in forward(), {_MEND}")
     return outputs
 
 
-def _buffers(body: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """`{name: (buffer, version)}`. The version counts in-place changes (torch has no public way to ask for it)."""
-    return {name: (b, -1 if b.is_inference() else b._version) for name, b in body.named_buffers()}
+def _kept(body: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """`{name: (tensor, version)}` of all tensors that `forward` must leave alone: buffers and plain attributes."""
+    kept = dict(body.named_buffers())
+    for prefix, module in body.named_modules():
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+        kept |= {f"{prefix}.{name}".lstrip("."): value for name, value in plain.items()}
+    return {name: (tensor, _version(tensor)) for name, tensor in kept.items()}
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place (torch has no public way to ask for it)."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _same(now: tuple[Tensor, int] | None, buffer: Tensor, version: int) -> bool:

@@ -159,7 +159,16 @@ def gradient(
 ) -> Params:
     """`{name: d loss / d params[name]}`; with `first_order` a constant to whoever differentiates on, and no graph."""
     base = tree.detach(params) if first_order else params
-    return torch.func.grad(lambda moving: loss({**base, **moving}))({name: base[name] for name in names})
+    moving = {name: base[name] for name in names}
+    if knn.transformed():
+        return torch.func.grad(lambda moving: loss({**base, **moving}))(moving)
+    # The same by plain autograd: outside torch's function transforms the fused normalisations can be used.
+    onwards = torch.is_grad_enabled() and not first_order
+    with torch.enable_grad():
+        moving = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in moving.items()}
+        value = loss({**base, **moving})
+        slopes = torch.autograd.grad(value, list(moving.values()), create_graph=onwards, materialize_grads=True)
+    return dict(zip(moving, slopes, strict=True))
 
 
 def descend(
