@@ -63,7 +63,7 @@ class Recipe:
         class_list: folder data: a JSON file of the classes of "train", "val" and "test"; None: drawn by `fractions`.
         fractions: folder data: shares of the classes of train, val and test.
         on_bad: folder data: "skip" unreadable files with a warning, or "refuse" them.
-        strategy: of the engine: "auto", "loop" or "vmap".
+        strategy: of the engine: "auto", "loop", "threads" or "vmap".
         outer: the outer loop.
         source: where the numbers come from.
         differs: where they differ from the source.
@@ -99,7 +99,7 @@ class Recipe:
     class_list: str | None = None
     fractions: tuple[float, float, float] | None = None
     on_bad: Literal["skip", "refuse"] = "skip"
-    strategy: Literal["auto", "loop", "vmap"] = "auto"
+    strategy: Literal["auto", "loop", "threads", "vmap"] = "auto"
     outer: Outer = field(default_factory=Outer)
     source: str = ""
     differs: str = ""

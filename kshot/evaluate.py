@@ -180,7 +180,7 @@ def evaluate(
         steps: adaptation steps, for learners whose `adapt_path` takes `steps`; None: the learner's own number. Others
             ignore it.
         per_step: also score the states before the last one. False saves their predictions (in a validation).
-        strategy: "loop", "vmap" or "auto", see `kshot.engine`.
+        strategy: see `kshot.engine`; "threads" is a loop here.
         device: where to run; the learner is moved there and back. None: where its parameters are. Tasks are always
             drawn on the CPU, so they are the same on every device.
         name: for tables; None: the class's name.

@@ -415,6 +415,30 @@ def mapped_equals_loop(case: _Case) -> None:
 
 
 @_learner_check
+def threads_equal_loop(case: _Case) -> None:
+    """Loss, metrics and meta-gradient of the engine's "threads" equal those of its "loop" in float64, to 1e-8."""
+    learner, tasks = case.learner(train=True), case.batch("threads", 5)
+    looped, expected = engine.meta_gradient(learner, tasks, "loop")
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threaded, outcome = engine.meta_gradient(learner, tasks, "threads")
+    finally:
+        torch.set_num_threads(count)
+    pairs = {"the loss": (outcome.loss, expected.loss)}
+    pairs |= {f"metric '{k}'": (outcome.metrics[k], v) for k, v in expected.metrics.items()}
+    pairs |= {f"the meta-gradient of {k}": (threaded[k], v) for k, v in looped.items()}
+    for name, (value, wanted) in pairs.items():
+        if _gap(value, wanted) > CLOSE:
+            _fail(
+                f"{name} of tasks shared among threads differs from a loop over tasks by {_gap(value, wanted):.2g}",
+                f"a relative difference of at most {CLOSE:g} in float64",
+                "every thread works on a deep copy of the learner: look for state outside of it (globals, class "
+                "attributes, caches) that one task leaves for another",
+            )
+
+
+@_learner_check
 def finite_difference(case: _Case) -> None:
     """The meta-gradient equals a central finite difference of the mean loss in float64, group by group of parameters.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -45,7 +47,17 @@ def by_hand(learner: Learner, tasks: Task) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("strategy", "chunk_size"),
-    [("auto", None), ("loop", None), ("loop", 2), ("vmap", None), ("vmap", 1), ("vmap", 2), ("vmap", 5), ("vmap", 99)],
+    [
+        ("auto", None),
+        ("loop", None),
+        ("loop", 2),
+        ("threads", None),
+        ("vmap", None),
+        ("vmap", 1),
+        ("vmap", 2),
+        ("vmap", 5),
+        ("vmap", 99),
+    ],
 )
 def test_meta_gradient_is_autograds_of_the_mean_loss(strategy, chunk_size):
     learner = one_step()
@@ -61,7 +73,87 @@ def test_meta_gradient_is_autograds_of_the_mean_loss(strategy, chunk_size):
     assert all(p.grad is None for p in learner.parameters())
 
 
-@pytest.mark.parametrize(("strategy", "chunk_size"), [("loop", None), ("vmap", None), ("vmap", 2)])
+@pytest.fixture
+def two_threads():
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_share_the_tasks_and_give_equal_bits():
+    seen = set()
+
+    class Tells(OneStep):
+        def predict(self, state, x):
+            seen.add(threading.current_thread().name)
+            return super().predict(state, x)
+
+    learner = Tells(one_step().body).double()
+    first, outcome = engine.meta_gradient(learner, TASKS, "threads")
+    assert len({name for name in seen if name.startswith("kshot-engine")}) == 2
+    wanted = by_hand(learner, TASKS)
+    for _ in range(20):
+        again, same = engine.meta_gradient(learner, TASKS, "threads")
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+        assert torch.equal(same.loss, outcome.loss)
+    for name, value in wanted.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-12)
+    assert torch.get_num_threads() == 2  # the caller's number, and that of threads to come
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_work_on_the_learners_memory():
+    """A copy is made for each call; what it sees are the parameters as they are now."""
+    learner = one_step()
+    before, _ = engine.meta_gradient(learner, TASKS, "threads")
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.mul_(1.5)
+    after, _ = engine.meta_gradient(learner, TASKS, "threads")
+    wanted = by_hand(learner, TASKS)
+    for name, value in wanted.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-10, atol=1e-12)
+        assert not torch.equal(before[name], after[name])
+    twin = engine._copy(learner)
+    assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in learner.parameters()]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_learner_that_draws_random_numbers_goes_by_loop():
+    class Noisy(OneStep):
+        def predict(self, state, x):
+            return super().predict(state, x) + (torch.rand(3, dtype=x.dtype) if self.training else 0)
+
+    learner = Noisy(one_step().body).double()
+    results = []
+    for strategy in ("loop", "threads", "threads"):
+        torch.manual_seed(5)
+        results.append(engine.meta_gradient(learner, TASKS, strategy)[1].loss)
+    assert torch.equal(results[0], results[1])  # and the trial drew nothing from the caller's stream
+    assert torch.equal(results[0], results[2])
+    assert engine._DRAWS[learner] == {True: True}
+    engine.meta_gradient(learner.eval(), TASKS, "threads")
+    assert engine._DRAWS[learner] == {True: True, False: False}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_in_a_thread_is_the_callers():
+    class Fails(OneStep):
+        def predict(self, state, x):
+            raise RuntimeError("no such luck")
+
+    with pytest.raises(RuntimeError, match="no such luck"):
+        engine.meta_gradient(Fails(one_step().body).double(), TASKS, "threads")
+
+
+@pytest.mark.parametrize(("strategy", "chunk_size"), [("loop", None), ("threads", None), ("vmap", None), ("vmap", 2)])
 def test_meta_loss_is_the_same_without_a_graph(strategy, chunk_size):
     learner = one_step()
     _, wanted = engine.meta_gradient(learner, TASKS, "loop")
@@ -102,9 +194,10 @@ def test_a_learner_with_nothing_to_learn():
 def test_choose():
     small, convolving = one_step(), OneStep(knn.Conv4(width=2, size=16, pool="stride", out=3))
     assert engine.choose(small) == "vmap"
-    assert engine.choose(convolving) == "loop"  # a mapped convolution is a slow grouped one on a CPU
+    count = torch.get_num_threads()  # a mapped convolution is a slow grouped one on a CPU
+    assert engine.choose(convolving) == ("threads" if count > 1 else "loop")
     assert engine.choose(convolving, "vmap") == "vmap"
-    with pytest.raises(ValueError, match="unknown strategy 'fast': use 'auto', 'loop' or 'vmap'"):
+    with pytest.raises(ValueError, match="unknown strategy 'fast': use 'auto', 'loop', 'threads' or 'vmap'"):
         engine.choose(small, "fast")  # type: ignore[arg-type]
 
 
