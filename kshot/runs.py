@@ -33,9 +33,10 @@ __all__ = ["Run", "Test", "classes_of", "draw", "floors", "load_run", "recipe_of
 
 FLOOR_TASKS = 100
 """Training from scratch takes 100 steps per task: it is tested on at most this many, and its row says so."""
-
+LARGE_FLOOR_TASKS = 25
+"""The same for a support set of more than `SMALL` pixels, where a task takes a second and more."""
 SMALL = 10 * 28 * 28
-"""Pixels of a support set up to which a mapped convolution, a grouped one, is faster than a loop over tasks."""
+"""Up to this size a mapped convolution, a grouped one, is faster than a loop over tasks on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,10 @@ def score(
     for label, one, count in rows:
         options: dict[str, Any] = {"name": label, "steps": count, "settings": settings, "device": test.device}
         number = test.tasks
-        if isinstance(one, FineTune):  # many steps; small ones go faster together, on a CPU too
+        if isinstance(one, FineTune):
             small = shown.ways * shown.shots * shown.augment * shown.size**2 <= SMALL
-            number, options["strategy"] = min(number, FLOOR_TASKS), "vmap" if small else "auto"
+            number = min(number, FLOOR_TASKS if small else LARGE_FLOOR_TASKS)
+            options["strategy"] = "vmap" if small else "auto"
         results += evaluate_modes(one, tasks, number, test.seed, progress=progress, **options).values()
     return results
 
