@@ -6,8 +6,9 @@
 
 The contenders take turns; a figure is the median of their steps. The norms of their meta-gradients are printed and must
 agree to `DIGITS` relative in float64, else the run ends (in float32 rounding moves those of five steps by 1e-4). "Of
-the peak" is the row's arithmetic, counted by torch.utils.flop_counter on the plain loop, over kshot's time, as a share of
-the speed of a matrix product on this machine in this run. What is not installed, or cannot do a row, is "not measured".
+the peak" is the row's arithmetic, counted by torch.utils.flop_counter on the plain loop, over kshot's time, as a share
+of the speed of a matrix product on this machine in this run. What is not installed, or cannot do a row, is "not
+measured".
 """
 
 from __future__ import annotations
