@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot import checkpoint, engine, seeding
+from kshot import checkpoint, engine, seeding, testing
 from kshot import nn as knn
 from kshot import train as train_module
 from kshot.checkpoint import CheckpointError
 from kshot.core import Batch, Learner, Task
+from kshot.learners import build
 from kshot.train import NonFiniteLoss, Outer, Record, meta_train, restore
 
 # A child finds the kshot that is tested, installed or not.
@@ -565,6 +566,7 @@ STEPS = 40
 RUNS: dict[str, dict[str, Any]] = {
     "noisy": {"steps": STEPS, "batch": 2, "save_every": 4, "val_every": 10, "val_tasks": 3, "schedule": "cosine"},
     "plain": {"steps": STEPS, "batch": 3, "save_every": 7, "optimizer": "adamw", "weight_decay": 0.01, "clip": 0.5},
+    "threads": {"steps": STEPS, "batch": 3, "save_every": 6, "strategy": "threads"},
 }
 KILLS = 8
 
@@ -586,9 +588,16 @@ def compare(broken: Path, whole: Path, steps: int) -> None:
 
 
 def run(kind: str, out: Path) -> None:
-    learner = Metric() if kind == "noisy" else Metric(dropout=0.0, population=False)
+    tasks: Any = Clusters()
     val = Clusters(0.6) if kind == "noisy" else None
-    for _ in meta_train(learner, Clusters(), val=val, out=out, resume=True, **RUNS[kind]):
+    if kind == "threads":  # of the engine, and the compiled pooling
+        torch.set_num_threads(2)
+        tasks = testing.Clusters(ways=WAYS, shots=1, queries=2, shape=(1, 16, 16))
+        with seeding.seeded(0, "weights"):
+            learner: Learner = build("maml", knn.Conv4(width=4, size=16, out=WAYS), WAYS)
+    else:
+        learner = Metric() if kind == "noisy" else Metric(dropout=0.0, population=False)
+    for _ in meta_train(learner, tasks, val=val, out=out, resume=True, **RUNS[kind]):
         pass
 
 
@@ -644,11 +653,21 @@ def _arm(moment: str, count: int) -> None:
         os.replace = {"before replace": before_replace, "after replace": after_replace}[moment]  # type: ignore[assignment]
 
 
+def written(out: Path) -> int:
+    """How many records there are."""
+    path = out / "records.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 MOMENTS = ("half file", "before replace", "after replace", "half record", "after record")
 
 
-def fork(kind: str, out: Path, moment: str | None = None, count: int = 0, delay: float = 0.0) -> tuple[int, float]:
-    """A run in a fork of this process, killed at a moment or after a delay; its status and seconds."""
+def fork(
+    kind: str, out: Path, moment: str | None = None, count: int = 0, after: int = 0, delay: float = 0.0
+) -> tuple[int, float]:
+    """A run in a fork of this process, killed at a moment, or `delay` seconds after it has written `after` records; its
+    status and seconds.
+    """
     began = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -662,7 +681,9 @@ def fork(kind: str, out: Path, moment: str | None = None, count: int = 0, delay:
 
             traceback.print_exc()
             os._exit(1)
-    if delay:
+    if after:
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None and written(out) < after:
+            time.sleep(0.0005)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -684,10 +705,10 @@ def script(folder: Path) -> dict[str, Any]:
                 codes[f"{moment} {i} at {when}"] = fork(kind, out, moment, when)[0]
                 codes[f"{moment} {i} resumed"] = fork(kind, out)[0]
         kills = []  # and one run killed again and again, wherever the clock says
-        for _ in range(KILLS):
-            code, _ = fork(kind, folder / kind / "killed", delay=draw.uniform(0.05, 0.4) * seconds)
-            steps = folder / kind / "killed" / "records.jsonl"
-            kills.append((code, steps.read_text().count("\n") if steps.exists() else 0))
+        for i in range(KILLS):  # delays of up to three steps
+            after, delay = 1 + i * STEPS // KILLS, draw.uniform(0, 3) * seconds / STEPS
+            code, _ = fork(kind, folder / kind / "killed", after=after, delay=delay)
+            kills.append((code, written(folder / kind / "killed")))
         codes["killed resumed"] = fork(kind, folder / kind / "killed")[0]
         report[kind] = {"codes": codes, "kills": kills, "seconds": seconds}
     return report
