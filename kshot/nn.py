@@ -99,6 +99,11 @@ class BatchNorm(nn.Module):
         same = x.dtype == self.weight.dtype
         return fits and batch and same and len(x) > 0 and _plain(mask) and kernels.available()
 
+    def rises(self) -> bool:
+        """Whether `forward` is one rising function of each value: known statistics, and no negative weight."""
+        known = self.population and not self.training and self.recorded is None
+        return known and self.weight.device.type == "cpu" and not transformed() and bool((self.weight >= 0).all())
+
     def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         shape = (1, -1) + (1,) * (x.dim() - 2)
         if mask is None:
@@ -182,12 +187,16 @@ class _ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.conv(x)
-        # A maximum commutes with a rising activation, which then has a quarter of the work.
+        # A maximum commutes with what rises: the activation, and a norm whose statistics and signs allow it. What comes
+        # after the pooling has a quarter of the work.
         if self.norm is not None and self.pool == "max" and self.norm.pools(x, mask):
             return self.activation(kernels.max_pooled_norm(x, self.norm.weight, self.norm.bias, self.norm.eps))
+        early = self.pool == "max" and (self.norm is None or self.norm.rises())
+        if early:
+            x = F.max_pool2d(x, 2)
         if self.norm is not None:
             x = self.norm(x, mask)
-        if self.pool == "max":
+        if self.pool == "max" and not early:
             x = F.max_pool2d(x, 2)
         x = self.activation(x)
         if self.pool == "avg":

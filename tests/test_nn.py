@@ -255,6 +255,27 @@ def test_pooling_before_the_activation_changes_nothing(kind, activation):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("lowest", [0.2, -0.5])
+def test_pooling_before_known_statistics_changes_nothing(lowest):
+    body = knn.Conv4(width=4, size=20, population=True)
+    x = torch.randn(3, 1, 20, 20)
+    norms = [m for m in body.modules() if isinstance(m, knn.BatchNorm)]
+    with torch.no_grad(), knn.recording(body):
+        body(torch.randn(9, 1, 20, 20))
+    body.eval()
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.copy_(torch.linspace(lowest, 1, 4))
+        assert all(norm.rises() == (lowest > 0) for norm in norms)
+        fast = body(x)
+        expected = x
+        for block in body.blocks:
+            y = block.norm(block.conv(expected))
+            expected = F.max_pool2d(block.activation(y), 2)
+    torch.testing.assert_close(fast, expected.flatten(1), rtol=1e-6, atol=1e-6)
+    assert not norms[0].train().rises()
+
+
 def test_conv4_options():
     assert not any(isinstance(m, knn.BatchNorm) for m in knn.Conv4(width=2, norm=False).modules())
     assert knn.Conv4(width=2, norm=False).blocks[0].conv.bias is not None
