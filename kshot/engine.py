@@ -111,7 +111,7 @@ def meta_gradient(
     parts, outcomes = zip(*(w.result() for w in work), strict=True)
     weights = [len(share.query.x) / count for share in shares]
     total = {name: sum(w * part[name] for w, part in zip(weights, parts, strict=True)) for name in parts[0]}
-    return total, tree.map_(lambda *leaves: torch.cat(leaves), *outcomes)  # type: ignore[return-value]
+    return total, tree.map_(lambda *leaves: torch.cat(leaves), *outcomes)
 
 
 def _summed(learner: Learner, tasks: Task, step: int, mapped: bool) -> tuple[dict[str, Tensor], Outcome]:
