@@ -108,10 +108,11 @@ def meta_gradient(
     bounds = [count * i // threads for i in range(threads + 1)]
     shares = [tree.map_(lambda leaf, i=i: leaf[bounds[i] : bounds[i + 1]], tasks) for i in range(threads)]
     work = [_pool(threads).submit(_summed, _copy(learner), share, 1, mapped=False) for share in shares]
-    parts, outcomes = zip(*(w.result() for w in work), strict=True)
-    weights = [len(share.query.x) / count for share in shares]
-    total = {name: sum(w * part[name] for w, part in zip(weights, parts, strict=True)) for name in parts[0]}
-    return total, tree.map_(lambda *leaves: torch.cat(leaves), *outcomes)
+    done = [w.result() for w in work]
+    total = {name: torch.zeros_like(gradient) for name, gradient in done[0][0].items()}
+    for (part, _), share in zip(done, shares, strict=True):
+        total = tree.axpy(len(share.query.x) / count, part, total)
+    return total, tree.map_(lambda *leaves: torch.cat(leaves), *(outcome for _, outcome in done))
 
 
 def _summed(learner: Learner, tasks: Task, step: int, mapped: bool) -> tuple[dict[str, Tensor], Outcome]:
