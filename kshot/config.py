@@ -64,6 +64,7 @@ class Recipe:
         fractions: folder data: shares of the classes of train, val and test.
         on_bad: folder data: "skip" unreadable files with a warning, or "refuse" them.
         strategy: of the engine: "auto", "loop", "threads" or "vmap".
+        precision: of the training: "float32", "float64", or "bfloat16" where autocast deems it safe.
         outer: the outer loop.
         source: where the numbers come from.
         differs: where they differ from the source.
@@ -100,6 +101,7 @@ class Recipe:
     fractions: tuple[float, float, float] | None = None
     on_bad: Literal["skip", "refuse"] = "skip"
     strategy: Literal["auto", "loop", "threads", "vmap"] = "auto"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
     outer: Outer = field(default_factory=Outer)
     source: str = ""
     differs: str = ""
@@ -147,7 +149,7 @@ def build(recipe: Recipe) -> Learner:
         learner = learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
     if entry is not None and not entry.floor and recipe.network == "conv4" and recipe.pool == "max":
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.kernels wants it
-    return learner
+    return learner.double() if recipe.precision == "float64" else learner
 
 
 def tasks(

@@ -8,6 +8,8 @@ Strategies, same result (the contract test compares them in float64):
     "vmap"      all tasks at once, `chunk_size` of them at a time: fastest for small networks and on a GPU
     "auto"      for a learner with convolutions on a CPU "threads" (with one thread or one task: "loop"), else "vmap"
 
+`kshot.planning.plan` replaces the rule of "auto" by a measurement; its `Plan` is passed wherever a strategy is.
+
 A thread works on a copy of the learner whose parameters and buffers are the learner's own memory, because calling a
 module with other weights (`functional_call`) changes it for a moment. Which thread gets which tasks, and the order of
 sums, depend on nothing but their numbers: equal calls give equal bits. Learners that draw random numbers in their loss
@@ -16,24 +18,46 @@ sums, depend on nothing but their numbers: equal calls give equal bits. Learners
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kshot import memory, tree
 from kshot import nn as knn
-from kshot import tree
 from kshot.core import Learner, Metrics, Task
 
-__all__ = ["Outcome", "Strategy", "calibrate", "choose", "meta_gradient", "meta_loss"]
+__all__ = [
+    "ANSWERS",
+    "OutOfMemory",
+    "Outcome",
+    "Plan",
+    "Strategy",
+    "Trial",
+    "calibrate",
+    "choose",
+    "mend",
+    "meta_gradient",
+    "meta_loss",
+    "spread",
+]
 
+Found = TypeVar("Found")
 Strategy = Literal["auto", "loop", "threads", "vmap"]
+ANSWERS = ("loop", "threads", "vmap")
+
+
+class OutOfMemory(MemoryError):
+    """A meta-gradient does not fit; the message says what it takes and what to change."""
 
 
 class Outcome(NamedTuple):
@@ -43,28 +67,79 @@ class Outcome(NamedTuple):
     metrics: Metrics
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What was found about one way of working: `seconds` of a meta-gradient (None: not tried), `bytes` that it takes
+    beside weights and data, and in `note` why it was not tried or not finished.
+    """
+
+    name: str
+    seconds: float | None
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch of tasks is worked on.
+
+    Attributes:
+        strategy: see the module.
+        chunk_size: "vmap": tasks mapped at a time; None is all.
+        threads: "threads": no more than these; None is torch's number.
+        frugal: keep no graphs of inner steps (`kshot.memory.frugal`).
+        why: how this plan was chosen.
+        tried: what was measured.
+        key: of the cache; equal for equal learners, sizes, machine and versions.
+    """
+
+    strategy: Literal["loop", "threads", "vmap"]
+    chunk_size: int | None = None
+    threads: int | None = None
+    frugal: bool = False
+    why: str = "asked for"
+    tried: tuple[Trial, ...] = ()
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """In words: "vmap by 8, frugal"."""
+        size = {"vmap": self.chunk_size, "threads": self.threads, "loop": None}[self.strategy]
+        return f"{self.strategy}{f' by {size}' if size else ''}{', frugal' if self.frugal else ''}"
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Plan:
+        """The inverse of `dataclasses.asdict`."""
+        return Plan(**{**values, "tried": tuple(Trial(**trial) for trial in values["tried"])})
+
+
 def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "threads", "vmap"]:
-    """The strategy that "auto" stands for; any other is given back.
+    """The strategy that "auto" stands for where nothing was measured; any other is given back.
 
     Raises:
         ValueError: an unknown strategy.
     """
-    if strategy not in ("auto", "loop", "threads", "vmap"):
+    if strategy not in ("auto", *ANSWERS):
         raise ValueError(f"unknown strategy {strategy!r}: use 'auto', 'loop', 'threads' or 'vmap'")
     if strategy != "auto":
         return strategy
-    on_cpu = all(p.device.type == "cpu" for p in learner.parameters())
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in learner.modules())
-    if not (on_cpu and convolves):
+    if not (_on_cpu(learner) and convolves):
         return "vmap"
     return "threads" if torch.get_num_threads() > 1 else "loop"
+
+
+def _on_cpu(learner: Learner) -> bool:
+    return all(p.device.type == "cpu" for p in learner.parameters())
 
 
 def _mapped(learner: Learner, tasks: Task, chunk_size: int | None) -> tuple[Tensor, Metrics]:
     return torch.vmap(learner.loss, randomness="different", chunk_size=chunk_size)(tasks)
 
 
-def meta_loss(learner: Learner, tasks: Task, strategy: Strategy = "auto", chunk_size: int | None = None) -> Outcome:
+def meta_loss(
+    learner: Learner, tasks: Task, strategy: Strategy | Plan = "auto", chunk_size: int | None = None
+) -> Outcome:
     """Loss and metrics of every task of a batch, without a meta-gradient.
 
     Args:
@@ -76,21 +151,22 @@ def meta_loss(learner: Learner, tasks: Task, strategy: Strategy = "auto", chunk_
     Raises:
         ValueError: an unknown strategy.
     """
+    how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
     with torch.no_grad():  # an inner torch.func.grad is not silenced by an outer no_grad
-        if choose(learner, strategy) == "vmap":
-            return Outcome(*_mapped(learner, tasks, chunk_size))
+        if how.strategy == "vmap":
+            return Outcome(*_mapped(learner, tasks, how.chunk_size))
         return Outcome(*tree.stack([learner.loss(tree.index(tasks, i)) for i in range(len(tasks.query.x))]))
 
 
 def meta_gradient(
-    learner: Learner, tasks: Task, strategy: Strategy = "auto", chunk_size: int | None = None
+    learner: Learner, tasks: Task, strategy: Strategy | Plan = "auto", chunk_size: int | None = None
 ) -> tuple[dict[str, Tensor], Outcome]:
     """The gradient of the mean loss over a batch of tasks with respect to every meta-parameter.
 
     Args:
         learner: any `Learner`; its `.grad`s are neither read nor written.
         tasks: a leading T on every leaf.
-        strategy: see the module.
+        strategy: see the module; or a `Plan`.
         chunk_size: tasks mapped at a time by "vmap" (None: all).
 
     Returns:
@@ -98,25 +174,100 @@ def meta_gradient(
 
     Raises:
         ValueError: an unknown strategy.
+        OutOfMemory: the machine has not enough.
     """
-    chosen, count = choose(learner, strategy), len(tasks.query.x)
-    if chosen == "vmap":
-        return _summed(learner, tasks, min(chunk_size or count, count), mapped=True)
-    threads = min(torch.get_num_threads(), count) if chosen == "threads" else 1
-    if threads < 2 or torch.is_autocast_enabled("cpu") or _draws_numbers(learner, tree.index(tasks, 0)):
-        return _summed(learner, tasks, 1, mapped=False)
-    bounds = [count * i // threads for i in range(threads + 1)]
-    shares = [tree.map_(lambda leaf, i=i: leaf[bounds[i] : bounds[i + 1]], tasks) for i in range(threads)]
-    work = [_pool(threads).submit(_summed, _copy(learner), share, 1, mapped=False) for share in shares]
-    done = [w.result() for w in work]
+    how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
+    try:
+        return _meta_gradient(learner, tasks, how)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise OutOfMemory(
+                f"a meta-gradient of {len(tasks.query.x)} tasks ({how.name}) does not fit: "
+                f"{' '.join(str(error).split())[:300]}. {mend(how)}"
+            ) from error
+        raise
+
+
+def mend(how: Plan) -> str:
+    """What to change where a plan does not fit into the memory."""
+    choices = [
+        *([] if how.strategy == "loop" else ["a memory limit below what is free (--memory-limit)"]),
+        *([] if how.frugal else ["fewer inner steps"]),
+        "fewer queries or shots",
+        "smaller images",
+        "a narrower network",
+    ]
+    return f"Try {', '.join(choices)}, or first-order gradients"
+
+
+def _meta_gradient(learner: Learner, tasks: Task, how: Plan) -> tuple[dict[str, Tensor], Outcome]:
+    count = len(tasks.query.x)
+    if how.strategy == "vmap":
+        return _summed(learner, tasks, min(how.chunk_size or count, count), True, how.frugal)
+    threads = _threads(learner, tasks, how)
+    if threads < 2:
+        return _summed(learner, tasks, 1, False, how.frugal)
+
+    def part(own: Learner, share: Task) -> tuple[dict[str, Tensor], Outcome]:
+        return _summed(own, share, 1, False, how.frugal)
+
+    done = _shared(learner, tasks, threads, part)
     total = {name: torch.zeros_like(gradient) for name, gradient in done[0][0].items()}
-    for (part, _), share in zip(done, shares, strict=True):
-        total = tree.axpy(len(share.query.x) / count, part, total)
+    for gradient, outcome in done:
+        total = tree.axpy(len(outcome.loss) / count, gradient, total)
     return total, tree.map_(lambda *leaves: torch.cat(leaves), *(outcome for _, outcome in done))
 
 
-def _summed(learner: Learner, tasks: Task, step: int, mapped: bool) -> tuple[dict[str, Tensor], Outcome]:
+def spread(
+    learner: Learner, tasks: Task, function: Callable[[Learner, Task], Found], strategy: Strategy = "auto"
+) -> list[Found]:
+    """`function(learner, task)` for each of a batch of tasks, in their order, without gradients of the parameters.
+
+    Where the strategy is "threads" it is called in torch's number of threads at a time, each with a learner of its own
+    (see the module); otherwise one call comes after another.
+    """
+
+    def part(own: Learner, share: Task) -> list[Found]:
+        with torch.no_grad():
+            return [function(own, tree.index(share, i)) for i in range(len(share.query.x))]
+
+    threads = _threads(learner, tasks, Plan(choose(learner, strategy)))
+    if threads < 2:
+        return part(learner, tasks)
+    return [found for share in _shared(learner, tasks, threads, part) for found in share]
+
+
+def _threads(learner: Learner, tasks: Task, how: Plan) -> int:
+    """The number of threads that the plan means for these tasks."""
+    threads = min(how.threads or torch.get_num_threads(), torch.get_num_threads(), len(tasks.query.x))
+    if how.strategy != "threads" or threads < 2 or _draws_numbers(learner, tree.index(tasks, 0)):
+        return 1
+    return threads
+
+
+def _shared(learner: Learner, tasks: Task, threads: int, part: Callable[[Learner, Task], Found]) -> list[Found]:
+    """`part(a copy of the learner, its share of the tasks)` in each thread."""
+    count = len(tasks.query.x)
+    bounds = [count * i // threads for i in range(threads + 1)]
+    shares = [tree.map_(lambda leaf, i=i: leaf[bounds[i] : bounds[i + 1]], tasks) for i in range(threads)]
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    def work(own: Learner, share: Task) -> Found:
+        with torch.autocast("cpu", cast) if cast is not None else contextlib.nullcontext():
+            return part(own, share)
+
+    return [w.result() for w in [_pool(threads).submit(work, _copy(learner), share) for share in shares]]
+
+
+def _summed(
+    learner: Learner, tasks: Task, step: int, mapped: bool, frugal: bool = False
+) -> tuple[dict[str, Tensor], Outcome]:
     """What `meta_gradient` returns, from `step` tasks after `step` tasks."""
+    with memory.frugal(frugal):
+        return _accumulated(learner, tasks, step, mapped)
+
+
+def _accumulated(learner: Learner, tasks: Task, step: int, mapped: bool) -> tuple[dict[str, Tensor], Outcome]:
     params = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     count = len(tasks.query.x)
     total = {name: torch.zeros_like(p) for name, p in params.items()}

@@ -180,7 +180,7 @@ def evaluate(
         steps: adaptation steps, for learners whose `adapt_path` takes `steps`; None: the learner's own number. Others
             ignore it.
         per_step: also score the states before the last one. False saves their predictions (in a validation).
-        strategy: see `kshot.engine`; "threads" is a loop here.
+        strategy: see `kshot.engine`.
         device: where to run; the learner is moved there and back. None: where its parameters are. Tasks are always
             drawn on the CPU, so they are the same on every device.
         name: for tables; None: the class's name.
@@ -440,9 +440,9 @@ def _scores(
     The clock runs for adapting and for the predictions of the last state: the others are for the record only.
     """
 
-    def answer(task: Task) -> tuple[list[State], Tensor]:
-        states = _states(learner, task.support, steps, per_step)
-        return states, learner.predict(states[-1], task.query.x)
+    def answer(own: Learner, task: Task) -> tuple[list[State], Tensor]:
+        states = _states(own, task.support, steps, per_step)
+        return states, own.predict(states[-1], task.query.x)
 
     def score(prediction: Tensor, y: Tensor) -> Tensor:
         return learner.metrics(prediction, y)[metric]
@@ -450,21 +450,24 @@ def _scores(
     x, y = tasks.query
     if mapped:
         began = _clock(x.device)
-        states, final = torch.vmap(answer, randomness="different")(tasks)  # per step [t, ...]; [t, M, W]
+        states, final = torch.vmap(lambda task: answer(learner, task), randomness="different")(tasks)  # [t, M, W]
         took = _clock(x.device) - began
         predict = torch.vmap(learner.predict, randomness="different")
         predictions = [*(predict(state, x) for state in states[:-1]), final]
         scores = [torch.vmap(score)(p, y) for p in predictions]
     else:
-        took, finals, rows = 0.0, [], []
-        for i in range(len(x)):
-            task = tree.index(tasks, i)
+
+        def one(own: Learner, task: Task) -> tuple[Tensor, list[Tensor], float, float]:
             began = _clock(x.device)
-            states, final = answer(task)
-            took += _clock(x.device) - began
-            finals.append(final)
-            predictions = [*(learner.predict(state, task.query.x) for state in states[:-1]), final]
-            rows.append([score(p, task.query.y) for p in predictions])
+            states, final = answer(own, task)
+            answered = _clock(x.device)
+            predictions = [*(own.predict(state, task.query.x) for state in states[:-1]), final]
+            row = [score(p, task.query.y) for p in predictions]
+            return final, row, answered - began, _clock(x.device) - began
+
+        began = _clock(x.device)
+        finals, rows, answering, all_of_it = zip(*engine.spread(learner, tasks, one), strict=True)
+        took = (_clock(x.device) - began) * sum(answering) / sum(all_of_it)  # threads work side by side
         final = torch.stack(finals)  # [t, M, W]
         scores = [torch.stack(column) for column in zip(*rows, strict=True)]
     if metric == "mse":

@@ -14,25 +14,28 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from kshot import checkpoint, engine, seeding
+from kshot import checkpoint, engine, planning, seeding
 from kshot import nn as knn
-from kshot.core import Learner, check_ways, to
+from kshot.core import Learner, Task, check_ways, to
 from kshot.evaluate import evaluate
+from kshot.parallel import ALONE, RankLost, World
 from kshot.tasks.base import TaskDistribution
 
-__all__ = ["NonFiniteLoss", "Outer", "Record", "meta_train", "restore"]
+__all__ = ["NonFiniteLoss", "Outer", "Precision", "Record", "meta_train", "restore"]
 
 
 class NonFiniteLoss(RuntimeError):
     """The meta-loss or its gradient became infinite or NaN; the message names the step and the tasks."""
 
 
+Precision = Literal["full", "bfloat16"]
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _SCHEDULES = ("constant", "linear", "cosine", "halve")
 
@@ -132,13 +135,17 @@ def restore(learner: Learner, path: Path | str) -> dict[str, Any]:
         CheckpointError: see `checkpoint.load`, or weights of another learner or network.
     """
     tensors, info = checkpoint.load(path)
+    _put(learner, tensors, path)
+    return info
+
+
+def _put(learner: Learner, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
     own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
     try:
         learner.load_state_dict(own)
     except RuntimeError as error:
         why = " ".join(str(error).split())  # torch's message has a line per weight
         raise checkpoint.CheckpointError(f"{path} holds the weights of another learner or network: {why}") from error
-    return info
 
 
 def meta_train(
@@ -151,8 +158,12 @@ def meta_train(
     resume: bool = False,
     settings: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
-    strategy: engine.Strategy = "auto",
+    strategy: engine.Strategy | engine.Plan = "auto",
     chunk_size: int | None = None,
+    memory_limit: int | None = None,
+    precision: Precision = "full",
+    world: World = ALONE,
+    planned: Callable[[engine.Plan], object] | None = None,
     **overrides: Any,
 ) -> Iterator[Record]:
     """Meta-train a learner, yielding a `Record` after each meta-update.
@@ -166,12 +177,20 @@ def meta_train(
             of an earlier run; None keeps nothing.
         resume: go on from `out/last.safetensors` where there is one.
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
-        stop: asked after each step; True saves and ends (SIGINT, a time limit).
-        strategy, chunk_size: see `kshot.engine`.
+        stop: asked in each step; True saves and ends (SIGINT, a time limit).
+        strategy, chunk_size: see `kshot.engine`. "auto" is found by a short trial (`kshot.planning`) where a hundred
+            steps or more are to come, and kept in the checkpoint, so that a resumed run works as it did before.
+        memory_limit: bytes that a meta-gradient may take beside weights and data; None: what is free.
+        precision: "full": that of the learner's weights. "bfloat16": operations that torch's autocast deems safe are
+            done in it; weights, sums and validation stay as they are.
+        world: the processes among which each batch of tasks is shared (`kshot.parallel.join`).
+        planned: told the plan before the first step.
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
         CheckpointError: a checkpoint that cannot be written or read.
+        OutOfMemory: a meta-gradient does not fit; with what to change.
+        RankLost: another process is gone; what was done is saved.
     """
     outer = Outer(**{**asdict(outer or Outer()), **overrides})
     folder = Path(out) if out is not None else None
@@ -182,38 +201,61 @@ def meta_train(
     validation_seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
     device, dtype = knn.place(learner)
 
-    if folder is not None and resume and (folder / "last.safetensors").exists():
-        start, best = _go_on(learner, optimizer, outer, settings or {}, folder)
-    elif folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    goes_on = world.told(folder is not None and resume and (folder / "last.safetensors").exists())
+    before: engine.Plan | None = None
+    if folder is not None and goes_on:
+        start, best, before = _go_on(learner, optimizer, outer, settings or {}, folder, world)
+    else:
+        learner.load_state_dict(world.told(learner.state_dict()))
         for name in ("last.safetensors", "best.safetensors", "records.jsonl"):  # of another run
-            (folder / name).unlink(missing_ok=True)
-    if folder is not None:
+            if folder is not None and world.leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).unlink(missing_ok=True)
+    if folder is not None and world.leads:
         for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
             part.unlink(missing_ok=True)
 
+    def draw(step: int) -> Task:
+        drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
+        check_ways(learner, drawn)
+        return to(world.share(drawn), device, dtype)
+
+    def casting() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
     def save(name: str, step: int) -> None:
-        if folder is None:
+        if folder is None or not world.leads:
             return
         packed, numbers = checkpoint.pack_optimizer(optimizer)
         tensors = {f"learner.{n}": t for n, t in learner.state_dict().items()}
         tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
         info = {"step": step, "best": best, "optimizer": numbers, "outer": asdict(outer), "settings": settings or {}}
-        checkpoint.save(folder / name, tensors, {**info, "versions": checkpoint.versions()})
+        info |= {"engine": asdict(how), "versions": checkpoint.versions()}
+        checkpoint.save(folder / name, tensors, info)
+
+    with casting():
+        how = _planned(learner, draw, start, outer.steps, strategy, chunk_size, memory_limit, before, world)
+    if planned is not None:
+        planned(how)
 
     for step in range(start, outer.steps):
         learner.train()  # the caller's loop may have evaluated it
         began = time.perf_counter()
-        drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
-        check_ways(learner, drawn)
-        batch = to(drawn, device, dtype)
+        batch = draw(step)
         sampled = time.perf_counter()
         if hasattr(learner, "set_progress"):
             learner.set_progress(step / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
-        with seeding.seeded(outer.seed, "noise", step):  # dropout and the like
-            gradients, outcome = engine.meta_gradient(learner, batch, strategy, chunk_size)
+        noise = (step, world.rank) if world.rank else (step,)
+        with seeding.seeded(outer.seed, "noise", *noise), casting():  # dropout and the like
+            gradients, outcome = engine.meta_gradient(learner, batch, how)
+        stopped = stop is not None and stop()
+        try:
+            gradients, means, stopped = _together(world, gradients, outcome, outer.batch, stopped)
+        except RankLost:
+            save("last.safetensors", step)
+            raise
         norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-        loss = outcome.loss.mean()
+        loss = means.pop("loss")
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
             raise NonFiniteLoss(
@@ -231,14 +273,13 @@ def meta_train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
-        metrics = {name: float(values.mean()) for name, values in outcome.metrics.items()}
+        metrics = {name: float(value) for name, value in means.items()}
         share = (sampled - began) / (time.perf_counter() - began)
 
         last = done == outer.steps
-        validated = val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
-        stopped = stop is not None and stop()
+        validated = world.leads and val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
         saved = folder is not None and (done % outer.save_every == 0 or last or validated or stopped)
-        if validated or saved or last or stopped:
+        if world.leads and (validated or saved or last or stopped):
             known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
             with seeding.seeded(outer.seed, "calibrate"):
                 engine.calibrate(learner, to(known, device, dtype))
@@ -252,7 +293,7 @@ def meta_train(
                 best = {"step": done, "mean": result.mean, "interval95": result.interval95, "metric": result.metric}
                 save("best.safetensors", done)
         record = Record(done, float(loss), metrics, rate, float(norm), time.perf_counter() - began, share)
-        if folder is not None:
+        if folder is not None and world.leads:
             _append(folder / "records.jsonl", record)
         if saved:
             save("last.safetensors", done)
@@ -286,20 +327,75 @@ def _refuse_another_run(
 
 
 def _go_on(
-    learner: Learner, optimizer: torch.optim.Optimizer, outer: Outer, settings: dict[str, Any], folder: Path
-) -> tuple[int, Any]:
-    """Put learner, optimiser and records back to the last checkpoint; returns its step and the best validation."""
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    outer: Outer,
+    settings: dict[str, Any],
+    folder: Path,
+    world: World,
+) -> tuple[int, Any, engine.Plan | None]:
+    """Put learner, optimiser and records back to the last checkpoint, as rank 0 finds it; returns its step, the best
+    validation and the engine's plan.
+    """
     path = folder / "last.safetensors"
-    tensors, info = checkpoint.load(path)
+    tensors, info = world.told(checkpoint.load(path) if world.leads else ({}, {}))
     _refuse_another_run(learner, outer, settings, info, path)
-    restore(learner, path)
+    _put(learner, tensors, path)
     packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
     try:
         checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{path} was trained with other parameters frozen: {error}") from error
-    _trim(folder / "records.jsonl", info["step"])
-    return info["step"], info["best"]
+    if world.leads:
+        _trim(folder / "records.jsonl", info["step"])
+    kept = info.get("engine")
+    return info["step"], info["best"], engine.Plan.from_dict(kept) if kept else None
+
+
+# A trial takes some ten meta-gradients; shorter runs go by the rule of `engine.choose`.
+_WORTH_A_TRIAL = 100
+
+
+def _planned(
+    learner: Learner,
+    draw: Callable[[int], Task],
+    start: int,
+    steps: int,
+    strategy: engine.Strategy | engine.Plan,
+    chunk_size: int | None,
+    memory_limit: int | None,
+    before: engine.Plan | None,
+    world: World,
+) -> engine.Plan:
+    """How the engine works in this run: as it was told, as before, or as a trial on the first batch finds."""
+    if isinstance(strategy, engine.Plan):
+        return strategy
+    trial = strategy == "auto" and steps - start >= _WORTH_A_TRIAL
+    before = before if before is not None and before.key else None  # without one it went by the rule
+    if start >= steps or not (trial or memory_limit is not None or before is not None):
+        return engine.Plan(engine.choose(learner, strategy), chunk_size)
+    found = None
+    if world.leads:
+        learner.train()
+        if hasattr(learner, "set_progress"):
+            learner.set_progress(0.0)  # type: ignore[operator]
+        found = planning.plan(learner, draw(start), strategy, chunk_size, memory_limit, trial, before)
+    told = world.told(found)
+    assert told is not None
+    return told
+
+
+def _together(
+    world: World, gradients: dict[str, torch.Tensor], outcome: engine.Outcome, batch: int, stopped: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], bool]:
+    """Gradient, mean loss and metrics of the whole batch, and whether any process wants to stop."""
+    if world.size == 1:
+        return gradients, {"loss": outcome.loss.mean(), **{n: v.mean() for n, v in outcome.metrics.items()}}, stopped
+    weight = len(outcome.loss) / batch
+    sums = {"loss": outcome.loss.sum() / batch, **{n: v.sum() / batch for n, v in outcome.metrics.items()}}
+    sums["stopped"] = torch.tensor(float(stopped), device=outcome.loss.device)
+    gradients, sums = world.total({name: g * weight for name, g in gradients.items()}, sums)
+    return gradients, sums, bool(sums.pop("stopped") > 0)
 
 
 def _append(path: Path, record: Record) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["axpy", "detach", "dot", "index", "map_", "stack"]
+__all__ = ["axpy", "detach", "dot", "index", "leaves", "map_", "stack"]
 
 Params = dict[str, Tensor]
 
@@ -16,6 +16,11 @@ Params = dict[str, Tensor]
 def map_(function, tree: Any, *rest: Any) -> Any:
     """Apply `function` leaf by leaf."""
     return pytree.tree_map(function, tree, *rest)
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """All leaves, in order."""
+    return pytree.tree_leaves(tree)
 
 
 def axpy(scale: float | Tensor, step: Params, params: Params) -> Params:

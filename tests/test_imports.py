@@ -22,8 +22,8 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "core tree losses places kernels nn seeding data tasks learners engine checkpoint evaluate plots train pretrain "
-    "config recipes runs testing"
+    "core tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning parallel "
+    "evaluate plots train pretrain config recipes runs testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,14 +36,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "places": "",
         "kernels": "places",
         "nn": "kernels",
+        "memory": "nn",
         "data": "places seeding",
         "tasks": "core data losses seeding tree",
-        "learners": "core losses nn seeding tree",
-        "engine": "core nn tree",
+        "learners": "core losses memory nn seeding tree",
+        "engine": "core memory nn tree",
         "checkpoint": "",
+        "planning": "checkpoint core engine memory nn places tree",
+        "parallel": "core tree",
         "evaluate": "checkpoint core engine losses nn seeding tasks tree",
         "plots": "checkpoint core engine evaluate losses nn tasks tree",
-        "train": "checkpoint core engine evaluate losses nn seeding tasks tree",
+        "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree",
         "pretrain": "checkpoint data nn seeding train",
         "config": "core data learners nn seeding tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",

@@ -18,14 +18,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from kshot import memory, tree
 from kshot import nn as knn
-from kshot import tree
 from kshot.core import Batch
 from kshot.learners import _body
 
 __all__ = [
     "Descends",
     "Fast",
+    "Learns",
     "adam",
     "check",
     "descend",
@@ -38,6 +39,7 @@ __all__ = [
     "remember",
     "select",
     "start",
+    "step",
     "support_loss",
     "surrogate",
     "whole",
@@ -60,14 +62,19 @@ class Fast(NamedTuple):
     support_mask: Tensor
 
 
-class Descends(Protocol):
-    """What `path` asks of a learner."""
+class Learns(Protocol):
+    """What `step` asks of a learner. Its criterion has no parameters of its own."""
 
     body: nn.Module
-    inner_steps: int
-    first_order: bool
 
     def criterion(self, prediction: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Descends(Learns, Protocol):
+    """What `path` asks of a learner."""
+
+    inner_steps: int
+    first_order: bool
 
 
 def check(body: nn.Module) -> None:
@@ -182,6 +189,21 @@ def descend(
     return {name: p - rates[name] * slope[name] if name in rates else p for name, p in params.items()}
 
 
+def step(
+    learner: Learns, params: Params, support: Batch, rates: Mapping[str, float | Tensor], first_order: bool = False
+) -> Params:
+    """`descend` on the support set's loss, whose graph is not kept inside `kshot.memory.frugal`."""
+
+    def moved(params: Params, support: Batch, rates: Mapping[str, float | Tensor]) -> Params:
+        loss = support_loss(learner.body, learner.criterion, support)
+        after = descend(loss, params, rates, first_order)
+        return {name: after[name] for name in rates}
+
+    if first_order:  # has no graph
+        return {**params, **moved(params, support, rates)}
+    return {**params, **memory.recomputed(moved, params, support, dict(rates))}
+
+
 def path(
     learner: Descends,
     state: Fast,
@@ -195,10 +217,9 @@ def path(
     After the first step the rates are `later` times `rates`.
     """
     small = rates if later == 1 else {name: later * rate for name, rate in rates.items()}
-    loss = support_loss(learner.body, learner.criterion, support)
     states = [remember(learner.body, state, support)]
-    for step in range(learner.inner_steps if steps is None else steps):
-        params = descend(loss, states[-1].params, small if step else rates, learner.first_order)
+    for k in range(learner.inner_steps if steps is None else steps):
+        params = step(learner, states[-1].params, support, small if k else rates, learner.first_order)
         states.append(states[-1]._replace(params=params))
     return states
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kshot import memory
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _inner
@@ -105,12 +106,11 @@ class MAMLpp(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
         path = [_inner.remember(self.body, state, support)]
         for k in range(self.inner_steps if steps is None else steps):
             rates = dict(zip(self.adapts, self.rates[min(k, len(self.rates) - 1)].unbind(), strict=True))
             params = {**path[-1].params, **self._norms(k)}
-            path.append(path[-1]._replace(params=_inner.descend(loss, params, rates, self.surrogate)))
+            path.append(path[-1]._replace(params=_inner.step(self, params, support, rates, self.surrogate)))
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
@@ -123,9 +123,13 @@ class MAMLpp(Learner):
         prediction = self.predict(path[-1], task.query.x)
         weights = self.weights(len(path) - 1)
         total = weights[-1] * self.criterion(prediction, task.query.y)
+
+        def early(state: Fast, query: Batch) -> Tensor:
+            return self.criterion(self.predict(state, query.x), query.y)
+
         for weight, state in zip(weights[:-1], path[1:-1], strict=True):
             if weight > 0:
-                total = total + weight * self.criterion(self.predict(state, task.query.x), task.query.y)
+                total = total + weight * memory.recomputed(early, state, task.query)
         return total, self.metrics(prediction, task.query.y)
 
     def weights(self, steps: int) -> list[float]:

@@ -1,0 +1,135 @@
+"""The command line: `kshot demo | train | evaluate | compare | list | data`. `kshot COMMAND --help` explains each.
+
+Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
+code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import warnings
+from dataclasses import fields, replace
+from typing import Any
+
+import tyro
+
+from kshot.checkpoint import CheckpointError
+from kshot.cli._shared import InputError
+from kshot.cli.demo import Demo
+from kshot.cli.listing import Data, List
+from kshot.cli.scores import Compare, Evaluate, Figures
+from kshot.cli.train import Train
+from kshot.config import Recipe
+from kshot.engine import OutOfMemory
+from kshot.parallel import RankLost
+from kshot.runs import Test
+from kshot.train import NonFiniteLoss, Outer
+
+__all__ = ["Figures", "Test", "main"]
+
+_COMMANDS: dict[str, Any] = {
+    "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data
+}  # fmt: skip
+
+
+def _usage() -> str:
+    lines = [
+        (__doc__ or "").splitlines()[0],
+        "",
+        *(f"  {n:<10}{(c.__doc__ or '').splitlines()[0]}" for n, c in _COMMANDS.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
+    """The settings of a command, read by tyro, whose message of several lines in a box becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=arguments, config=(tyro.conf.OmitArgPrefixes,), **more)
+    except SystemExit as done:
+        if not done.code:
+            raise
+        lines = [re.sub("[│╭╮╰╯─]", " ", line).strip() for line in said.getvalue().splitlines()][1:]  # 0: a title
+        text = " ".join(line for line in lines if line.strip("-"))
+        text = re.split("For full helptext|Argument helptext", text)[0].strip()
+        raise InputError(f"{text} ({prog} --help explains the settings)") from None
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command with its settings. A training's defaults are its recipe's, so the name is read first."""
+    command, *rest = arguments
+    if command != "train":
+        return _read(_COMMANDS[command], f"kshot {command}", rest)
+
+    from kshot import recipes
+
+    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    budget: Any = "paper"
+    if "--budget" in words:  # it may stand before the recipe's name
+        at = words.index("--budget")
+        if words[at + 1 : at + 2] not in (["paper"], ["quick"]):
+            raise InputError("--budget is 'paper' or 'quick'")
+        budget = words[at + 1]
+        rest = [*words[:at], *words[at + 2 :], "--budget", budget]
+    if rest and not rest[0].startswith("-"):
+        recipe, rest = recipes.get(rest[0], budget), rest[1:]
+    elif "--help" in rest or "-h" in rest:
+        print("usage: kshot train RECIPE --out DIR [settings]\n")
+        recipe = Recipe()
+    else:
+        raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
+    own = _options(_after("--learner", words) or recipe.learner)
+    default = Train(out=tyro.MISSING, settings=replace(recipe, options={**own, **recipe.options}))
+    train = _read(Train, "kshot train RECIPE", rest, default=default)
+    # What is the learner's own default is not a setting of the run: a later version may know more of them.
+    told = {name: value for name, value in train.settings.options.items() if own.get(name) != value}
+    return replace(train, settings=replace(train.settings, options=told))
+
+
+def _after(flag: str, words: list[str]) -> str | None:
+    return words[words.index(flag) + 1] if flag in words[:-1] else None
+
+
+def _options(learner: str) -> dict[str, Any]:
+    """The learner's own settings that are no settings of every recipe: each is an option of the command line."""
+    from kshot import learners
+
+    taken = {f.name for kind in (Recipe, Outer, Train) for f in fields(kind)}
+    return {name: value for name, value in learners.options(learner).items() if name not in taken}
+
+
+def main() -> None:
+    """The entry point of the command `kshot`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        import kshot
+
+        print(f"kshot {kshot.__version__}")
+        raise SystemExit(0)
+    if arguments[0] not in _COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(arguments[0], _COMMANDS, 1)
+        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(_COMMANDS)}"
+        print(f"kshot: unknown command {arguments[0]!r}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+    warnings.showwarning = lambda message, *_: print(f"kshot: warning: {message}", file=sys.stderr)
+    try:
+        raise SystemExit(_parse(arguments).run())
+    except (ValueError, ImportError, CheckpointError, NonFiniteLoss, OSError, OutOfMemory, RankLost) as error:
+        print(f"kshot: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("kshot: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

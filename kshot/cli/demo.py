@@ -1,0 +1,60 @@
+"""`kshot demo`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kshot import checkpoint, runs
+from kshot.cli._shared import InputError, console
+from kshot.cli.scores import Figures, draw, scored, show, titles
+from kshot.cli.train import Train
+from kshot.runs import Test
+
+__all__ = ["Demo"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Learn letters of scripts never met, from one example each: train on embedded glyphs, test on unseen scripts."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the checkpoint, the table and the pictures."""
+    steps: int = 450
+    """Meta-updates."""
+    tasks: int = 600
+    """Test tasks."""
+    pretrain: int = 300
+    """Steps of the pre-trained floor; 0 leaves it out."""
+    seed: int = 0
+    """Of everything."""
+    json: Path | None = None
+    """Write the results to this file."""
+
+    def run(self) -> int:
+        from kshot import recipes
+
+        began = time.monotonic()
+        recipe = recipes.get("glyphs-5way-1shot-protonet", "quick")
+        steps = max(self.steps, 1)
+        outer = replace(recipe.outer, steps=steps, val_every=max(steps // 3, 1), val_tasks=100, seed=self.seed)
+        recipe = replace(recipe, outer=outer, source="kshot demo")
+        last = self.out / "last.safetensors"
+        if last.exists():  # of an earlier demo; anything else is not the demo's to replace
+            if checkpoint.load(last)[1].get("settings", {}).get("source") != recipe.source:
+                raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
+            last.unlink()
+        console().print(
+            "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
+        )
+        code = Train(out=self.out, settings=recipe).run()
+        if code:
+            return code
+        test, picture = Test(tasks=self.tasks, pretrain=self.pretrain), self.out / "episode.png"
+        run = runs.load_run(self.out)
+        figures = Figures(json=self.json or self.out / "demo.json")
+        show(scored(run, test, "protonet"), test, figures, titles(run.recipe, test))
+        draw(run, test, picture)
+        console().print(f"all of it in {time.monotonic() - began:.0f} s")
+        return 0

@@ -1,0 +1,64 @@
+"""`kshot list` and `kshot data`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from kshot.cli._shared import write_json
+
+__all__ = ["Data", "List"]
+
+
+@dataclass(frozen=True)
+class List:
+    """What there is: learners, recipes or data sets."""
+
+    what: Annotated[Literal["learners", "recipes", "data"], tyro.conf.Positional]
+    json: Path | None = None
+    """Write the list to this file."""
+
+    def run(self) -> int:
+        from kshot import data, learners, recipes
+
+        if self.what == "learners":
+            rows = {name: e.paper + (" (floor)" if e.floor else "") for name, e in learners.REGISTRY.items()}
+        elif self.what == "recipes":
+            rows = {name: recipes.get(name).source for name in recipes.names()}
+        else:
+            rows = dict(data.available())
+        width = max(map(len, rows))
+        for name, text in rows.items():
+            print(f"{name:<{width}}  {text}")
+        if self.json is not None:
+            write_json(self.json, rows)
+        return 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Get a data set from its official source, or check that it is all there."""
+
+    what: Annotated[Literal["fetch", "check"], tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional]
+    """A name of `kshot list data`, or folder:PATH."""
+    data_root: Path | None = None
+    """Folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder."""
+    json: Path | None = None
+    """check: write what was found to this file."""
+
+    def run(self) -> int:
+        from kshot import data
+
+        if self.what == "fetch":
+            for path in data.fetch_dataset(self.name, data_root=self.data_root):
+                print(path)
+            return 0
+        report = data.check(self.name, data_root=self.data_root)
+        print(report)
+        if self.json is not None:
+            write_json(self.json, asdict(report))
+        return 0 if report.ok else 2

@@ -1,0 +1,189 @@
+"""`kshot train`: a recipe from the first step to the last checkpoint, with everything that may come between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import tyro
+
+from kshot import checkpoint, memory, runs
+from kshot.cli._shared import InputError, command, console, machine, write_json
+from kshot.config import Recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kshot.core import Learner
+    from kshot.engine import Plan
+    from kshot.parallel import World
+
+__all__ = ["Train"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train a recipe; `kshot list recipes` shows the names. Every setting of the recipe can be overridden."""
+
+    out: Path
+    """Folder for the checkpoints (last, best by validation) and the records."""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    budget: Literal["paper", "quick"] = "paper"
+    """The recipe's settings as in its paper, or its quick form for two cores."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    minutes: float = 0.0
+    """Stop (and save) after this many minutes; 0 is no limit."""
+    data_root: Path | None = None
+    """Folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder."""
+    json: Path | None = None
+    """Write the last record and the best validation to this file."""
+    tensorboard: bool = False
+    """Write TensorBoard event files under `out` (needs kshot[tensorboard])."""
+    device: str = "cpu"
+    """"cpu", "cuda", ..."""
+    memory_limit: float = 0.0
+    """GiB that a meta-gradient may take beside weights and data: fewer tasks at a time, and if need be no kept graphs
+    of inner steps (a third slower); 0 is what is free."""
+    deterministic: bool = False
+    """Let torch use deterministic algorithms alone, and refuse what has none (on a GPU; a CPU's are)."""
+    explain_engine: bool = False
+    """Show which strategies of the engine were tried, what they took, and which was chosen."""
+
+    def run(self) -> int:
+        from kshot import parallel
+
+        world, device = parallel.join(self.device)
+        try:
+            return self._run(world, device)
+        finally:
+            parallel.leave(world)
+
+    def _run(self, world: World, device: str) -> int:
+        from kshot import config
+
+        recipe = self.settings
+        run = replace(self, device=device, resume=self.resume or world.restarts > 0)
+        if self.memory_limit < 0:
+            raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if world.leads and (self.out / "last.safetensors").exists() and not run.resume:
+            raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+        learner = config.build(recipe)
+        try:
+            learner.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {device} cannot be used here: {' '.join(str(error).split())}") from error
+        train_tasks = config.tasks(recipe, recipe.train_split, training=True, data_root=self.data_root)
+        val = config.tasks(recipe, "val", data_root=self.data_root) if recipe.outer.val_every else None
+        classes = runs.classes_of(train_tasks)
+        shared = set(classes) & set(runs.classes_of(val)) if val is not None else set()
+        if shared:
+            raise InputError(
+                f"{len(shared)} validation classes are trained on with train_split={recipe.train_split!r}: a best "
+                "checkpoint chosen on them would mislead. Add --val-every 0, or train on another split"
+            )
+        settings = {**asdict(recipe), "train_classes": list(classes)}
+        return _train(learner, recipe, train_tasks, val, run, settings, world)
+
+
+def _train(
+    learner: Learner,
+    recipe: Recipe,
+    train_tasks: Any,
+    val: Any,
+    run: Train,
+    settings: dict[str, Any],
+    world: World,
+) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from kshot.train import meta_train
+
+    caught: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    began = time.monotonic()
+
+    def stop() -> bool:
+        return bool(caught) or (run.minutes > 0 and time.monotonic() - began > 60 * run.minutes)
+
+    say = console(quiet=not world.leads)
+    writer = _tensorboard(run.out) if run.tensorboard and world.leads else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+               TimeRemainingColumn())  # fmt: skip
+    record, sampling = None, []
+    try:
+        with Progress(*columns, console=say, disable=not say.is_terminal or not world.leads) as bar:
+            shown = bar.add_task("meta-training", total=recipe.outer.steps, speed="")
+            for record in meta_train(
+                learner, train_tasks, recipe.outer, val=val, out=run.out, resume=run.resume,
+                settings=settings, stop=stop, strategy=recipe.strategy,
+                memory_limit=int(run.memory_limit * 2**30) or None,
+                precision="bfloat16" if recipe.precision == "bfloat16" else "full",
+                world=world, planned=lambda plan: say.print(_explained(plan)) if run.explain_engine else None,
+            ):  # fmt: skip
+                sampling.append(record.sampling)
+                speed = f"{recipe.outer.batch / record.seconds:.0f} tasks/s  loss {record.loss:.3f}"
+                bar.update(shown, completed=record.step, speed=speed)
+                if writer is not None:
+                    for name, value in {"loss": record.loss, "meta_lr": record.meta_lr, **record.metrics}.items():
+                        writer.add_scalar(name, value, record.step)
+                validation = {k: v for k, v in record.metrics.items() if k.startswith("val_") and k != "val_interval95"}
+                for name, value in validation.items():
+                    say.print(
+                        f"step {record.step}: {name} {value:.4f} ± {record.metrics['val_interval95']:.4f}, "
+                        f"loss {record.loss:.4f}, {time.monotonic() - began:.0f} s"
+                    )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if writer is not None:
+            writer.close()
+    if run.json is not None and world.leads and record is not None:
+        best = checkpoint.load(run.out / "last.safetensors")[1]["best"]
+        values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
+        write_json(run.json, {**values, "record": asdict(record), "best": best})
+    done = record.step if record is not None else recipe.outer.steps
+    if done < recipe.outer.steps:
+        say.print(f"stopped at step {done} of {recipe.outer.steps}, saved in {run.out}. Go on with: "
+                         f"{_again(run)}")  # fmt: skip
+    else:
+        share = f", drawing tasks took {100 * sum(sampling) / len(sampling):.1f} % of the time" if sampling else ""
+        say.print(f"done: {done} meta-updates in {time.monotonic() - began:.0f} s{share}. "
+                         f"Next: kshot evaluate {run.out}")  # fmt: skip
+    return 128 + caught[0] if caught else 0
+
+
+def _explained(plan: Plan) -> Table:
+    """What the engine tried and chose."""
+    from rich.table import Table
+
+    shown = Table(title=f"engine: {plan.name} ({plan.why})", title_justify="left")
+    for head in ("strategy", "ms a meta-gradient", "memory", ""):
+        shown.add_column(head, justify="left" if head in ("strategy", "") else "right")
+    for trial in plan.tried:
+        seconds = "not measured" if trial.seconds is None else f"{1000 * trial.seconds:.1f}"
+        shown.add_row(trial.name, seconds, memory.shown(trial.bytes), trial.note)
+    return shown
+
+
+def _again(run: Train) -> str:
+    if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
+        return command()
+    return command() + ("" if run.resume else " --resume")
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard needs an extra: pip install 'kshot[tensorboard]'") from error
+    return SummaryWriter(str(folder))
