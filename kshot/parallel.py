@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from kshot import tree
 from kshot.core import Task
@@ -126,8 +127,19 @@ def join(device: str = "cpu", minutes: float = 30.0) -> tuple[World, str]:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=minutes))
-    return World(dist.get_rank(), size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))), device
+    restarts, wait = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), timedelta(minutes=minutes)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=wait))
+        # torchrun starts again with the old store, where the addresses of the lost processes still are.
+        own = dist.PrefixStore(f"kshot-{restarts}", store)  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=wait)
+    except RuntimeError as error:  # torch's DistError is one
+        raise RankLost(
+            f"rank {os.environ['RANK']} did not meet the other {size - 1} within {minutes:g} minutes: "
+            f"{' '.join(str(error).split())[:200]}. Start all of them with one torchrun"
+        ) from error
+    return World(rank, size, restarts), device
 
 
 def leave(world: World) -> None:

@@ -393,49 +393,73 @@ def repeatable(case: _Case) -> None:
             )
 
 
+def _equals_loop(learner: Learner, tasks: Task, how: str, mend: str, *plans: engine.Plan) -> None:
+    """Loss, metrics and meta-gradient by these plans of the engine equal those of its "loop", to `CLOSE`."""
+    looped, expected = engine.meta_gradient(learner, tasks, "loop")
+    for plan in plans:
+        gradient, outcome = engine.meta_gradient(learner, tasks, plan)
+        pairs = {"the loss": (outcome.loss, expected.loss)}
+        pairs |= {f"metric '{k}'": (outcome.metrics[k], v) for k, v in expected.metrics.items()}
+        pairs |= {f"the meta-gradient of {k}": (gradient[k], v) for k, v in looped.items()}
+        for name, (value, wanted) in pairs.items():
+            if _gap(value, wanted) > CLOSE:
+                _fail(
+                    f"{name} {how} differs from a loop over tasks by {_gap(value, wanted):.2g} ({plan.name})",
+                    f"a relative difference of at most {CLOSE:g} in float64",
+                    mend,
+                )
+
+
 @_learner_check
 def mapped_equals_loop(case: _Case) -> None:
     """Loss, metrics and meta-gradient of the engine's "vmap" equal those of its "loop" in float64, to 1e-8."""
     learner, tasks = case.learner(train=True), case.batch("mapped", 3)
-    looped, expected = engine.meta_gradient(learner, tasks, "loop")
-    mapped, outcome = engine.meta_gradient(learner, tasks, "vmap")
-    silent = engine.meta_loss(learner, tasks, "loop")
-    pairs = {"the loss": (outcome.loss, expected.loss)}
-    pairs |= {f"metric '{k}'": (outcome.metrics[k], v) for k, v in expected.metrics.items()}
-    pairs |= {f"the meta-gradient of {k}": (mapped[k], v) for k, v in looped.items()}
-    pairs |= {"the loss under torch.no_grad()": (silent.loss, expected.loss)}
-    for name, (value, wanted) in pairs.items():
-        if _gap(value, wanted) > CLOSE:
-            _fail(
-                f"{name} mapped over tasks differs from a loop over tasks by {_gap(value, wanted):.2g}",
-                f"a relative difference of at most {CLOSE:g} in float64",
-                "look for state kept between tasks, shapes that count on a batch axis, and torch's batch_norm, whose "
-                "gradient through vmap is wrong (use kshot.nn.BatchNorm)",
-            )
+    _equals_loop(
+        learner,
+        tasks,
+        "mapped over tasks",
+        "look for state kept between tasks, shapes that count on a batch axis, and torch's batch_norm, whose gradient "
+        "through vmap is wrong (use kshot.nn.BatchNorm)",
+        engine.Plan("vmap"),
+    )
+    silent, loss = engine.meta_loss(learner, tasks, "loop").loss, engine.meta_gradient(learner, tasks, "loop")[1].loss
+    if _gap(silent, loss) > CLOSE:
+        _fail(
+            f"the loss under torch.no_grad() differs from that with a graph by {_gap(silent, loss):.2g}",
+            f"a relative difference of at most {CLOSE:g} in float64",
+            "take the inner gradients inside torch.enable_grad(), or with torch.func.grad",
+        )
 
 
 @_learner_check
 def threads_equal_loop(case: _Case) -> None:
     """Loss, metrics and meta-gradient of the engine's "threads" equal those of its "loop" in float64, to 1e-8."""
-    learner, tasks = case.learner(train=True), case.batch("threads", 5)
-    looped, expected = engine.meta_gradient(learner, tasks, "loop")
     count = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        threaded, outcome = engine.meta_gradient(learner, tasks, "threads")
+        _equals_loop(
+            case.learner(train=True),
+            case.batch("threads", 5),
+            "of tasks shared among threads",
+            "every thread works on a deep copy of the learner: look for state outside of it (globals, class "
+            "attributes, caches) that one task leaves for another",
+            engine.Plan("threads"),
+        )
     finally:
         torch.set_num_threads(count)
-    pairs = {"the loss": (outcome.loss, expected.loss)}
-    pairs |= {f"metric '{k}'": (outcome.metrics[k], v) for k, v in expected.metrics.items()}
-    pairs |= {f"the meta-gradient of {k}": (threaded[k], v) for k, v in looped.items()}
-    for name, (value, wanted) in pairs.items():
-        if _gap(value, wanted) > CLOSE:
-            _fail(
-                f"{name} of tasks shared among threads differs from a loop over tasks by {_gap(value, wanted):.2g}",
-                f"a relative difference of at most {CLOSE:g} in float64",
-                "every thread works on a deep copy of the learner: look for state outside of it (globals, class "
-                "attributes, caches) that one task leaves for another",
-            )
+
+
+@_learner_check
+def frugal_equals_loop(case: _Case) -> None:
+    """Loss, metrics and meta-gradient without kept graphs of inner steps equal those with them in float64, to 1e-8."""
+    _equals_loop(
+        case.learner(train=True),
+        case.batch("frugal", 2),
+        "without kept graphs",
+        "a function given to kshot.memory.recomputed must be pure, and what has a gradient must be an argument of it",
+        engine.Plan("loop", frugal=True),
+        engine.Plan("vmap", frugal=True),
+    )
 
 
 @_learner_check

@@ -184,7 +184,7 @@ def meta_train(
         precision: "full": that of the learner's weights. "bfloat16": operations that torch's autocast deems safe are
             done in it; weights, sums and validation stay as they are.
         world: the processes among which each batch of tasks is shared (`kshot.parallel.join`).
-        planned: told the plan before the first step.
+        planned: told the plan before the first step; the trial is then made for a shorter run, too.
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
@@ -234,7 +234,9 @@ def meta_train(
         checkpoint.save(folder / name, tensors, info)
 
     with casting():
-        how = _planned(learner, draw, start, outer.steps, strategy, chunk_size, memory_limit, before, world)
+        how = _planned(
+            learner, draw, start, outer.steps, strategy, chunk_size, memory_limit, before, world, planned is not None
+        )
     if planned is not None:
         planned(how)
 
@@ -366,13 +368,14 @@ def _planned(
     memory_limit: int | None,
     before: engine.Plan | None,
     world: World,
+    told: bool,
 ) -> engine.Plan:
     """How the engine works in this run: as it was told, as before, or as a trial on the first batch finds."""
     if isinstance(strategy, engine.Plan):
         return strategy
-    trial = strategy == "auto" and steps - start >= _WORTH_A_TRIAL
+    trial = strategy == "auto" and (told or steps - start >= _WORTH_A_TRIAL)
     before = before if before is not None and before.key else None  # without one it went by the rule
-    if start >= steps or not (trial or memory_limit is not None or before is not None):
+    if start >= steps or not (trial or told or memory_limit is not None or before is not None):
         return engine.Plan(engine.choose(learner, strategy), chunk_size)
     found = None
     if world.leads:
@@ -380,9 +383,9 @@ def _planned(
         if hasattr(learner, "set_progress"):
             learner.set_progress(0.0)  # type: ignore[operator]
         found = planning.plan(learner, draw(start), strategy, chunk_size, memory_limit, trial, before)
-    told = world.told(found)
-    assert told is not None
-    return told
+    common = world.told(found)
+    assert common is not None
+    return common
 
 
 def _together(

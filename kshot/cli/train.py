@@ -128,7 +128,7 @@ def _train(
                 settings=settings, stop=stop, strategy=recipe.strategy,
                 memory_limit=int(run.memory_limit * 2**30) or None,
                 precision="bfloat16" if recipe.precision == "bfloat16" else "full",
-                world=world, planned=lambda plan: say.print(_explained(plan)) if run.explain_engine else None,
+                world=world, planned=(lambda plan: say.print(_explained(plan))) if run.explain_engine else None,
             ):  # fmt: skip
                 sampling.append(record.sampling)
                 speed = f"{recipe.outer.batch / record.seconds:.0f} tasks/s  loss {record.loss:.3f}"
