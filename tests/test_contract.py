@@ -389,7 +389,7 @@ def test_a_good_learner_passes_and_is_left_alone():
     learner = Good().train()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     report = check_learner(learner, VECTORS)
-    counted(report, 20)
+    counted(report, 21)
     assert str(report).startswith("Good keeps the contract: ")
     assert report.skipped.keys() <= {"device_is_respected"}
     assert learner.training

@@ -1,7 +1,7 @@
 """Every command of README.md is run, or the README says why not.
 
-The lines of ```bash blocks that begin with `kshot ` or `python examples/` (or the same under `.venv/bin/`) are run in
-order, in one temporary folder for the whole page, so that `kshot evaluate DIR` finds what `kshot train --out DIR` left.
+The lines of ```bash blocks that begin with `kshot `, `torchrun ` or `python examples/` (or the same under `.venv/bin/`)
+are run in order, in one temporary folder for the whole page: `kshot evaluate DIR` finds what `kshot train --out DIR` left.
 `make TARGET` is not run inside the tests (it would run them), but its target has to exist. A block under the comment
 `<!-- not run: REASON -->` is left alone. Any other command is an error, so that nothing is passed over in silence.
 """
@@ -92,7 +92,7 @@ def test_what_is_not_run_says_why() -> None:
 
 
 def test_every_command_is_known() -> None:
-    known = ("kshot ", "python examples/", "make ", ".ci/run", *NOT_HERE)
+    known = ("kshot ", "torchrun ", "python examples/", "make ", ".ci/run", *NOT_HERE)
     strange = [
         f"line {b.line}: {c}" for b in readme() if b.reason is None for c in b.commands if not c.startswith(known)
     ]
@@ -120,10 +120,11 @@ def test_commands_run(tmp_path: Path) -> None:
             (tmp_path / name).symlink_to(ROOT / name)
     for block in readme():
         for command in block.commands if block.reason is None else []:
-            if not command.startswith(("kshot ", "python examples/")):
+            if not command.startswith(("kshot ", "torchrun ", "python examples/")):
                 continue
             program, *arguments = shlex.split(command, comments=True)
-            prefix = [sys.executable, "-m", "kshot"] if program == "kshot" else [sys.executable]
+            module = {"kshot": ["-m", "kshot"], "torchrun": ["-m", "torch.distributed.run"]}.get(program, [])
+            prefix = [sys.executable, *module]
             run = subprocess.run(
                 [*prefix, *arguments],
                 cwd=tmp_path,

@@ -38,11 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kshot import engine
 from kshot import nn as knn
-from kshot.core import Batch, Task, to
+from kshot.core import Batch, Learner, Task, to
 from kshot.learners import build
 
 DIGITS = 1e-8
-Step = Callable[[], "list[Tensor]"]  # one meta-gradient: a list in the order of the model's parameters
+Step = Callable[[], "list[Tensor]"]  # one meta-gradient in the order of the model's parameters; or scores of tasks
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ ROWS = [
     Row("Conv4 ANIL 5w1s 15q, 5 steps", learner="anil", steps=5),
     Row("Conv4 protonet 60w1s 5q", ways=60, queries=5, tasks=1, learner="protonet"),
     Row("Conv4 first order 5w1s 15q, 1 step", learner="fomaml"),
+    Row("Conv4 evaluation 5w1s 15q, 5 steps", learner="evaluation", steps=5),
 ]
 
 
@@ -161,7 +162,16 @@ def each(tasks: Task) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 # -------------------------------------------------------------------------------------------------------- contenders
 
 
+def answers(learner: Learner, task: Task) -> Tensor:
+    """The scores of the queries."""
+    return learner.predict(learner.adapt(learner.init(), task.support), task.query.x)
+
+
 def kshot(row: Row, ours: nn.Module, tasks: Task) -> Step:
+    if row.learner == "evaluation":
+        tested = build("maml", ours, row.ways, inner_lr=row.lr, inner_steps=row.steps).eval()
+        tested.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return lambda: engine.spread(tested, tasks, answers)
     settings = {} if row.learner == "protonet" else {"inner_lr": row.lr, "inner_steps": row.steps}
     learner = build(row.learner, ours, row.ways, **settings)
     if row.network != "mlp":
@@ -179,6 +189,20 @@ def adapted(row: Row, model: nn.Module) -> list[str]:
 def loop(row: Row, model: nn.Module, tasks: Task) -> Step:
     """One task after another by torch.autograd and functional_call."""
     loss, params, moving = criterion(row), dict(model.named_parameters()), adapted(row, model)
+
+    def tested(sx: Tensor, sy: Tensor, qx: Tensor) -> Tensor:
+        fast = dict(params)
+        for _ in range(row.steps):
+            value = loss(functional_call(model, fast, sx), sy)
+            slopes = torch.autograd.grad(value, list(fast.values()))
+            fast = {
+                n: (p - row.lr * g).detach().requires_grad_() for (n, p), g in zip(fast.items(), slopes, strict=True)
+            }
+        with torch.no_grad():
+            return functional_call(model, fast, qx)
+
+    if row.learner == "evaluation":
+        return lambda: [tested(*task[:3]) for task in each(tasks)]
 
     def one(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
         if row.learner == "protonet":
