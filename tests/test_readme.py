@@ -1,7 +1,7 @@
 """Every command of README.md is run, or the README says why not.
 
 The lines of ```bash blocks that begin with `kshot `, `torchrun ` or `python examples/` (or the same under `.venv/bin/`)
-are run in order, in one temporary folder for the whole page: `kshot evaluate DIR` finds what `kshot train --out DIR` left.
+are run in order, in one temporary folder for the whole page: `kshot evaluate DIR` finds what `kshot train` left.
 `make TARGET` is not run inside the tests (it would run them), but its target has to exist. A block under the comment
 `<!-- not run: REASON -->` is left alone. Any other command is an error, so that nothing is passed over in silence.
 """
