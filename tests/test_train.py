@@ -262,6 +262,22 @@ def test_a_float64_learner_gets_float64_tasks() -> None:
     assert len(records) == 2
 
 
+@pytest.mark.parametrize("strategy", ["loop", "threads", "vmap"])
+def test_in_bfloat16_the_gradient_is_near_and_weights_and_sums_stay(strategy: str) -> None:
+    def first(precision: str) -> tuple[Record, Metric]:
+        torch.manual_seed(0)
+        learner = Metric()
+        run = meta_train(learner, Clusters(), steps=1, batch=4, precision=precision, strategy=strategy, meta_lr=1e-6)  # type: ignore[arg-type]
+        return next(run), learner
+
+    torch.set_num_threads(2)  # conftest puts it back
+    (full, _), (half, learner) = first("full"), first("bfloat16")
+    assert learner.last.weight.dtype == torch.float32
+    assert half.gradient_norm != full.gradient_norm
+    assert half.gradient_norm == pytest.approx(full.gradient_norm, rel=0.05)
+    assert half.loss == pytest.approx(full.loss, rel=0.05)
+
+
 def test_the_progress_of_an_annealed_learner_is_told() -> None:
     class Annealed(Point):
         def __init__(self) -> None:

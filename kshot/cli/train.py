@@ -60,9 +60,14 @@ class Train:
         from kshot import parallel
 
         world, device = parallel.join(self.device)
+        before = torch.are_deterministic_algorithms_enabled()
         try:
+            if self.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
             return self._run(world, device)
         finally:
+            torch.use_deterministic_algorithms(before)
             parallel.leave(world)
 
     def _run(self, world: World, device: str) -> int:
@@ -72,9 +77,6 @@ class Train:
         run = replace(self, device=device, resume=self.resume or world.restarts > 0)
         if self.memory_limit < 0:
             raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
-        if self.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
         if world.leads and (self.out / "last.safetensors").exists() and not run.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
         learner = config.build(recipe)
