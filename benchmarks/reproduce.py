@@ -44,16 +44,17 @@ TWENTY = (*THOUSAND, "--ways", "20", "--queries", "5")  # protonet trains on the
 
 def _grocery(learner: str, shots: str) -> Job:
     own = THOUSAND if learner == "protonet" else ALONE
-    train = {"maml 5shot": ("--steps", "300"), "r2d2 5shot": ("--steps", "1000")}.get(f"{learner} {shots}", ())
+    steps = {"maml 1shot": "1000", "maml 5shot": "300", "r2d2 5shot": "1000"}.get(f"{learner} {shots}")
+    train = ("--steps", steps) if steps else ()
     return Job(f"grocery-5way-{shots}-{learner}", train, tests={"": own, "-augment4": AUGMENT4})
 
 
 def _augmentation() -> list[Job]:
     """Every augmentation of training, one at a time, beside none, with equal numbers of meta-updates."""
     base = {
-        "omniglot": ("omniglot-5way-1shot-protonet", ("--steps", "600", "--train-ways", "20")),
+        "omniglot": ("omniglot-5way-1shot-protonet", ("--steps", "400", "--train-ways", "20")),
         "glyphs": ("glyphs-5way-1shot-protonet", ()),
-        "grocery": ("grocery-5way-1shot-protonet", ("--steps", "400")),
+        "grocery": ("grocery-5way-1shot-protonet", ("--steps", "200")),
     }
     variants = {
         "none": (),
@@ -103,12 +104,12 @@ JOBS = [
     *(
         Job(f"omniglot-{task}", train, tests={"": ALONE})
         for task, train in {
-            "5way-1shot-reptile": ("--steps", "3000"),
+            "5way-1shot-reptile": ("--steps", "2000"),
             "5way-1shot-r2d2": (),
             "5way-5shot-maml": (),
             "20way-1shot-anil": ("--steps", "3000"),
-            "20way-1shot-maml": (),
-            "20way-5shot-maml": ("--steps", "700"),
+            "20way-1shot-maml": ("--steps", "2000"),
+            "20way-5shot-maml": ("--steps", "500"),
         }.items()
     ),
     *_augmentation(),

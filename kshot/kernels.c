@@ -1,4 +1,5 @@
-/* Loops over channels-last images that torch needs several passes for: statistics, pooling and their derivatives.
+/* Loops over images that torch needs several passes for: statistics, pooling and their derivatives (channels-last), and
+ * the second derivative of a batch norm (either layout).
  *
  * Compiled and called by kernels.py, which says what each function means. An image batch is y[n][h][w][c]; `place` and
  * everything "pooled" are [n][h/2][w/2][c], one entry per whole 2x2 block (an odd last row or column has none). Every
@@ -11,6 +12,7 @@
 #define NAME(f) JOIN(f, SUFFIX)
 typedef long long size;
 typedef unsigned char byte;
+#define LANES 16
 
 #define T float
 #define WIDE int /* an integer as wide as T, so that both are vectorised alike */
@@ -129,6 +131,81 @@ void NAME(collect)(const T *restrict y, size n, size h, size w, size c, const by
             for (size k = 0; k < c; k++) {
                 first[k] += plain[k];
                 second[k] += times[k];
+            }
+        }
+}
+
+/* Sums for the second derivative of a batch norm, of which h is the direction and g the gradient that came in:
+ * sums[0] = sum of h, sums[1] = sum of h * (y - mean), sums[2] = sum of h * g, by channel. Images of p pixels: planes
+ * [n][c][p] where `last` is 0, [n][p][c] where it is 1. `row` is room for 3c numbers. */
+void NAME(bend_sums)(const T *restrict y, size n, size p, size c, size last, const T *restrict mean,
+                     const T *restrict h, const T *restrict g, double *restrict sums, T *restrict row) {
+    double *restrict s0 = sums, *restrict s1 = sums + c, *restrict s2 = sums + 2 * c;
+    T *restrict a = row, *restrict b = row + c, *restrict d = row + 2 * c;
+    for (size k = 0; k < c; k++) s0[k] = s1[k] = s2[k] = 0;
+    for (size i = 0; i < n; i++) {
+        if (last) {
+            for (size k = 0; k < c; k++) a[k] = b[k] = d[k] = 0;
+            for (size j = 0; j < p; j++) {
+                const size o = (i * p + j) * c;
+                const T *restrict v = y + o, *restrict u = h + o, *restrict e = g + o;
+                for (size k = 0; k < c; k++) {
+                    a[k] += u[k];
+                    b[k] += u[k] * (v[k] - mean[k]);
+                    d[k] += u[k] * e[k];
+                }
+            }
+            for (size k = 0; k < c; k++) s0[k] += a[k], s1[k] += b[k], s2[k] += d[k];
+            continue;
+        }
+        for (size k = 0; k < c; k++) {
+            const size o = (i * c + k) * p;
+            const T *restrict v = y + o, *restrict u = h + o, *restrict e = g + o;
+            const T m = mean[k];
+            T la[LANES] = {0}, lb[LANES] = {0}, ld[LANES] = {0}; /* so that the sums may be vectorised */
+            size j = 0;
+            for (; j + LANES <= p; j += LANES)
+                for (int l = 0; l < LANES; l++) {
+                    la[l] += u[j + l];
+                    lb[l] += u[j + l] * (v[j + l] - m);
+                    ld[l] += u[j + l] * e[j + l];
+                }
+            for (; j < p; j++) {
+                la[0] += u[j];
+                lb[0] += u[j] * (v[j] - m);
+                ld[0] += u[j] * e[j];
+            }
+            for (int l = 0; l < LANES; l++) s0[k] += la[l], s1[k] += lb[l], s2[k] += ld[l];
+        }
+    }
+}
+
+/* of_y = f[0] + f[1] * (y - mean) + f[2] * g + f[3] * h and of_g = f[4] + f[5] * (y - mean) + f[6] * h, by channel. */
+void NAME(bend)(const T *restrict y, size n, size p, size c, size last, const T *restrict mean, const T *restrict h,
+                const T *restrict g, const T *restrict f, T *restrict of_y, T *restrict of_g) {
+    if (last) {
+        for (size j = 0; j < n * p; j++) {
+            const T *restrict v = y + j * c, *restrict u = h + j * c, *restrict e = g + j * c;
+            T *restrict z = of_y + j * c, *restrict w = of_g + j * c;
+            for (size k = 0; k < c; k++) {
+                const T x = v[k] - mean[k];
+                z[k] = f[k] + f[c + k] * x + f[2 * c + k] * e[k] + f[3 * c + k] * u[k];
+                w[k] = f[4 * c + k] + f[5 * c + k] * x + f[6 * c + k] * u[k];
+            }
+        }
+        return;
+    }
+    for (size i = 0; i < n; i++)
+        for (size k = 0; k < c; k++) {
+            const size o = (i * c + k) * p;
+            const T *restrict v = y + o, *restrict u = h + o, *restrict e = g + o;
+            T *restrict z = of_y + o, *restrict w = of_g + o;
+            const T m = mean[k], f0 = f[k], f1 = f[c + k], f2 = f[2 * c + k], f3 = f[3 * c + k], f4 = f[4 * c + k],
+                    f5 = f[5 * c + k], f6 = f[6 * c + k];
+            for (size j = 0; j < p; j++) {
+                const T x = v[j] - m;
+                z[j] = f0 + f1 * x + f2 * e[j] + f3 * u[j];
+                w[j] = f4 + f5 * x + f6 * u[j];
             }
         }
 }

@@ -1,4 +1,4 @@
-"""Batch normalisation and max pooling in one pass over the images, with cheap derivatives, on a CPU.
+"""Batch normalisation with cheap derivatives, and together with max pooling in one pass over the images, on a CPU.
 
 A block "convolution, batch norm, ReLU, 2x2 max pooling" spends half of its time outside the convolution: torch walks
 some six times through the full-size images forwards, and a dozen times in a derivative of a derivative. But a maximum
@@ -11,6 +11,9 @@ where only `pooled`, mean and variance need the full-size images: one pass. The 
 at the places that were pooled, is one more pass, and the derivative of that another; all else happens on a quarter of
 the numbers and is left to torch. So the result is differentiable as often as one likes (passes of our own up to the
 second derivative, torch's operations beyond).
+
+A batch norm without pooling (`norm`) is torch's own, forwards and in its first derivative, but the derivative of that,
+which torch composes of a dozen operations, is two passes.
 
 The passes are `kernels.c`, compiled for this very processor by the C compiler of the machine (`$CC`, else `cc`) the
 first time they are wanted, and kept in the cache folder. Where that fails, and with `KSHOT_KERNELS=0`, `available()` is
@@ -37,7 +40,7 @@ from torch import Tensor
 
 from kshot import places
 
-__all__ = ["available", "max_pooled_norm", "reason"]
+__all__ = ["available", "max_pooled_norm", "norm", "reason"]
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
@@ -80,7 +83,24 @@ def max_pooled_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     return torch.addcmul(shift.view(1, -1, 1, 1), pooled, scale.view(1, -1, 1, 1))
 
 
-# ----------------------------------------------------------------------------------------------------- the three passes
+def norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`batch_norm(y)`, with the statistics of `y` itself.
+
+    Args:
+        y: `[N, C, ...]` on the CPU, float32 or float64, more than one value per channel.
+        weight: `[C]`, of the dtype of `y`.
+        bias: `[C]`, of the dtype of `y`.
+        eps: added to the variance.
+
+    Raises:
+        RuntimeError: the compiled passes are not available; `reason()` is in the message.
+    """
+    if not available():
+        raise RuntimeError(f"the compiled kernels are not available: {reason()}")
+    return _Norm.apply(_dense(y), weight, bias, eps)
+
+
+# ------------------------------------------------------------------------------------------------- passes with pooling
 
 
 class _Pool(torch.autograd.Function):
@@ -134,6 +154,139 @@ class _Spread(torch.autograd.Function):
         return out, None, d, plain, times
 
 
+# ----------------------------------------------------------------------------------------- a batch norm without pooling
+
+
+class _Norm(torch.autograd.Function):
+    """y, weight, bias, eps -> the normalised."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out, mean, rstd = torch.native_batch_norm(y, weight, bias, None, None, True, 0.0, eps)
+        ctx.save_for_backward(y, weight, mean, rstd)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        return *_Slope.apply(gradients[0], *ctx.saved_tensors, ctx.eps), None
+
+
+class _Slope(torch.autograd.Function):
+    """g, y, weight, mean, rstd, eps -> the derivatives of the normalised in y, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = [True, True, True]
+        d_y, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            g, y, weight, None, None, mean, rstd, True, eps, wanted
+        )
+        ctx.save_for_backward(g, y, weight, mean, rstd, d_weight, d_bias)
+        ctx.eps = eps
+        return d_y, d_weight, d_bias
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
+        g, y, weight, mean, rstd, d_weight, d_bias = ctx.saved_tensors
+        h, along_weight, along_bias = directions
+        if torch.is_grad_enabled():  # a third derivative will be wanted
+            axes, shape = (0, *range(2, y.dim())), (1, -1) + (1,) * (y.dim() - 2)
+            with torch.enable_grad():
+                variance, mean = torch.var_mean(y, axes, correction=0)
+                rstd = torch.rsqrt(variance + ctx.eps)
+                x = (y - mean.view(shape)) * rstd.view(shape)
+                d_weight, d_bias = (g * x).sum(axes), g.sum(axes)
+                sums = h.sum(axes), (h * x).sum(axes), (h * g).sum(axes)
+            f, of_weight = _bends(weight, rstd, d_weight, d_bias, sums, along_weight, along_bias, y)
+            f = [v.view(shape) for v in f]
+            centred = y - mean.view(shape)
+            return (
+                f[4] + f[5] * centred + f[6] * h,
+                f[0] + f[1] * centred + f[2] * g + f[3] * h,
+                of_weight, None, None, None,
+            )  # fmt: skip
+        last = not y.is_contiguous()
+        g, h = (t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format) for t in (g, h))
+        n, c = y.shape[:2]
+        size = (n, y[0, 0].numel(), c, int(last))
+        raw = _split(y, (mean, h, g), size, 3)
+        sums = raw[0].to(y.dtype), raw[1].to(y.dtype) * rstd, raw[2].to(y.dtype)
+        f, of_weight = _bends(weight, rstd, d_weight, d_bias, sums, along_weight, along_bias, y)
+        of_y, of_g = torch.empty_like(y), torch.empty_like(y)
+        _split(y, (mean, h, g, torch.stack(f), of_y, of_g), size, 0)
+        return of_g, of_y, of_weight, None, None, None
+
+
+def _bends(
+    weight: Tensor,
+    rstd: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    sums: tuple[Tensor, Tensor, Tensor],
+    along_weight: Tensor,
+    along_bias: Tensor,
+    y: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """The seven factors of `bend` in kernels.c, `[C]` each, and the derivative in the weight.
+
+    With x = (y - mean) * rstd and m values per channel, d_y = weight * rstd * (g - d_bias / m - x * d_weight / m). In
+    the direction (h, u, v) of (d_y, d_weight, d_bias), and with the sums H of h, X of h * x and G of h * g:
+
+        in g       weight * rstd * (h - H / m - x * X / m) + u * x + v
+        in weight  rstd * (G - d_bias * H / m - d_weight * X / m)
+        in y       u * rstd * K - weight * (in weight) * rstd * x / m
+                   - weight * rstd^2 / m * (X * K + d_weight * (h - H / m - x * X / m))
+                   where K = g - d_bias / m - x * d_weight / m
+    """
+    m = y.numel() // y.shape[1]
+    total, times, with_g = sums
+    scale = weight * rstd
+    of_weight = rstd * (with_g - (d_bias * total + d_weight * times) / m)
+    first, second = along_weight * rstd - scale * rstd * times / m, -scale * rstd * d_weight / m  # of g; of h
+    of_x = -(first * d_weight + second * times) / m - weight * of_weight * rstd / m
+    return [
+        -(first * d_bias + second * total) / m,
+        of_x * rstd,
+        first,
+        second,
+        along_bias - scale * total / m,
+        (along_weight - scale * times / m) * rstd,
+        scale,
+    ], of_weight
+
+
+def _dense(y: Tensor) -> Tensor:
+    """The same in one piece, as it lies: planes, or channels last."""
+    last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+    return y if y.is_contiguous() or last else y.contiguous()
+
+
+def _split(y: Tensor, tensors: tuple[Tensor, ...], size: tuple[int, int, int, int], sums: int) -> Tensor:
+    """Call `bend_sums` (`sums` > 0; float64 `[sums, C]` is returned) or `bend`, the images shared among threads."""
+    n, p, c, last = size
+    count = max(1, min(torch.get_num_threads(), n, y.numel() // WORTH_A_THREAD))
+    bounds = [n * i // count for i in range(count + 1)]
+    made, room = torch.empty(count, sums, c, dtype=torch.float64), torch.empty(count, sums, c, dtype=y.dtype)
+    function = _function("bend_sums" if sums else "bend", y.dtype)
+
+    def part(i: int) -> None:
+        first, size = bounds[i], y.element_size()
+        given = [t.data_ptr() + (first * p * c * size if t.dim() > 2 or t.shape == y.shape else 0) for t in tensors]
+        own = (made[i].data_ptr(), room[i].data_ptr()) if sums else ()
+        function(y.data_ptr() + first * p * c * size, bounds[i + 1] - first, p, c, last, *given, *own)
+
+    if count == 1:
+        part(0)
+    else:
+        list(_threads(count).map(part, range(count)))
+    return made.sum(0)
+
+
+# ------------------------------------------------------------------------------------------------------------- calling
+
+
 def _like(y: Tensor, height: int, width: int) -> Tensor:
     return torch.empty(*y.shape[:2], height, width, dtype=y.dtype, memory_format=torch.channels_last)
 
@@ -174,7 +327,8 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
 
-_POINTERS = {"pool": (4, 2), "spread": (5, 0), "collect": (5, 2)}  # tensors beside y; room for sums
+# Tensors beside y; sums and room for them.
+_POINTERS = {"pool": (4, 2), "spread": (5, 0), "collect": (5, 2), "bend_sums": (3, 2), "bend": (6, 0)}
 
 
 @functools.cache

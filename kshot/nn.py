@@ -79,6 +79,8 @@ class BatchNorm(nn.Module):
         """`[N, C, ...]` -> the same shape, every channel normalised, times `weight`, plus `bias`."""
         known = self.population and not self.training
         if self.recorded is None and x.numel() > x.shape[1] and _plain(mask):  # torch refuses one value per channel
+            if not known and self._compiled(x):
+                return kernels.norm(x, self.weight, self.bias, self.eps)
             mean, var = (self.population_mean, self.population_var) if known else (None, None)
             return F.batch_norm(x, mean, var, self.weight, self.bias, not known, 0.0, self.eps)
         if known:
@@ -94,10 +96,13 @@ class BatchNorm(nn.Module):
 
     def pools(self, x: Tensor, mask: Tensor | None) -> bool:
         """Whether `kernels.max_pooled_norm` does what this norm and a 2x2 max pooling do to `x` `[N, C, H, W]`."""
-        fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and min(x.shape[2:]) > 1
         batch = self.recorded is None and (self.training or not self.population)
-        same = x.dtype == self.weight.dtype
-        return fits and batch and same and len(x) > 0 and _plain(mask) and kernels.available()
+        return batch and min(x.shape[2:]) > 1 and len(x) > 0 and _plain(mask) and self._compiled(x)
+
+    def _compiled(self, x: Tensor) -> bool:
+        """Whether the numbers are of a kind that `kshot.kernels` can work on."""
+        fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        return fits and x.dtype == self.weight.dtype and kernels.available()
 
     def rises(self) -> bool:
         """Whether `forward` is one rising function of each value: known statistics, and no negative weight."""

@@ -56,6 +56,71 @@ def test_values_and_derivatives_to_the_third(shape):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
 
 
+def normalised(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Batch norm from primitive operations."""
+    axes, shape = (0, *range(2, y.dim())), (1, -1) + (1,) * (y.dim() - 2)
+    variance, mean = torch.var_mean(y, axes, correction=0)
+    return (y - mean.view(shape)) * (weight * torch.rsqrt(variance + eps)).view(shape) + bias.view(shape)
+
+
+@needed
+@pytest.mark.parametrize("layout", ["planes", "last", "strided"])
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 6, 8), (2, 3, 7, 9), (4, 2, 2, 3), (2, 64, 5, 4), (2, 3, 40, 41), (6, 4), (3, 2, 7)]
+)
+def test_norm_and_its_derivatives_to_the_third(shape, layout):
+    given = inputs(shape)
+    if layout != "planes" and len(shape) < 4:
+        pytest.skip("has no other layout")
+    results = []
+    for function in (kernels.norm, normalised):
+        y, weight, bias = given
+        if layout == "last":
+            y = y.contiguous(memory_format=torch.channels_last)
+        if layout == "strided":
+            y = torch.stack([y, y], -1)[..., 1]
+        values = [function(y, weight, bias, 1e-5)]
+        for outer in (torch.sin, torch.cos, torch.square):
+            total = torch.stack([outer(v).sum() for v in values[-3:]]).sum()
+            values += torch.autograd.grad(total, given, create_graph=True)
+        results.append(values)
+    assert len(results[0]) == 10
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
+
+
+@needed
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norms_passes_are_taken_where_no_third_derivative_is_wanted(layout, monkeypatch):
+    """And are right there: the second derivative without a graph, against that of primitive operations."""
+    given = inputs((5, 6, 9, 7))
+    taken = []
+    real = kernels._split
+    monkeypatch.setattr(kernels, "_split", lambda *a: taken.append(a[-1]) or real(*a))
+    monkeypatch.setattr(kernels, "WORTH_A_THREAD", 1)
+    results = []
+    for threads, function in ((1, kernels.norm), (3, kernels.norm), (1, normalised)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        y, weight, bias = given
+        value = function(y.contiguous(memory_format=layout), weight, bias, 1e-5)
+        first = torch.autograd.grad(value.sin().sum(), given, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.cos().sum() for g in first), given))  # type: ignore[arg-type]
+    assert taken == [3, 0] * 2
+    for ours in results[:2]:
+        for mine, theirs in zip(ours, results[2], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
+
+
+@needed
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norms_gradients_equal_finite_differences(layout):
+    y, weight, bias = inputs((2, 3, 5, 4))
+    y = y.detach().contiguous(memory_format=layout).requires_grad_()
+    function = lambda *given: kernels.norm(*given, 1e-3)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (y, weight, bias))
+    assert torch.autograd.gradgradcheck(function, (y, weight, bias))
+
+
 @needed
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_equal_finite_differences(layout):
