@@ -25,7 +25,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -45,6 +45,7 @@ __all__ = [
     "Trial",
     "calibrate",
     "choose",
+    "draws_numbers",
     "mend",
     "meta_gradient",
     "meta_loss",
@@ -173,7 +174,7 @@ def meta_gradient(
         `{name: gradient}` for the parameters that require one (zeros where a parameter takes no part), and the Outcome.
 
     Raises:
-        ValueError: an unknown strategy.
+        ValueError: an unknown strategy; a frugal plan for a learner that draws random numbers.
         OutOfMemory: the machine has not enough.
     """
     how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
@@ -202,6 +203,11 @@ def mend(how: Plan) -> str:
 
 def _meta_gradient(learner: Learner, tasks: Task, how: Plan) -> tuple[dict[str, Tensor], Outcome]:
     count = len(tasks.query.x)
+    if how.frugal and draws_numbers(learner, tree.index(tasks, 0)):
+        raise ValueError(
+            f"{type(learner).__name__} draws random numbers in its loss (dropout?): graphs that are made anew would "
+            "draw others. Use a plan that keeps them (frugal=False)"
+        )
     if how.strategy == "vmap":
         return _summed(learner, tasks, min(how.chunk_size or count, count), True, how.frugal)
     threads = _threads(learner, tasks, how)
@@ -240,7 +246,7 @@ def spread(
 def _threads(learner: Learner, tasks: Task, how: Plan) -> int:
     """The number of threads that the plan means for these tasks."""
     threads = min(how.threads or torch.get_num_threads(), torch.get_num_threads(), len(tasks.query.x))
-    if how.strategy != "threads" or threads < 2 or _draws_numbers(learner, tree.index(tasks, 0)):
+    if how.strategy != "threads" or threads < 2 or draws_numbers(learner, tree.index(tasks, 0)):
         return 1
     return threads
 
@@ -253,10 +259,12 @@ def _shared(learner: Learner, tasks: Task, threads: int, part: Callable[[Learner
     cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
     def work(own: Learner, share: Task) -> Found:
-        with torch.autocast("cpu", cast) if cast is not None else contextlib.nullcontext():
+        with torch.autocast("cpu", cast, cache_enabled=False) if cast is not None else contextlib.nullcontext():
             return part(own, share)
 
-    return [w.result() for w in [_pool(threads).submit(work, _copy(learner), share) for share in shares]]
+    started = [_pool(threads).submit(work, _copy(learner), share) for share in shares]
+    wait(started)  # also after an error in one of them
+    return [w.result() for w in started]
 
 
 def _summed(
@@ -279,12 +287,16 @@ def _accumulated(learner: Learner, tasks: Task, step: int, mapped: bool) -> tupl
         else:
             losses, metrics = tree.map_(lambda leaf: leaf[None], learner.loss(tree.index(chunk, 0)))
         if params and losses.requires_grad:
-            gradients = torch.autograd.grad(losses.sum() / count, list(params.values()), allow_unused=True)
-            for name, gradient in zip(params, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
+            _add(total, torch.autograd.grad(losses.sum() / count, list(params.values()), allow_unused=True))
         outcomes.append(Outcome(losses.detach(), tree.detach(metrics)))
     return total, tree.map_(lambda *leaves: torch.cat(leaves), *outcomes)
+
+
+def _add(total: dict[str, Tensor], gradients: tuple[Tensor | None, ...]) -> None:
+    """In place; a function of its own so that nothing holds the gradients while the next task is worked on."""
+    for name, gradient in zip(total, gradients, strict=True):
+        if gradient is not None:
+            total[name] += gradient
 
 
 def _copy(learner: Learner) -> Learner:
@@ -296,7 +308,7 @@ def _copy(learner: Learner) -> Learner:
 _DRAWS: weakref.WeakKeyDictionary[Learner, dict[bool, bool]] = weakref.WeakKeyDictionary()
 
 
-def _draws_numbers(learner: Learner, task: Task) -> bool:
+def draws_numbers(learner: Learner, task: Task) -> bool:
     """Whether the loss draws from torch's generator; found by one trial for each mode of the learner."""
     known = _DRAWS.setdefault(learner, {})
     if learner.training not in known:

@@ -200,7 +200,7 @@ def evaluate(
     digest, done, seconds = hashlib.sha256(), 0, 0.0
     metric, mode = "accuracy", "inductive"
     with _evaluating(learner, device) as (where, dtype), torch.no_grad():
-        mapped = engine.choose(learner, strategy) == "vmap"
+        engine.choose(learner, strategy)  # an unknown one is refused before any work
         for chunk, heads in _drawn(tasks, num_tasks, seed, batch):
             for head in heads:  # the first task of each block stands for the block
                 for leaf in head.query:
@@ -212,7 +212,7 @@ def evaluate(
                     raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
                 metric = "mse" if chunk.query.y.is_floating_point() else "accuracy"
                 mode = "transductive" if _depends(learner, tree.index(chunk, 0)) else "inductive"
-            scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, mapped)
+            scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, strategy)
             if not values:
                 values = [[] for _ in scores]
             for column, score in zip(values, scores, strict=True):
@@ -433,7 +433,7 @@ def _states(learner: Learner, support: Batch, steps: int | None, per_step: bool)
 
 
 def _scores(
-    learner: Learner, tasks: Task, steps: int | None, per_step: bool, metric: str, mapped: bool
+    learner: Learner, tasks: Task, steps: int | None, per_step: bool, metric: str, strategy: engine.Strategy
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], float]:
     """Per step the metric of every task `[t]`; (confidence, correct) of all scored queries; seconds for the last step.
 
@@ -448,7 +448,7 @@ def _scores(
         return learner.metrics(prediction, y)[metric]
 
     x, y = tasks.query
-    if mapped:
+    if engine.choose(learner, strategy) == "vmap":
         began = _clock(x.device)
         states, final = torch.vmap(lambda task: answer(learner, task), randomness="different")(tasks)  # [t, M, W]
         took = _clock(x.device) - began
@@ -462,11 +462,11 @@ def _scores(
             states, final = answer(own, task)
             answered = _clock(x.device)
             predictions = [*(own.predict(state, task.query.x) for state in states[:-1]), final]
-            row = [score(p, task.query.y) for p in predictions]
+            row = [own.metrics(p, task.query.y)[metric] for p in predictions]
             return final, row, answered - began, _clock(x.device) - began
 
         began = _clock(x.device)
-        finals, rows, answering, all_of_it = zip(*engine.spread(learner, tasks, one), strict=True)
+        finals, rows, answering, all_of_it = zip(*engine.spread(learner, tasks, one, strategy), strict=True)
         took = (_clock(x.device) - began) * sum(answering) / sum(all_of_it)  # threads work side by side
         final = torch.stack(finals)  # [t, M, W]
         scores = [torch.stack(column) for column in zip(*rows, strict=True)]

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from kshot import places
 
-__all__ = ["available", "max_pooled_norm", "norm", "reason"]
+__all__ = ["available", "max_pooled_norm", "norm", "processor", "reason"]
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
@@ -346,7 +346,7 @@ def _library() -> ctypes.CDLL | str:
     if os.environ.get("KSHOT_KERNELS") == "0":
         return "they are switched off by KSHOT_KERNELS=0"
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    key = [SOURCE.read_text(encoding="utf-8"), *compiler, *FLAGS, _processor()]
+    key = [SOURCE.read_text(encoding="utf-8"), *compiler, *FLAGS, processor()]
     name = f"kernels-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}.so"
     try:
         path = places.cache_dir() / "kernels" / name
@@ -369,8 +369,8 @@ def _compile(compiler: list[str], path: Path) -> None:
         os.replace(made, path)
 
 
-def _processor() -> str:
-    """What tells a processor from another one that the cache folder may be shared with."""
+def processor() -> str:
+    """What tells this processor from another one: with which the cache folder may be shared, say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -3,7 +3,8 @@
 A second-order meta-gradient keeps the graph of every inner step until the end. It need not: backwards through one step
 of gradient descent, `phi' = phi - lr * dL(phi)`, is one Hessian-vector product, `v <- v - lr * H(phi) v`, and `phi` is
 all it takes to make that graph anew. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
-alone, and is run again when its gradient is wanted. So k steps take the memory of one, and about a third more time.
+alone, and is run again when its gradient is wanted. So k steps take the memory of one beside their weights (which are
+small where the network shares them among positions, as convolutions do), and about a third more time.
 
     with frugal():
         loss = (recomputed(step, params, support)["w"]).sum()    # step(params, support) -> {"w": ...}
@@ -53,10 +54,11 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Args:
         function: pure, from pytrees of tensors (and numbers) to a pytree of floating tensors, none of them an argument
-            itself. Whatever has a gradient must be an argument: what the function merely mentions gets none.
+            itself. Whatever has a gradient must be an argument: what the function merely mentions gets none. It draws
+            no random numbers, which would be others the second time (the engine refuses such learners).
         arguments: its arguments.
 
-    The gradient can be taken once and not differentiated again.
+    The gradient can be taken once and not differentiated again: that raises a RuntimeError.
     """
     if not is_frugal():
         return function(*arguments)
@@ -70,6 +72,9 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
     outputs = _Recomputed.apply(flat, *leaves)
     return pytree.tree_unflatten(outputs, made[0])
+
+
+_TENSOR = object()
 
 
 class _Recomputed(torch.autograd.Function):
@@ -86,13 +91,13 @@ class _Recomputed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         flat, *leaves = inputs
         ctx.flat = flat
-        ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        leaves = [next(saved) if other is None else other for other in ctx.others]
+        leaves = [next(saved) if other is _TENSOR else other for other in ctx.others]
         wanted = [
             i for i, need in enumerate(ctx.needs_input_grad[1:])
             if need and isinstance(leaves[i], Tensor) and leaves[i].is_floating_point()
@@ -107,6 +112,10 @@ class _Recomputed(torch.autograd.Function):
         with frugal(False):
             if knn.transformed():
                 slopes = torch.func.vjp(again, *(leaves[i] for i in wanted))[1](gradients)
+            elif torch.is_grad_enabled():
+                raise RuntimeError(
+                    "a gradient without kept graphs cannot be differentiated again: take it outside kshot.memory.frugal"
+                )
             else:
                 with torch.enable_grad():
                     moving = [leaves[i].detach().requires_grad_() for i in wanted]

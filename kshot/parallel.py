@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -46,6 +46,11 @@ class World:
     rank: int = 0
     size: int = 1
     restarts: int = 0
+
+    @property
+    def largest(self) -> World:
+        """The process with the largest share of any batch."""
+        return replace(self, rank=self.size - 1)
 
     @property
     def leads(self) -> bool:
@@ -103,8 +108,8 @@ class World:
         except (RuntimeError, ValueError) as error:  # gloo's and nccl's are RuntimeErrors
             raise RankLost(
                 f"another process of this run is gone (seen by rank {self.rank} of {self.size}: "
-                f"{' '.join(str(error).split())[:200]}). The last checkpoint is intact: start the command again with "
-                "--resume, or let torchrun do it with --max-restarts"
+                f"{' '.join(str(error).split())[:200]}). Where it told an error, mend that. The last checkpoint is "
+                "intact: start the command again with --resume, or let torchrun do it with --max-restarts"
             ) from error
 
 
@@ -122,12 +127,13 @@ def join(device: str = "cpu", minutes: float = 30.0) -> tuple[World, str]:
         The world, and this process's device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if size == 1 or "RANK" not in os.environ:
-        return ALONE, device
+        return World(restarts=restarts), device
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    restarts, wait = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), timedelta(minutes=minutes)
+    wait = timedelta(minutes=minutes)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     try:
         store, rank, size = next(rendezvous("env://", timeout=wait))

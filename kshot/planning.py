@@ -12,19 +12,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
+import os
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from kshot import checkpoint, engine, memory, places, tree
+from kshot import checkpoint, engine, kernels, memory, places, tree
 from kshot import nn as knn
 from kshot.core import Learner, Task
 from kshot.engine import ANSWERS, OutOfMemory, Plan, Strategy, Trial, mend
 
-__all__ = ["plan"]
+__all__ = ["HEADROOM", "bytes_of_one", "key", "plan"]
+
+HEADROOM = 0.8
+"""The share of the free memory that a meta-gradient may take where no limit is told."""
+Candidate = tuple[Plan, int]  # a plan and the bytes that it takes
 
 
 def plan(
@@ -34,7 +40,6 @@ def plan(
     chunk_size: int | None = None,
     memory_limit: int | None = None,
     measure: bool = True,
-    before: Plan | None = None,
 ) -> Plan:
     """Find the fastest way to the meta-gradient of such a batch of tasks that fits into the memory.
 
@@ -43,61 +48,89 @@ def plan(
         tasks: a batch as it will come, a leading T on every leaf.
         strategy: "auto", or the only one to be considered.
         chunk_size: of "vmap"; None: as many tasks as fit.
-        memory_limit: bytes that a meta-gradient may take beside weights and data; None: what is free on the device.
+        memory_limit: bytes that a meta-gradient may take beside weights and data; None: most of what is free on the
+            device (`HEADROOM`), shared with the processes that torchrun started on this machine.
         measure: try the candidates, unless the cache folder (`engine/` in it) knows the answer. False: take the first
             that fits, in the order of `kshot.engine.choose`.
-        before: a plan of an earlier part of the same run: kept where learner, sizes, machine and versions are the same.
+
+    A strategy that the learner cannot take (an error under vmap) is left out where "auto" was asked for; the reason is
+    in `tried`. What fits is found by taking the meta-gradient of one task, so a limit far below that is noticed
+    afterwards.
 
     Raises:
         OutOfMemory: not even one task fits; with an estimate and what to change.
         ValueError: an unknown strategy.
     """
-    key = _key(learner, tasks, strategy, chunk_size, memory_limit)
-    if before is not None and before.key == key:
-        return before
-    device = next(iter(learner.parameters())).device
-    free = memory.available(device)
-    limit = memory_limit if memory_limit is not None else free
-    file = places.cache_dir() / "engine" / f"{key}.json"
-    if measure:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = Plan.from_dict(json.loads(file.read_text(encoding="utf-8"))["plan"])
-            taken = next(trial.bytes for trial in known.tried if trial.name == known.name)
-            if known.strategy in ANSWERS and (limit is None or taken <= limit):
-                return replace(known, why=f"measured before, see {file}")
-    candidates = _candidates(learner, tasks, strategy, chunk_size, limit)
+    own, limit = key(learner, tasks, strategy, chunk_size, memory_limit), memory_limit
+    if limit is None:
+        free = memory.available(tasks.query.x.device)
+        sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if tasks.query.x.device.type == "cpu" else 1
+        limit = None if free is None else int(HEADROOM * free / sharers)
+    file = places.cache_dir() / "engine" / f"{own}.json"
+    known = _read(file, limit) if measure else None
+    if known is not None:
+        return known
+    candidates, left_out, restricted = _candidates(learner, tasks, strategy, chunk_size, limit)
     if not measure or len(candidates) == 1:
         first, size = candidates[0]
-        why = "the first that fits" if len(candidates) > 1 else "the only one that fits or was asked for"
-        return replace(first, why=why, tried=(Trial(first.name, None, size),), key=key)
+        why = "the first that fits" if len(candidates) > 1 else "the only one that can be taken"
+        return replace(first, why=why, tried=(Trial(first.name, None, size), *left_out), key=own)
     tried = _tried(learner, tasks, candidates)
     fastest = min((t for t in tried if t.seconds is not None), key=lambda t: t.seconds or 0.0)
     found = next(candidate for candidate, _ in candidates if candidate.name == fastest.name)
-    found = replace(found, why="measured now", tried=tuple(tried), key=key)
-    content = json.dumps({"for": _about(learner, tasks), "plan": asdict(found)}, indent=1)
-    with contextlib.suppress(checkpoint.CheckpointError):  # without a cache it is measured again
-        checkpoint.write_beside(file, lambda part: part.write_text(content, encoding="utf-8"))
+    found = replace(found, why="measured", tried=(*tried, *left_out), key=own)
+    if memory_limit is not None or not restricted:  # or a moment of little memory would be remembered for good
+        content = json.dumps({"for": _about(learner, tasks), "plan": asdict(found)}, indent=1)
+        with contextlib.suppress(checkpoint.CheckpointError):  # without a cache it is measured again
+            checkpoint.write_beside(file, lambda part: part.write_text(content, encoding="utf-8"))
     return found
+
+
+def _read(file: Path, limit: int | None) -> Plan | None:
+    """What the cache knows, if it fits."""
+    try:
+        known = Plan.from_dict(json.loads(file.read_text(encoding="utf-8"))["plan"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    taken = next((trial.bytes for trial in known.tried if trial.name == known.name), None)
+    if known.strategy not in ANSWERS or taken is None or (limit is not None and taken > limit):
+        return None
+    return replace(known, why=f"measured before, see {file}")
 
 
 def _candidates(
     learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | None, limit: int | None
-) -> list[tuple[Plan, int]]:
-    """Plans that fit, with their bytes, that of `engine.choose` first; frugal ones where no other fits."""
+) -> tuple[list[Candidate], list[Trial], bool]:
+    """Plans that fit, that of `engine.choose` first; what cannot be taken, with the reason; whether the limit told.
+
+    Plans without kept graphs come where no other fits, and not for learners that draw random numbers.
+    """
     count, first = len(tasks.query.x), engine.choose(learner, strategy)
     on_cpu = tasks.query.x.device.type == "cpu"
-    order = [first, *(s for s in ANSWERS if s != first)] if strategy == "auto" else [first]
+    order: list[str] = [first, *(s for s in ANSWERS if s != first)] if strategy == "auto" else [first]
     if count == 1 and strategy == "auto":
         order = ["loop"] if on_cpu else ["vmap"]  # of one task "threads" is "loop"
-    smallest = None
-    for frugal in (False, True):
-        found = []
+    elif not on_cpu and strategy == "auto":
+        order.remove("threads")
+    draws = engine.draws_numbers(learner, tree.index(tasks, 0))
+    smallest, left_out = None, []
+    for frugal in (False,) if draws else (False, True):
+        found, restricted = [], frugal
         for answer in order:
-            if answer == "threads" and not on_cpu:
+            name = f"{answer}{', frugal' if frugal else ''}"
+            try:
+                each = bytes_of_one(learner, tasks, answer == "vmap", frugal)
+            except OutOfMemory as error:
+                left_out.append(Trial(name, None, 0, str(error)))
                 continue
-            each = _bytes(learner, tasks, answer == "vmap", frugal)
+            except Exception as error:
+                if strategy != "auto" or answer == "loop":
+                    raise
+                left_out.append(Trial(name, None, 0, f"cannot be taken: {' '.join(str(error).split())[:120]}"))
+                continue
             smallest = each if smallest is None else min(smallest, each)
             fits = count if limit is None else min(count, limit // max(each, 1))
+            restricted = restricted or fits < count
             if answer == "vmap":
                 size = min(chunk_size or fits, fits)
                 if size >= 1:
@@ -110,24 +143,31 @@ def _candidates(
             elif fits >= 1:
                 found.append((Plan("loop", frugal=frugal), each))
         if found:
-            return found
+            return found, left_out, restricted
     raise OutOfMemory(
         f"the meta-gradient of one task takes {memory.shown(smallest or 0)} beside weights and data, and "
-        f"{memory.shown(limit or 0)} may be used. {mend(Plan('loop', frugal=True))}"
+        f"{memory.shown(limit or 0)} may be used. {mend(Plan('loop', frugal=not draws))}"
+        if smallest is not None
+        else left_out[0].note
     )
 
 
-def _bytes(learner: Learner, tasks: Task, mapped: bool, frugal: bool) -> int:
-    """What the meta-gradient of one of these tasks takes beside weights and data; measured by taking it."""
-    one = tree.map_(lambda leaf: leaf[:1], tasks)
-    device = one.query.x.device
+def bytes_of_one(learner: Learner, tasks: Task, mapped: bool = False, frugal: bool = False) -> int:
+    """What the meta-gradient of one of these tasks takes beside weights and data; measured by taking it.
+
+    Raises:
+        OutOfMemory: the machine has not enough.
+    """
+    # A loop holds the sums of gradients beside those of the task at hand: only from the second task on.
+    few = tree.map_(lambda leaf: leaf[: 1 if mapped else 2], tasks)
+    device = few.query.x.device
 
     def take() -> None:
         with torch.random.fork_rng(devices=[]):
-            engine.meta_gradient(learner, one, Plan("vmap" if mapped else "loop", frugal=frugal))
+            engine.meta_gradient(learner, few, Plan("vmap" if mapped else "loop", frugal=frugal))
 
     if device.type != "cuda":
-        return memory.peak_bytes(take, [*learner.parameters(), *learner.buffers(), *tree.leaves(one)])
+        return memory.peak_bytes(take, [*learner.parameters(), *learner.buffers(), *tree.leaves(few)])
     take()  # what a first call keeps for good is not the task's
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -135,7 +175,7 @@ def _bytes(learner: Learner, tasks: Task, mapped: bool, frugal: bool) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _tried(learner: Learner, tasks: Task, candidates: list[tuple[Plan, int]], repeats: int = 3) -> list[Trial]:
+def _tried(learner: Learner, tasks: Task, candidates: list[Candidate], repeats: int = 3) -> list[Trial]:
     """Every candidate's time: the best of some meta-gradients after one that is not counted. What is then more than
     twice as slow as the best so far is not repeated.
     """
@@ -166,25 +206,45 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def key(learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | None, memory_limit: int | None) -> str:
+    """Equal for equal learners, sizes, wishes, machine and versions."""
+    told = json.dumps([_about(learner, tasks), strategy, chunk_size, memory_limit], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:20]
+
+
 def _about(learner: Learner, tasks: Task) -> dict[str, Any]:
     """What a plan depends on, as JSON."""
     device, dtype = knn.place(learner)
-    plain = {n: v for n, v in sorted(vars(learner).items()) if isinstance(v, int | float | str) and n != "training"}
     return {
         "learner": type(learner).__qualname__,
-        "settings": plain,
-        "network": repr(learner),
-        "parameters": {name: list(p.shape) for name, p in learner.named_parameters()},
+        "modules": {name: [type(m).__qualname__, repr(m), _plain(m)] for name, m in learner.named_modules()},
+        "parameters": {n: [list(p.shape), list(p.stride()), p.requires_grad] for n, p in learner.named_parameters()},
         "tasks": [list(leaf.shape) for leaf in tree.leaves(tasks)],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else kernels.processor(),
         "dtype": str(dtype),
         "autocast": torch.is_autocast_enabled(device.type),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "kernels": kernels.available(),
         "versions": checkpoint.versions(),
     }
 
 
-def _key(learner: Learner, tasks: Task, *asked: Any) -> str:
-    told = json.dumps([_about(learner, tasks), *map(str, asked)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:20]
+_OF_THE_MOMENT = ("training", "progress")  # of an annealed learner
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """A module's own settings: numbers, words, sequences of them, and functions by name and line."""
+
+    def told(value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list | tuple):
+            return [told(entry) for entry in value]
+        if isinstance(value, dict):
+            return {str(name): told(entry) for name, entry in value.items() if not str(name).startswith("_")}
+        code = getattr(value, "__code__", None)
+        return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{code.co_firstlineno if code else ''}"
+
+    own = {n: v for n, v in vars(module).items() if not n.startswith("_") and n not in _OF_THE_MOMENT}
+    return {name: told(value) for name, value in sorted(own.items())}

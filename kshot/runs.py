@@ -105,6 +105,7 @@ def load_run(folder: Path | str) -> Run:
     _, info = checkpoint.load(path)
     settings = dict(info.get("settings") or {})
     classes = tuple(settings.pop("train_classes", ()))
+    settings.pop("job", None)
     if "learner" not in settings:
         raise ValueError(f"{path} does not tell its settings (it was written by a script of its own): load it there")
     recipe = config.from_dict(settings)

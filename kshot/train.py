@@ -215,13 +215,21 @@ def meta_train(
         for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
             part.unlink(missing_ok=True)
 
-    def draw(step: int) -> Task:
+    def draw(step: int, whose: World = world) -> Task:
         drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
         check_ways(learner, drawn)
-        return to(world.share(drawn), device, dtype)
+        return to(whose.share(drawn), device, dtype)
+
+    def calibrate() -> None:
+        known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
+        with seeding.seeded(outer.seed, "calibrate"):
+            engine.calibrate(learner, to(known, device, dtype))
 
     def casting() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+        if precision == "full":
+            return nullcontext()
+        # A cache would keep a copy of the fast weights of every inner step.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     def save(name: str, step: int) -> None:
         if folder is None or not world.leads:
@@ -234,9 +242,8 @@ def meta_train(
         checkpoint.save(folder / name, tensors, info)
 
     with casting():
-        how = _planned(
-            learner, draw, start, outer.steps, strategy, chunk_size, memory_limit, before, world, planned is not None
-        )
+        steps, told = range(start, outer.steps), planned is not None
+        how = _planned(learner, draw, steps, strategy, chunk_size, memory_limit, before, world, told)
     if planned is not None:
         planned(how)
 
@@ -254,7 +261,9 @@ def meta_train(
         try:
             gradients, means, stopped = _together(world, gradients, outcome, outer.batch, stopped)
         except RankLost:
-            save("last.safetensors", step)
+            if world.leads:
+                calibrate()
+                save("last.safetensors", step)
             raise
         norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
         loss = means.pop("loss")
@@ -282,9 +291,7 @@ def meta_train(
         validated = world.leads and val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
         saved = folder is not None and (done % outer.save_every == 0 or last or validated or stopped)
         if world.leads and (validated or saved or last or stopped):
-            known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
-            with seeding.seeded(outer.seed, "calibrate"):
-                engine.calibrate(learner, to(known, device, dtype))
+            calibrate()
         if validated:
             assert val is not None
             with seeding.seeded(outer.seed, "val"):
@@ -307,7 +314,7 @@ def meta_train(
 
 
 # What may change without making a run another one; `steps` only where the rate does not depend on it.
-_MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer")
+_MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
 def _refuse_another_run(
@@ -360,9 +367,8 @@ _WORTH_A_TRIAL = 100
 
 def _planned(
     learner: Learner,
-    draw: Callable[[int], Task],
-    start: int,
-    steps: int,
+    draw: Callable[[int, World], Task],
+    steps: range,
     strategy: engine.Strategy | engine.Plan,
     chunk_size: int | None,
     memory_limit: int | None,
@@ -370,22 +376,42 @@ def _planned(
     world: World,
     told: bool,
 ) -> engine.Plan:
-    """How the engine works in this run: as it was told, as before, or as a trial on the first batch finds."""
-    if isinstance(strategy, engine.Plan):
-        return strategy
-    trial = strategy == "auto" and (told or steps - start >= _WORTH_A_TRIAL)
-    before = before if before is not None and before.key else None  # without one it went by the rule
-    if start >= steps or not (trial or told or memory_limit is not None or before is not None):
-        return engine.Plan(engine.choose(learner, strategy), chunk_size)
+    """How the engine works in the steps to come: as it was told; as before, where nothing changed; or as a trial on the
+    first batch finds, if the run is long. All processes do as rank 0 finds.
+    """
+    if isinstance(strategy, engine.Plan) or not steps:
+        return strategy if isinstance(strategy, engine.Plan) else engine.Plan(engine.choose(learner, strategy))
+    engine.choose(learner, strategy)
     found = None
     if world.leads:
         learner.train()
-        if hasattr(learner, "set_progress"):
-            learner.set_progress(0.0)  # type: ignore[operator]
-        found = planning.plan(learner, draw(start), strategy, chunk_size, memory_limit, trial, before)
+        batch = draw(steps[0], world.largest)
+        unknown = steps.start > 0 and before is None  # of a run that was begun before there were plans: by the rule
+        trial = strategy == "auto" and (told or len(steps) >= _WORTH_A_TRIAL) and not unknown
+        key = planning.key(learner, batch, strategy, chunk_size, memory_limit)
+        if before is not None and before.key == key:
+            found = before
+        elif trial or (told and not unknown) or memory_limit is not None:
+            _be_costliest(learner, batch)
+            found = planning.plan(learner, batch, strategy, chunk_size, memory_limit, trial)
+        else:
+            found = engine.Plan(engine.choose(learner, strategy), chunk_size, why="the rule", key=key)
     common = world.told(found)
     assert common is not None
     return common
+
+
+def _be_costliest(learner: Learner, batch: Task) -> None:
+    """Set an annealed learner to that part of its training whose loss takes the most memory."""
+    set_progress: Callable[[float], None] | None = getattr(learner, "set_progress", None)
+    if set_progress is None:
+        return
+
+    def taken(progress: float) -> int:
+        set_progress(progress)
+        return planning.bytes_of_one(learner, batch)
+
+    set_progress(max((0.0, 0.25, 0.5, 0.75, 1.0), key=taken))
 
 
 def _together(

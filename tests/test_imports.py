@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "learners": "core losses memory nn seeding tree",
         "engine": "core memory nn tree",
         "checkpoint": "",
-        "planning": "checkpoint core engine memory nn places tree",
+        "planning": "checkpoint core engine kernels memory nn places tree",
         "parallel": "core tree",
         "evaluate": "checkpoint core engine losses nn seeding tasks tree",
         "plots": "checkpoint core engine evaluate losses nn tasks tree",

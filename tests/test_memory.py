@@ -67,11 +67,19 @@ def test_mapped(chunk_size: int | None) -> None:
     torch.testing.assert_close(torch.autograd.grad(value, w)[0], wanted, rtol=1e-13, atol=1e-15)
 
 
+def test_differentiating_again_is_refused() -> None:
+    x = torch.tensor(2.0, requires_grad=True)
+    with memory.frugal():
+        value = memory.recomputed(lambda x: x**3, x)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
 def test_an_argument_that_needs_no_gradient_gets_none() -> None:
     a, mask = torch.randn(3, requires_grad=True), torch.tensor([True, False, True])
     b = torch.randn(3)
     with memory.frugal():
-        out = memory.recomputed(lambda a, b, mask: torch.where(mask, a * b, b), a, b, mask)
+        out = memory.recomputed(lambda a, b, mask, none: torch.where(mask, a * b, b), a, b, mask, None)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), a)[0], torch.where(mask, b, 0))
     assert b.grad is None
 

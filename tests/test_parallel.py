@@ -19,7 +19,7 @@ from kshot.core import Batch, Task
 from kshot.parallel import ALONE, World, join
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo here")
-SINUSOID = ("sinusoid-maml", "--budget", "quick", "--strategy", "vmap", "--val-tasks", "4", "--batch", "6")
+SINUSOID = ("sinusoid-maml", "--budget", "quick", "--strategy", "vmap", "--val-tasks", "4", "--batch", "5")
 
 
 def kshot(*arguments: str, processes: int = 1, restarts: int = 0, **more: str) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def largest_difference(a: Path, b: Path) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run by one process, by two, and by two of which one was killed, resumed by one and by two."""
+    """The same run by one process and by two, which have two and three of its five tasks."""
     folder = tmp_path_factory.mktemp("parallel")
     common = ("train", *SINUSOID, "--steps", "12", "--save-every", "4", "--val-every", "6")
     done(kshot(*common, "--out", str(folder / "one")))
@@ -109,9 +109,10 @@ def test_a_lost_rank_ends_the_run_clearly_and_one_process_goes_on_with_it(tmp_pa
     assert "--resume" in said
     reached = json.loads(header(tmp_path))["step"]  # rank 0 saved what was done
     assert reached >= 20
-    more = [str(reached + 3) if word == "1500" else word for word in long]
-    done(kshot(*more, "--out", str(tmp_path), "--resume"))
-    assert [r["step"] for r in records(tmp_path)] == list(range(1, reached + 4))
+    for processes, steps in ((1, reached + 3), (2, reached + 6)):  # the rate is constant, so more steps may follow
+        more = [str(steps) if word == "1500" else word for word in long]
+        done(kshot(*more, "--out", str(tmp_path), "--resume", processes=processes))
+    assert [r["step"] for r in records(tmp_path)] == list(range(1, reached + 7))
     done(kshot(*more, "--out", str(tmp_path / "unbroken")))
     assert largest_difference(tmp_path, tmp_path / "unbroken") < 1e-5
 
@@ -131,6 +132,18 @@ def test_torchrun_starts_a_lost_rank_again(tmp_path: Path) -> None:
     assert [r["step"] for r in records(tmp_path)] == list(range(1, 401))
 
 
+def test_a_restart_does_not_go_on_with_another_jobs_run(trained: Path) -> None:
+    """What was refused at first is refused again, however often torchrun starts it."""
+    before = (trained / "one" / "records.jsonl").read_text()
+    again = kshot(
+        "train", *SINUSOID, "--steps", "20", "--val-every", "0", "--out", str(trained / "one"), processes=2, restarts=1
+    )
+    said = done(again, code=None)
+    assert again.returncode != 0
+    assert said.count("holds a run already: add --resume") == 2, said
+    assert (trained / "one" / "records.jsonl").read_text() == before
+
+
 def test_fewer_tasks_than_processes_are_refused() -> None:
     task = Task(Batch(torch.zeros(3, 1, 2), torch.zeros(3, 1)), Batch(torch.zeros(3, 1, 2), torch.zeros(3, 1)))
     assert [len(World(rank, 2).share(task).query.x) for rank in (0, 1)] == [1, 2]
@@ -141,7 +154,10 @@ def test_fewer_tasks_than_processes_are_refused() -> None:
 
 def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     assert join("cpu") == (ALONE, "cpu")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert join("cpu") == (World(restarts=2), "cpu")
     gradient = {"w": torch.ones(2)}
     assert ALONE.total(gradient, {}) == (gradient, {})
     assert ALONE.told("this") == "this"

@@ -775,7 +775,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_an_interrupted_training_saves_says_how_to_go_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     steps = 150
     settings = ["sinusoid-maml", "--budget", "quick", "--steps", str(steps), "--batch", "4", "--val-every", "60",
-                "--val-tasks", "5", "--save-every", "1000"]  # fmt: skip
+                "--val-tasks", "5", "--save-every", "1000", "--strategy", "vmap"]  # fmt: skip
     whole = cli("train", *settings, "--out", str(tmp_path / "whole"))
     runs = {}
     for number in (signal.SIGINT, signal.SIGTERM):

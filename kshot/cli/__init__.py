@@ -129,7 +129,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("kshot: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()

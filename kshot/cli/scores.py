@@ -96,7 +96,7 @@ class Evaluate:
 
     def run(self) -> int:
         run = runs.load_run(self.folder)
-        settings = {name: value for name, value in run.info["settings"].items() if name != "train_classes"}
+        settings = {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
         training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
         show(scored(run, self.test), self.test, self.figures, titles(run.recipe, self.test), training)
         if self.figures.picture is not None:

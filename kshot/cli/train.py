@@ -49,12 +49,13 @@ class Train:
     device: str = "cpu"
     """"cpu", "cuda", ..."""
     memory_limit: float = 0.0
-    """GiB that a meta-gradient may take beside weights and data: fewer tasks at a time, and if need be no kept graphs
-    of inner steps (a third slower); 0 is what is free."""
+    """GiB that a meta-gradient may take beside weights and data, in each process: fewer tasks at a time, and if need be
+    no kept graphs of inner steps (a third slower). 0: where the engine chooses the strategy, what is free."""
     deterministic: bool = False
     """Let torch use deterministic algorithms alone, and refuse what has none (on a GPU; a CPU's are)."""
     explain_engine: bool = False
-    """Show which strategies of the engine were tried, what they took, and which was chosen."""
+    """Show which strategies of the engine were tried, what they took, and which was chosen (also in a run so short that
+    it would go by a rule without a trial)."""
 
     def run(self) -> int:
         from kshot import parallel
@@ -74,8 +75,9 @@ class Train:
         from kshot import config
 
         recipe = self.settings
-        run = replace(self, device=device, resume=self.resume or world.restarts > 0)
-        if self.memory_limit < 0:
+        job = os.environ.get("TORCHELASTIC_RUN_ID")
+        run = replace(self, device=device, resume=self.resume or (world.restarts > 0 and _is_of(self.out, job)))
+        if not (self.memory_limit == 0 or 1e-6 <= self.memory_limit < 1e6):
             raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
         if world.leads and (self.out / "last.safetensors").exists() and not run.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
@@ -93,7 +95,7 @@ class Train:
                 f"{len(shared)} validation classes are trained on with train_split={recipe.train_split!r}: a best "
                 "checkpoint chosen on them would mislead. Add --val-every 0, or train on another split"
             )
-        settings = {**asdict(recipe), "train_classes": list(classes)}
+        settings = {**asdict(recipe), "train_classes": list(classes), "job": job}
         return _train(learner, recipe, train_tasks, val, run, settings, world)
 
 
@@ -162,6 +164,12 @@ def _train(
         say.print(f"done: {done} meta-updates in {time.monotonic() - began:.0f} s{share}. "
                          f"Next: kshot evaluate {run.out}")  # fmt: skip
     return 128 + caught[0] if caught else 0
+
+
+def _is_of(folder: Path, job: str | None) -> bool:
+    """Whether the run in the folder is of this torchrun, which has started its processes again."""
+    last = folder / "last.safetensors"
+    return job is not None and last.exists() and checkpoint.load(last)[1].get("settings", {}).get("job") == job
 
 
 def _explained(plan: Plan) -> Table:

@@ -10,7 +10,7 @@ Rows of the support set with y < 0 take no part in the loss (`kshot.losses`) nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from operator import attrgetter
 from typing import NamedTuple, Protocol
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kshot import memory, tree
 from kshot import nn as knn
-from kshot.core import Batch
+from kshot.core import Batch, Learner
 from kshot.learners import _body
 
 __all__ = [
@@ -63,9 +63,11 @@ class Fast(NamedTuple):
 
 
 class Learns(Protocol):
-    """What `step` asks of a learner. Its criterion has no parameters of its own."""
+    """What `step` asks of a learner."""
 
     body: nn.Module
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def criterion(self, prediction: Tensor, y: Tensor) -> Tensor: ...
 
@@ -192,14 +194,20 @@ def descend(
 def step(
     learner: Learns, params: Params, support: Batch, rates: Mapping[str, float | Tensor], first_order: bool = False
 ) -> Params:
-    """`descend` on the support set's loss, whose graph is not kept inside `kshot.memory.frugal`."""
+    """`descend` on the support set's loss, whose graph is not kept inside `kshot.memory.frugal`.
+
+    It is kept where there is none to save (first order), and where the learner has a criterion of its own and
+    parameters outside its body, which the criterion may use without being given them.
+    """
 
     def moved(params: Params, support: Batch, rates: Mapping[str, float | Tensor]) -> Params:
         loss = support_loss(learner.body, learner.criterion, support)
         after = descend(loss, params, rates, first_order)
         return {name: after[name] for name in rates}
 
-    if first_order:  # has no graph
+    own = getattr(type(learner), "criterion", None) is not Learner.criterion
+    within = {id(p) for p in learner.body.parameters()}
+    if first_order or (own and any(id(p) not in within for p in learner.parameters())):
         return {**params, **moved(params, support, rates)}
     return {**params, **memory.recomputed(moved, params, support, dict(rates))}
 
