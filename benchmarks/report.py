@@ -1,0 +1,41 @@
+"""Print the README's table of augmentation from the files that `reproduce.py` wrote.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+VARIANTS = {
+    "none": "none",
+    "support4": "support set fourfold (`--augment 4`)",
+    "queries-ops": "queries changed (`--augment-queries ops`)",
+    "queries-cutmix": "CutMix of queries",
+    "queries-metamix": "MetaMix of queries",
+    "task-cutmix": "half of a task's classes by CutMix (`--augment-task 0.5`)",
+    "task-rotate": "half of a task's classes turned",
+    "unrotated": "without rotations as classes",
+}
+
+
+def cell(data: str, variant: str) -> str:
+    """The mean and its interval in per cent."""
+    path = RESULTS / f"augment-{data}-{variant}.json"
+    if not path.exists():
+        return "not measured" if variant != "unrotated" or data == "omniglot" else ""
+    (result,) = json.loads(path.read_text())["results"]
+    return f"{100 * result['mean']:.2f} ± {100 * result['interval95']:.2f}"
+
+
+def main() -> None:
+    """Print it."""
+    print("| in training | Omniglot | glyphs | grocery photos |\n|---|---|---|---|")
+    for variant, text in VARIANTS.items():
+        print(f"| {text} | {' | '.join(cell(data, variant) for data in ('omniglot', 'glyphs', 'grocery'))} |")
+
+
+if __name__ == "__main__":
+    main()
