@@ -72,12 +72,14 @@ def by_tasks(repeats: int) -> list[dict[str, Any]]:
 
 
 def by_steps(repeats: int) -> list[dict[str, Any]]:
-    """1 to 20 inner steps, graphs kept and made anew."""
+    """1 to 20 inner steps, graphs kept and made anew, with few queries and with many."""
     found = []
-    for steps in (1, 2, 5, 10, 20):
-        for frugal in (False, True):
-            how = engine.Plan("loop", frugal=frugal)
-            found.append({"tasks": 2, "steps": steps, **measured(learner(steps), drawn(2, 1), how, repeats)})
+    for queries in (1, 15):
+        for steps in (1, 2, 5, 10, 20):
+            for frugal in (False, True):
+                how = engine.Plan("loop", frugal=frugal)
+                row = {"tasks": 2, "queries": queries, "steps": steps}
+                found.append({**row, **measured(learner(steps), drawn(2, queries), how, repeats)})
     return found
 
 

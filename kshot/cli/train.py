@@ -50,7 +50,7 @@ class Train:
     """"cpu", "cuda", ..."""
     memory_limit: float = 0.0
     """GiB that a meta-gradient may take beside weights and data, in each process: fewer tasks at a time, and if need be
-    no kept graphs of inner steps (a third slower). 0: where the engine chooses the strategy, what is free."""
+    no kept graphs of inner steps (slower). 0: where the engine chooses the strategy, what is free."""
     deterministic: bool = False
     """Let torch use deterministic algorithms alone, and refuse what has none (on a GPU; a CPU's are)."""
     explain_engine: bool = False
