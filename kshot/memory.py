@@ -4,7 +4,7 @@ A second-order meta-gradient keeps the graph of every inner step until the end. 
 of gradient descent, `phi' = phi - lr * dL(phi)`, is one Hessian-vector product, `v <- v - lr * H(phi) v`, and `phi` is
 all it takes to make that graph anew. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
 alone, and is run again when its gradient is wanted. So k steps take the memory of one beside their weights (which are
-small where the network shares them among positions, as convolutions do), for 1.1 to 1.7 times the time (docs/engine.md).
+small where the network shares them among positions, as convolutions do), for 1.1 to 1.7 times the time.
 
     with frugal():
         loss = (recomputed(step, params, support)["w"]).sum()    # step(params, support) -> {"w": ...}
