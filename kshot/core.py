@@ -149,6 +149,7 @@ def to(task: Task, device: torch.device | str | None = None, dtype: torch.dtype 
     """The task on another device; floating leaves in another dtype."""
 
     def move(leaf: Tensor) -> Tensor:
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+        kind = dtype if leaf.is_floating_point() else None
+        return leaf.to(device=device, dtype=kind, non_blocking=leaf.is_pinned())
 
     return Task(Batch(*map(move, task.support)), Batch(*map(move, task.query)))

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from kshot import checkpoint, engine, planning, seeding
+from kshot import checkpoint, engine, planning, seeding, tree
 from kshot import nn as knn
 from kshot.core import Learner, Task, check_ways, to
 from kshot.evaluate import evaluate
@@ -164,6 +165,7 @@ def meta_train(
     precision: Precision = "full",
     world: World = ALONE,
     planned: Callable[[engine.Plan], object] | None = None,
+    prefetch: bool | None = None,
     **overrides: Any,
 ) -> Iterator[Record]:
     """Meta-train a learner, yielding a `Record` after each meta-update.
@@ -184,6 +186,8 @@ def meta_train(
         precision: "full": that of the learner's weights. "bfloat16": operations that torch's autocast deems safe are
             done in it; weights, sums and validation stay as they are.
         world: the processes among which each batch of tasks is shared (`kshot.parallel.join`).
+        prefetch: draw the tasks of the next step in a thread while this one is worked on. None: on a GPU, and where no
+            images are augmented (which draws from torch's global generator, and that is of one thread).
         planned: told the plan before the first step; the trial is then made for a shorter run, too.
 
     Raises:
@@ -218,7 +222,10 @@ def meta_train(
     def draw(step: int, whose: World = world) -> Task:
         drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
         check_ways(learner, drawn)
-        return to(whose.share(drawn), device, dtype)
+        shared = whose.share(drawn)
+        if device.type == "cuda":
+            shared = tree.map_(lambda leaf: leaf.pin_memory() if leaf.device.type == "cpu" else leaf, shared)
+        return to(shared, device, dtype)
 
     def calibrate() -> None:
         known = tasks.sample(seeding.generator(outer.seed, "calibrate"), outer.calibrate_tasks)
@@ -247,10 +254,13 @@ def meta_train(
     if planned is not None:
         planned(how)
 
+    if prefetch is None:
+        prefetch = device.type == "cuda" and getattr(tasks, "augment", None) is None
+    drawn = _ahead(draw, outer.steps) if prefetch else draw
     for step in range(start, outer.steps):
         learner.train()  # the caller's loop may have evaluated it
         began = time.perf_counter()
-        batch = draw(step)
+        batch = drawn(step)
         sampled = time.perf_counter()
         if hasattr(learner, "set_progress"):
             learner.set_progress(step / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
@@ -359,6 +369,20 @@ def _go_on(
         _trim(folder / "records.jsonl", info["step"])
     kept = info.get("engine")
     return info["step"], info["best"], engine.Plan.from_dict(kept) if kept else None
+
+
+def _ahead(draw: Callable[[int], Task], steps: int) -> Callable[[int], Task]:
+    """The same, with the tasks of the next step drawn meanwhile, in a thread."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="kshot-tasks")
+    waiting: dict[int, Future[Task]] = {}
+
+    def drawn(step: int) -> Task:
+        task = waiting.pop(step).result() if step in waiting else draw(step)
+        if step + 1 < steps:
+            waiting[step + 1] = pool.submit(draw, step + 1)
+        return task
+
+    return drawn
 
 
 # A trial takes some ten meta-gradients; shorter runs go by the rule of `engine.choose`.

@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -276,6 +277,27 @@ def test_in_bfloat16_the_gradient_is_near_and_weights_and_sums_stay(strategy: st
     assert half.gradient_norm != full.gradient_norm
     assert half.gradient_norm == pytest.approx(full.gradient_norm, rel=0.05)
     assert half.loss == pytest.approx(full.loss, rel=0.05)
+
+
+def test_tasks_drawn_ahead_are_the_same() -> None:
+    def run(prefetch: bool) -> tuple[list[float], dict[str, Tensor], set[str]]:
+        torch.manual_seed(0)
+        learner, tasks, threads = Metric(), Clusters(), set()
+        sample = tasks.sample
+
+        def note(generator: torch.Generator, num_tasks: int) -> Task:
+            threads.add(threading.current_thread().name)
+            return sample(generator, num_tasks)
+
+        tasks.sample = note  # type: ignore[method-assign]
+        losses = [r.loss for r in meta_train(learner, tasks, steps=6, batch=2, prefetch=prefetch)]
+        return losses, weights(learner), threads
+
+    (losses, plain, one), (again, ahead, two) = run(False), run(True)
+    assert losses == again
+    assert same(plain, ahead)
+    assert len(one) == 1
+    assert any(name.startswith("kshot-tasks") for name in two)
 
 
 def test_the_progress_of_an_annealed_learner_is_told() -> None:

@@ -289,26 +289,34 @@ CONTENDERS: dict[str, Callable[[Row, nn.Module, Task], Step | None]] = {
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def peak() -> float:
+def clock(device: str) -> float:
+    """Seconds, when all that was asked for is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak(device: str) -> float:
     """GFLOP/s of a large float32 matrix product, the best of several."""
-    a = torch.rand(2048, 2048)
+    size = 8192 if device.startswith("cuda") else 2048
+    a = torch.rand(size, size, device=device)
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        began = clock(device)
         a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best / 1e9
+        best = min(best, clock(device) - began)
+    return 2 * size**3 / best / 1e9
 
 
-def contenders(row: Row, names: list[str], dtype: torch.dtype) -> dict[str, Step]:
+def contenders(row: Row, names: list[str], dtype: torch.dtype, device: str) -> dict[str, Step]:
     """Those that can do the row, from equal weights and on equal tasks."""
     torch.manual_seed(0)
-    ours, tasks = of_kshot(row).to(dtype), to(drawn(row), dtype=dtype)
+    ours, tasks = of_kshot(row).to(device, dtype), to(drawn(row), device, dtype)
     steps: dict[str, Step] = {}
     for name in names:
         model: nn.Module = copy.deepcopy(ours)
         if name != "kshot":
-            model = of_torch(row).to(dtype)
+            model = of_torch(row).to(device, dtype)
             same_weights(ours, model)
         with contextlib.suppress(ImportError):  # not installed
             made = CONTENDERS[name](row, model, tasks)
@@ -322,22 +330,22 @@ def norms(steps: dict[str, Step]) -> dict[str, float]:
     return {name: float(torch.stack([g.square().sum() for g in step()]).sum().sqrt()) for name, step in steps.items()}
 
 
-def measure(row: Row, repeats: int, names: list[str]) -> dict[str, Any]:
+def measure(row: Row, repeats: int, names: list[str], device: str) -> dict[str, Any]:
     """Seconds of each contender, taking turns, and the norms of their meta-gradients."""
-    exact = norms(contenders(replace(row, tasks=min(row.tasks, 2)), names, torch.float64))
+    exact = norms(contenders(replace(row, tasks=min(row.tasks, 2)), names, torch.float64, device))
     for name, norm in exact.items():
         if abs(norm / exact["plain loop"] - 1) > DIGITS:
             raise SystemExit(f"{row.name}: the meta-gradient of {name} differs from the plain loop's: {exact}")
-    steps = contenders(row, names, torch.float32)
+    steps = contenders(row, names, torch.float32, device)
     single = norms(steps)
     with FlopCounterMode(display=False) as counter:
         steps["plain loop"]()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = clock(device)
             step()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock(device) - began)
     return {
         "row": row.__dict__,
         "gflop": counter.get_total_flops() / 1e9,
@@ -358,18 +366,20 @@ class Settings:
     """Tasks of a step, instead of the row's own."""
     peers: tuple[str, ...] = ("kshot", "plain loop", "higher", "torchopt")
     """Contenders."""
+    device: str = "cpu"
+    """"cpu" or "cuda"."""
     json: Path | None = None
     """Write the figures to this file."""
 
 
 def main(settings: Settings) -> None:
     """Measure the rows and print a table."""
-    console, limit = Console(width=150), peak()
+    console, limit = Console(width=150), peak(settings.device)
     found = []
     table = Table(*("row", *(f"{name}, s" for name in settings.peers), "fastest peer / kshot", "of the peak"))
     for i in settings.rows or range(len(ROWS)):
         row = replace(ROWS[i], tasks=settings.tasks or ROWS[i].tasks)
-        result = measure(row, settings.repeats, list(settings.peers))
+        result = measure(row, settings.repeats, list(settings.peers), settings.device)
         medians = {name: values["median"] for name, values in result["seconds"].items()}
         fastest = min(value for name, value in medians.items() if name != "kshot")
         result |= {"ratio": fastest / medians["kshot"], "share_of_peak": result["gflop"] / medians["kshot"] / limit}
@@ -389,6 +399,7 @@ def main(settings: Settings) -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         about = {"python": platform.python_version(), "threads": torch.get_num_threads(), "peak_gflops": limit}
+        about["device"] = torch.cuda.get_device_name() if settings.device.startswith("cuda") else "cpu"
         settings.json.write_text(json.dumps({**about, "versions": versions, "commit": commit, "rows": found}, indent=1))
 
 
