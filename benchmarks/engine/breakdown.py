@@ -56,12 +56,15 @@ def ladder(row: compare.Row, compiled: bool) -> dict[str, Callable[[], Any]]:
     theirs = compare.of_torch(row)
     compare.same_weights(ours, theirs)
 
-    def kshot(strategy: engine.Strategy, last: bool, fused: bool = True) -> Callable[[], Any]:
+    def kshot(strategy: engine.Strategy, last: bool, fused: bool = True, half: bool = False) -> Callable[[], Any]:
         learner = build("maml", copy.deepcopy(ours), row.ways, inner_lr=row.lr, inner_steps=row.steps).train()
         if last:
             learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
         def step() -> Any:
+            if half:
+                with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                    return engine.meta_gradient(learner, tasks, strategy)
             if fused:
                 return engine.meta_gradient(learner, tasks, strategy)
             with without_kernels():
@@ -75,6 +78,7 @@ def ladder(row: compare.Row, compiled: bool) -> dict[str, Callable[[], Any]]:
         "+ channels-last": kshot("loop", True, False),
         "+ batch norm and pooling compiled": kshot("loop", True),
         "+ tasks shared among threads": kshot("threads", True),
+        "+ bfloat16 where autocast deems it safe (other digits)": kshot("threads", True, half=True),
         "instead: all tasks mapped (vmap)": kshot("vmap", False),
     }
     if compiled:
