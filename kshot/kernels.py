@@ -215,7 +215,7 @@ class _Slope(torch.autograd.Function):
         sums = raw[0].to(y.dtype), raw[1].to(y.dtype) * rstd, raw[2].to(y.dtype)
         f, of_weight = _bends(weight, rstd, d_weight, d_bias, sums, along_weight, along_bias, y)
         of_y, of_g = torch.empty_like(y), torch.empty_like(y)
-        _split(y, (mean, h, g, torch.stack(f), of_y, of_g), size, 0)
+        _split(y, (mean, h, g, torch.cat(f), of_y, of_g), size, 0)
         return of_g, of_y, of_weight, None, None, None
 
 
@@ -273,7 +273,7 @@ def _split(y: Tensor, tensors: tuple[Tensor, ...], size: tuple[int, int, int, in
 
     def part(i: int) -> None:
         first, size = bounds[i], y.element_size()
-        given = [t.data_ptr() + (first * p * c * size if t.dim() > 2 or t.shape == y.shape else 0) for t in tensors]
+        given = [t.data_ptr() + (first * p * c * size if t.shape == y.shape else 0) for t in tensors]
         own = (made[i].data_ptr(), room[i].data_ptr()) if sums else ()
         function(y.data_ptr() + first * p * c * size, bounds[i + 1] - first, p, c, last, *given, *own)
 

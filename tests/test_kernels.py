@@ -114,21 +114,15 @@ def test_norms_passes_are_taken_where_no_third_derivative_is_wanted(layout, monk
 
 
 @needed
+@pytest.mark.parametrize("name", ["norm", "max_pooled_norm"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_norms_gradients_equal_finite_differences(layout):
+def test_gradients_equal_finite_differences(layout, name):
     y, weight, bias = inputs((2, 3, 5, 4))
     y = y.detach().contiguous(memory_format=layout).requires_grad_()
-    function = lambda *given: kernels.norm(*given, 1e-3)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (y, weight, bias))
-    assert torch.autograd.gradgradcheck(function, (y, weight, bias))
 
+    def function(*given):
+        return getattr(kernels, name)(*given, 1e-3)
 
-@needed
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_equal_finite_differences(layout):
-    y, weight, bias = inputs((2, 3, 5, 4))
-    y = y.detach().contiguous(memory_format=layout).requires_grad_()
-    function = lambda *given: kernels.max_pooled_norm(*given, 1e-3)  # noqa: E731
     assert torch.autograd.gradcheck(function, (y, weight, bias))
     assert torch.autograd.gradgradcheck(function, (y, weight, bias))
 
