@@ -4,7 +4,9 @@ A second-order meta-gradient keeps the graph of every inner step until the end. 
 of gradient descent, `phi' = phi - lr * dL(phi)`, is one Hessian-vector product, `v <- v - lr * H(phi) v`, and `phi` is
 all it takes to make that graph anew. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
 alone, and is run again when its gradient is wanted. So k steps take the memory of one beside their weights (which are
-small where the network shares them among positions, as convolutions do), for 1.1 to 1.7 times the time.
+small where the network shares them among positions, as convolutions do), for 1.1 to 1.7 times the time. Such functions
+can be nested: `recomputed` over two steps that are each `recomputed` keeps the weights before every second step alone
+(not under `torch.vmap`: torch 2.13 ends in an internal assertion there).
 
     with frugal():
         loss = (recomputed(step, params, support)["w"]).sum()    # step(params, support) -> {"w": ...}
@@ -54,8 +56,9 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Args:
         function: pure, from pytrees of tensors (and numbers) to a pytree of floating tensors, none of them an argument
-            itself. Whatever has a gradient must be an argument: what the function merely mentions gets none. It draws
-            no random numbers, which would be others the second time (the engine refuses such learners).
+            itself. Whatever has a gradient must be an argument: what the function merely mentions gets none. What it
+            calls by `recomputed` is made anew within it. It draws no random numbers, which would be others the second
+            time (the engine refuses such learners).
         arguments: its arguments.
 
     The gradient can be taken once and not differentiated again: that raises a RuntimeError.
@@ -84,7 +87,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(flat: Callable[..., tuple[Tensor, ...]], *leaves: Any) -> tuple[Tensor, ...]:
-        with frugal(False):
+        with frugal():
             return flat(*leaves)
 
     @staticmethod
@@ -109,7 +112,7 @@ class _Recomputed(torch.autograd.Function):
                 full[i] = leaf
             return ctx.flat(*full)
 
-        with frugal(False):
+        with frugal():  # on a GPU the backward pass has a thread of its own
             if knn.transformed():
                 slopes = torch.func.vjp(again, *(leaves[i] for i in wanted))[1](gradients)
             elif torch.is_grad_enabled():

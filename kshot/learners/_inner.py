@@ -30,6 +30,7 @@ __all__ = [
     "adam",
     "check",
     "descend",
+    "end",
     "forward",
     "gradient",
     "head_names",
@@ -38,6 +39,7 @@ __all__ = [
     "path",
     "remember",
     "select",
+    "self_contained",
     "start",
     "step",
     "support_loss",
@@ -191,13 +193,23 @@ def descend(
     return {name: p - rates[name] * slope[name] if name in rates else p for name, p in params.items()}
 
 
+def self_contained(learner: Learns) -> bool:
+    """Whether the loss depends on nothing that has a gradient but the weights it is given.
+
+    A criterion of the learner's own may use parameters outside the body without being given them, and what
+    `kshot.memory.recomputed` is not given gets no gradient.
+    """
+    own = getattr(type(learner), "criterion", None) is not Learner.criterion
+    within = {id(p) for p in learner.body.parameters()}
+    return not own or all(id(p) in within for p in learner.parameters())
+
+
 def step(
     learner: Learns, params: Params, support: Batch, rates: Mapping[str, float | Tensor], first_order: bool = False
 ) -> Params:
     """`descend` on the support set's loss, whose graph is not kept inside `kshot.memory.frugal`.
 
-    It is kept where there is none to save (first order), and where the learner has a criterion of its own and
-    parameters outside its body, which the criterion may use without being given them.
+    It is kept where there is none to save (first order), and where the learner is not `self_contained`.
     """
 
     def moved(params: Params, support: Batch, rates: Mapping[str, float | Tensor]) -> Params:
@@ -205,9 +217,7 @@ def step(
         after = descend(loss, params, rates, first_order)
         return {name: after[name] for name in rates}
 
-    own = getattr(type(learner), "criterion", None) is not Learner.criterion
-    within = {id(p) for p in learner.body.parameters()}
-    if first_order or (own and any(id(p) not in within for p in learner.parameters())):
+    if first_order or not self_contained(learner):
         return {**params, **moved(params, support, rates)}
     return {**params, **memory.recomputed(moved, params, support, dict(rates))}
 
@@ -224,12 +234,41 @@ def path(
 
     After the first step the rates are `later` times `rates`.
     """
-    small = rates if later == 1 else {name: later * rate for name, rate in rates.items()}
     states = [remember(learner.body, state, support)]
-    for k in range(learner.inner_steps if steps is None else steps):
-        params = step(learner, states[-1].params, support, small if k else rates, learner.first_order)
+    for step_rates in _schedule(learner.inner_steps if steps is None else steps, rates, later):
+        params = step(learner, states[-1].params, support, step_rates, learner.first_order)
         states.append(states[-1]._replace(params=params))
     return states
+
+
+def end(
+    learner: Descends, state: Fast, support: Batch, rates: Mapping[str, float | Tensor], later: float = 1.0
+) -> Fast:
+    """`path(...)[-1]`. Inside `kshot.memory.frugal` the weights before every second step alone are kept, and those
+    between are made anew with the graphs. Not so under `vmap`, where calls of `recomputed` cannot be nested.
+    """
+    schedule = _schedule(learner.inner_steps, rates, later)
+    saves = memory.is_frugal() and not (learner.first_order or knn.transformed()) and self_contained(learner)
+    if len(schedule) < 3 or not saves:
+        return path(learner, state, support, rates, None, later)[-1]
+
+    def moved(params: Params, support: Batch, *schedule: dict[str, float | Tensor]) -> Params:
+        for step_rates in schedule:
+            params = step(learner, params, support, step_rates)
+        return {name: params[name] for name in rates}
+
+    state = remember(learner.body, state, support)
+    for first in range(0, len(schedule), 2):
+        after = memory.recomputed(moved, state.params, support, *schedule[first : first + 2])
+        state = state._replace(params={**state.params, **after})
+    return state
+
+
+def _schedule(steps: int, rates: Mapping[str, float | Tensor], later: float) -> list[dict[str, float | Tensor]]:
+    """The rates of each step."""
+    first = dict(rates)
+    small = first if later == 1 else {name: later * rate for name, rate in rates.items()}
+    return [small if k else first for k in range(steps)]
 
 
 def adam(

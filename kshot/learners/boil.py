@@ -72,13 +72,15 @@ class BOIL(Learner):
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps of the body on the support set, from the state's weights."""
-        return self.adapt_path(state, support)[-1]
+        return _inner.end(self, state, support, self._rates())
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        rates = dict.fromkeys(self.adapts, self.inner_lr)
-        return _inner.path(self, state, support, rates, steps)
+        return _inner.path(self, state, support, self._rates(), steps)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The outputs `[M, W]` or `[M, D]` of the adapted body under the meta-learned head."""
         return _inner.forward(self.body, state, x, self.transductive)
+
+    def _rates(self) -> dict[str, float]:
+        return dict.fromkeys(self.adapts, self.inner_lr)

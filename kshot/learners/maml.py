@@ -76,13 +76,15 @@ class MAML(Learner):
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps on the support set, from the state's weights."""
-        return self.adapt_path(state, support)[-1]
+        return _inner.end(self, state, support, self._rates(), self.later)
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        rates = dict.fromkeys(self.adapts, self.inner_lr)
-        return _inner.path(self, state, support, rates, steps, self.later)
+        return _inner.path(self, state, support, self._rates(), steps, self.later)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self.body, state, x, self.transductive)
+
+    def _rates(self) -> dict[str, float]:
+        return dict.fromkeys(self.adapts, self.inner_lr)

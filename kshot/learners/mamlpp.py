@@ -127,9 +127,10 @@ class MAMLpp(Learner):
         def early(state: Fast, query: Batch) -> Tensor:
             return self.criterion(self.predict(state, query.x), query.y)
 
+        anew = memory.recomputed if _inner.self_contained(self) else lambda function, *given: function(*given)
         for weight, state in zip(weights[:-1], path[1:-1], strict=True):
             if weight > 0:
-                total = total + weight * memory.recomputed(early, state, task.query)
+                total = total + weight * anew(early, state, task.query)
         return total, self.metrics(prediction, task.query.y)
 
     def weights(self, steps: int) -> list[float]:
