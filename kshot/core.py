@@ -17,6 +17,7 @@ Letters of all shapes in this package, defined here once:
 
     T tasks    N support examples    M query examples    W ways (classes of a task)    D features
     C, H, Wd   channels, height, width of an image
+    R rollouts of a task    H steps of a rollout (its horizon)    A actions
 
 Rules that keep a learner mappable by `torch.func.vmap` (the contract test `kshot.testing.check_learner` holds them):
 states are NamedTuples (or dicts) of tensors; no None and no Python number inside a state or a metric; no `.item()` and
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from kshot import losses
 
-__all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task"]
+__all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "Trajectory"]
 
 UNLABELLED = -1
 """The y of an example whose class is not told (scikit-learn's convention)."""
@@ -67,6 +68,25 @@ class Task(NamedTuple):
 
     support: Batch
     query: Batch
+
+
+class Trajectory(NamedTuple):
+    """Rollouts of one control task; many tasks are a Trajectory with a leading T.
+
+    Attributes:
+        observations: `[R, H, D]` what was seen before each action.
+        actions: `[R, H, A]` as the policy gave them, not yet clipped.
+        rewards: `[R, H]`.
+        alive: `[R, H]` bool, which steps took place; the rows after a rollout's end mean nothing.
+        mean, log_std: `[R, H, A]`, `[1, A]` of the normal distribution that acted.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    alive: Tensor
+    mean: Tensor
+    log_std: Tensor
 
 
 class Learner(nn.Module, ABC):

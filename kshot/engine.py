@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import os
 import threading
 import weakref
@@ -46,6 +47,7 @@ __all__ = [
     "calibrate",
     "choose",
     "draws_numbers",
+    "in_threads",
     "mend",
     "meta_gradient",
     "meta_loss",
@@ -251,20 +253,38 @@ def _threads(learner: Learner, tasks: Task, how: Plan) -> int:
     return threads
 
 
-def _shared(learner: Learner, tasks: Task, threads: int, part: Callable[[Learner, Task], Found]) -> list[Found]:
-    """`part(a copy of the learner, its share of the tasks)` in each thread."""
-    count = len(tasks.query.x)
-    bounds = [count * i // threads for i in range(threads + 1)]
-    shares = [tree.map_(lambda leaf, i=i: leaf[bounds[i] : bounds[i + 1]], tasks) for i in range(threads)]
+def in_threads(count: int, work: Callable[[int, int], Found], threads: int | None = None) -> list[Found]:
+    """`work(first, last)` of each share of `range(count)`, in order: a share for each thread, one thread inside an
+    operation.
+
+    Args:
+        count: at least 1.
+        work: must not call modules with other weights (`functional_call`) that another thread uses.
+        threads: None: torch's number. With one, or one thing to do, the caller's thread does it.
+    """
+    threads = min(threads or torch.get_num_threads(), count)
+    if threads < 2:
+        return [work(0, count)]
     cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
-    def work(own: Learner, share: Task) -> Found:
+    def share(first: int, last: int) -> Found:
         with torch.autocast("cpu", cast, cache_enabled=False) if cast is not None else contextlib.nullcontext():
-            return part(own, share)
+            return work(first, last)
 
-    started = [_pool(threads).submit(work, _copy(learner), share) for share in shares]
+    bounds = [count * i // threads for i in range(threads + 1)]
+    started = [_pool(threads).submit(share, first, last) for first, last in itertools.pairwise(bounds)]
     wait(started)  # also after an error in one of them
     return [w.result() for w in started]
+
+
+def _shared(learner: Learner, tasks: Task, threads: int, part: Callable[[Learner, Task], Found]) -> list[Found]:
+    """`part(a copy of the learner, its share of the tasks)` in each thread."""
+    copies = [_copy(learner) for _ in range(threads)]
+
+    def work(first: int, last: int) -> Found:
+        return part(copies.pop(), tree.map_(lambda leaf: leaf[first:last], tasks))
+
+    return in_threads(len(tasks.query.x), work, threads)
 
 
 def _summed(

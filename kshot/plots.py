@@ -20,13 +20,13 @@ from torch import Tensor
 from kshot import checkpoint, core
 from kshot import nn as knn
 from kshot.core import Learner, State, Task
-from kshot.evaluate import Result, is_transductive
+from kshot.evaluate import Result, interval95, is_transductive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_episode", "plot_shots", "plot_sinusoid", "plot_steps"]
+__all__ = ["draw_episode", "plot_learning", "plot_returns", "plot_shots", "plot_sinusoid", "plot_steps"]
 
 # Okabe and Ito's colours (2008, "Color universal design"), told apart with any colour vision; the first for the first.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -109,6 +109,69 @@ def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = N
     _finish(axes, metric)
     _name_lines(axes, ends)
     _note(axes, points)
+    _save(figure, path)
+
+
+def plot_returns(
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], path: Path | str, title: str | None = None
+) -> None:
+    """Returns of policies against gradient steps, with 95 % intervals as bands; a curve of one entry is a level line.
+
+    Args:
+        curves: (name, means, half-widths) after 0, 1, 2, ... steps.
+        path: the picture.
+        title: above it.
+    """
+    figure, axes = _axes("return", "gradient steps", title)
+    end = max(1, *(len(means) - 1 for _, means, _ in curves))
+    ends: list[tuple[float, str, str]] = []
+    for i, (name, means, halves) in enumerate(curves):
+        colour = _COLOURS[i % len(_COLOURS)]
+        if len(means) == 1:
+            axes.axhline(means[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
+            axes.axhspan(means[0] - halves[0], means[0] + halves[0], color=colour, alpha=0.12, linewidth=0)
+        else:
+            _band(axes, list(range(len(means))), list(means), list(halves), colour, _LINES[i // len(_COLOURS) % 4])
+        ends.append((means[-1], name, colour))
+    axes.set_xlim(-0.03 * end, end * 1.03)
+    axes.margins(y=0.08)
+    _whole_numbers(axes)
+    _name_lines(axes, ends)
+    _save(figure, path)
+
+
+def plot_learning(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], path: Path | str, title: str | None = None
+) -> None:
+    """Returns during training against environment steps, before (thin) and after (thick) the inner step; where several
+    curves have one name (seeds), their mean over the outer steps that all have, with its 95 % interval.
+
+    Args:
+        curves: (name, [(environment steps, return before, return after)]).
+        path: the picture.
+        title: above it.
+    """
+    figure, axes = _axes("return", "environment steps of training, millions", title)
+    ends: list[tuple[float, str, str]] = []
+    for i, name in enumerate(dict.fromkeys(name for name, _ in curves)):
+        same = [rows for other, rows in curves if other == name]
+        colour, shortest = _COLOURS[i % len(_COLOURS)], min(map(len, same))
+        values = torch.tensor([[list(row) for row in rows[:shortest]] for rows in same], dtype=torch.float64)
+        millions, before, after = values.mean(0).unbind(1)  # [steps]
+        x = (millions / 1e6).tolist()
+        axes.plot(x, before.tolist(), color=colour, linewidth=1, alpha=0.6)
+        axes.plot(x, after.tolist(), color=colour, linewidth=2)
+        if len(same) > 1:
+            halves = [interval95(column) for column in values[:, :, 2].unbind(1)]
+            low = [m - h for m, h in zip(after.tolist(), halves, strict=True)]
+            high = [m + h for m, h in zip(after.tolist(), halves, strict=True)]
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        if x:
+            ends.append((float(after[-1]), name, colour))
+    axes.margins(y=0.08)
+    _name_lines(axes, ends)
+    note = "thick: after the inner step, thin: before; band: 95 % interval over seeds, where there are several"
+    axes.annotate(note, (0, 1.01), xycoords="axes fraction", color=_GREY, fontsize=8, va="bottom")
     _save(figure, path)
 
 
@@ -352,7 +415,8 @@ def _axes(metric: str, across: str, title: str | None) -> tuple[Figure, Axes]:
     figure = Figure((7.2, 4.2), dpi=160, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(across, color=_INK, labelpad=7)
-    axes.set_ylabel({"accuracy": "accuracy, %", "mse": "mean squared error"}.get(metric, ""), color=_INK, labelpad=7)
+    units = {"accuracy": "accuracy, %", "mse": "mean squared error", "return": "return"}
+    axes.set_ylabel(units.get(metric, ""), color=_INK, labelpad=7)
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=_INK, pad=20, weight="bold")
     for side in ("top", "right"):

@@ -29,7 +29,18 @@ from kshot.evaluate import evaluate
 from kshot.parallel import ALONE, RankLost, World
 from kshot.tasks.base import TaskDistribution
 
-__all__ = ["NonFiniteLoss", "Outer", "Precision", "Record", "meta_train", "restore"]
+__all__ = [
+    "NonFiniteLoss",
+    "Outer",
+    "Precision",
+    "Record",
+    "append_record",
+    "meta_train",
+    "refuse_another_run",
+    "restore",
+    "restore_learner",
+    "trim_records",
+]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -136,11 +147,16 @@ def restore(learner: Learner, path: Path | str) -> dict[str, Any]:
         CheckpointError: see `checkpoint.load`, or weights of another learner or network.
     """
     tensors, info = checkpoint.load(path)
-    _put(learner, tensors, path)
+    restore_learner(learner, tensors, path)
     return info
 
 
-def _put(learner: Learner, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
+def restore_learner(learner: Learner, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
+    """Load the learner's weights from a checkpoint's tensors.
+
+    Raises:
+        CheckpointError: weights of another learner or network; `path` is named.
+    """
     own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
     try:
         learner.load_state_dict(own)
@@ -313,7 +329,7 @@ def meta_train(
                 save("best.safetensors", done)
         record = Record(done, float(loss), metrics, rate, float(norm), time.perf_counter() - began, share)
         if folder is not None and world.leads:
-            _append(folder / "records.jsonl", record)
+            append_record(folder / "records.jsonl", record)
         if saved:
             save("last.safetensors", done)
         yield record
@@ -327,12 +343,14 @@ def meta_train(
 _MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
-def _refuse_another_run(
-    learner: Learner, outer: Outer, settings: dict[str, Any], info: dict[str, Any], path: Path
-) -> None:
+def refuse_another_run(outer: Any, settings: dict[str, Any], info: dict[str, Any], path: Path, longer: bool) -> None:
+    """Compare a run's settings with those of its checkpoint; `longer`: whether another number of steps is the same run.
+
+    Raises:
+        CheckpointError: with the settings that differ.
+    """
     now = json.loads(json.dumps({**settings, **asdict(outer)}))
     then = {**info["settings"], **info["outer"]}
-    longer = outer.schedule in ("constant", "halve") and not hasattr(learner, "set_progress")
     changes = [
         f"{name}={then[name]!r} and not {now[name]!r}"
         for name in now
@@ -358,15 +376,16 @@ def _go_on(
     """
     path = folder / "last.safetensors"
     tensors, info = world.told(checkpoint.load(path) if world.leads else ({}, {}))
-    _refuse_another_run(learner, outer, settings, info, path)
-    _put(learner, tensors, path)
+    longer = outer.schedule in ("constant", "halve") and not hasattr(learner, "set_progress")
+    refuse_another_run(outer, settings, info, path, longer)
+    restore_learner(learner, tensors, path)
     packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
     try:
         checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{path} was trained with other parameters frozen: {error}") from error
     if world.leads:
-        _trim(folder / "records.jsonl", info["step"])
+        trim_records(folder / "records.jsonl", info["step"])
     kept = info.get("engine")
     return info["step"], info["best"], engine.Plan.from_dict(kept) if kept else None
 
@@ -451,7 +470,12 @@ def _together(
     return gradients, sums, bool(sums.pop("stopped") > 0)
 
 
-def _append(path: Path, record: Record) -> None:
+def append_record(path: Path, record: Record) -> None:
+    """Add a line to a run's records.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(record.to_json() + "\n")
@@ -462,7 +486,7 @@ def _append(path: Path, record: Record) -> None:
         ) from error
 
 
-def _trim(path: Path, step: int) -> None:
+def trim_records(path: Path, step: int) -> None:
     """Drop the records after the checkpoint that a resumed run starts from (and a last line cut short by a kill)."""
     if not path.exists():
         return

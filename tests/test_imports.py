@@ -23,7 +23,7 @@ HEAVY = {
 
 EVERYTHING = (
     "core tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning parallel "
-    "evaluate plots train pretrain config recipes runs testing"
+    "evaluate plots train pretrain config recipes runs rl testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pretrain": "checkpoint data nn seeding train",
         "config": "core data learners nn seeding tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
-        "recipes": "config learners train",
+        "rl": "checkpoint core engine evaluate learners seeding train tree",
+        "recipes": "config learners rl train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,
         "__init__": "core",
@@ -58,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     }.items()
 }
 # Packages that are not Python's own and that a room may import when it is itself imported (not inside functions).
-AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "cli": {"tyro"}}
+AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "cli": {"tyro"}, "rl": {"torch", "numpy"}}
 BY_DEFAULT = {"torch"}
 
 
@@ -174,6 +175,7 @@ def modules_after(statement: str) -> set[str]:
     [
         "import kshot",
         "import kshot.engine, kshot.tasks, kshot.testing, kshot.learners, kshot.evaluate, kshot.train, kshot.data",
+        "import kshot.rl.train, kshot.rl.control, kshot.rl.sim",
     ],
 )
 def test_import_is_light(statement: str):

@@ -14,7 +14,7 @@ from kshot.config import Recipe, from_dict
 from kshot.core import Batch, Learner, Task
 from kshot.tasks import Sinusoid
 
-NAMES = recipes.names()
+NAMES = [name for name in recipes.names() if isinstance(recipes.get(name), Recipe)]
 BUDGETS = ("paper", "quick")
 FAMILIES = ("omniglot-5way-1shot", "omniglot-20way-5shot", "omniglot-lake-5way-1shot", "glyphs-5way-1shot",
             "grocery-5way-5shot", "sinusoid")  # fmt: skip

@@ -584,7 +584,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         (disk / "records.jsonl").write_bytes(b"")
         (disk / "filler2").write_bytes(b"x" * 4096)
         with pytest.raises(CheckpointError, match="record of step 1 was not written") as caught:
-            train_module._append(disk / "records.jsonl", Record(1, 0.0, {}, 0.1, 0.0, 0.0))
+            train_module.append_record(disk / "records.jsonl", Record(1, 0.0, {}, 0.1, 0.0, 0.0))
         assert "No space left" in str(caught.value)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
@@ -593,9 +593,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_records_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps({"step": k}) + "\n" for k in range(1, 7)) + '{"step": 7, "lo')
-    train_module._trim(path, 4)
+    train_module.trim_records(path, 4)
     assert [r["step"] for r in read(tmp_path)] == [1, 2, 3, 4]
-    train_module._trim(tmp_path / "missing.jsonl", 4)
+    train_module.trim_records(tmp_path / "missing.jsonl", 4)
 
 
 # ------------------------------------------------------------------------------------------------------ killed anywhere
@@ -651,7 +651,7 @@ def _arm(moment: str, count: int) -> None:
         left[0] -= 1
         return left[0] == 0
 
-    write_bytes, replace, append = Path.write_bytes, os.replace, train_module._append
+    write_bytes, replace, append = Path.write_bytes, os.replace, train_module.append_record
 
     def half_file(path: Path, content: bytes) -> int:
         if due():
@@ -684,9 +684,9 @@ def _arm(moment: str, count: int) -> None:
     if moment == "half file":
         Path.write_bytes = half_file  # type: ignore[assignment]
     elif moment == "half record":
-        train_module._append = half_record
+        train_module.append_record = half_record
     elif moment == "after record":
-        train_module._append = after_record
+        train_module.append_record = after_record
     else:
         os.replace = {"before replace": before_replace, "after replace": after_replace}[moment]  # type: ignore[assignment]
 

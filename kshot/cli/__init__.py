@@ -18,6 +18,7 @@ import tyro
 
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
+from kshot.cli.control import EvaluateControl, TrainControl
 from kshot.cli.demo import Demo
 from kshot.cli.listing import Data, List
 from kshot.cli.scores import Compare, Evaluate, Figures
@@ -25,6 +26,7 @@ from kshot.cli.train import Train
 from kshot.config import Recipe
 from kshot.engine import OutOfMemory
 from kshot.parallel import RankLost
+from kshot.rl.recipe import ControlRecipe, is_control
 from kshot.runs import Test
 from kshot.train import NonFiniteLoss, Outer
 
@@ -62,6 +64,8 @@ def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
 def _parse(arguments: list[str]) -> Any:
     """The command with its settings. A training's defaults are its recipe's, so the name is read first."""
     command, *rest = arguments
+    if command == "evaluate" and rest and is_control(rest[0]):
+        return _read(EvaluateControl, "kshot evaluate", rest)
     if command != "train":
         return _read(_COMMANDS[command], f"kshot {command}", rest)
 
@@ -82,6 +86,9 @@ def _parse(arguments: list[str]) -> Any:
         recipe = Recipe()
     else:
         raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
+    if isinstance(recipe, ControlRecipe):
+        given = TrainControl(out=tyro.MISSING, settings=recipe)
+        return _read(TrainControl, "kshot train RECIPE", rest, default=given)
     own = _options(_after("--learner", words) or recipe.learner)
     default = Train(out=tyro.MISSING, settings=replace(recipe, options={**own, **recipe.options}))
     train = _read(Train, "kshot train RECIPE", rest, default=default)

@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kshot.checkpoint import write_beside
 
-__all__ = ["InputError", "command", "console", "machine", "write_json"]
+__all__ = ["InputError", "again", "command", "console", "interruptible", "machine", "tensorboard", "write_json"]
 
 
 class InputError(ValueError):
@@ -28,6 +30,38 @@ def console(quiet: bool = False) -> Any:
 
 def command() -> str:
     return "kshot " + shlex.join(sys.argv[1:])
+
+
+def again(resumed: bool) -> str:
+    """The command that goes on with a run."""
+    if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
+        return command()
+    return command() + ("" if resumed else " --resume")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Inside the `with`, SIGINT and SIGTERM end nothing: they are kept in the list, so that a step can be completed."""
+    caught: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tensorboard(folder: Path) -> Any:
+    """A writer of event files.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard needs an extra: pip install 'kshot[tensorboard]'") from error
+    return SummaryWriter(str(folder))
 
 
 def machine() -> str:

@@ -10,6 +10,7 @@ from kshot import checkpoint, runs
 from kshot.cli._shared import InputError, console
 from kshot.cli.scores import Figures, draw, scored, show, titles
 from kshot.cli.train import Train
+from kshot.config import Recipe
 from kshot.runs import Test
 
 __all__ = ["Demo"]
@@ -37,6 +38,7 @@ class Demo:
 
         began = time.monotonic()
         recipe = recipes.get("glyphs-5way-1shot-protonet", "quick")
+        assert isinstance(recipe, Recipe)
         steps = max(self.steps, 1)
         outer = replace(recipe.outer, steps=steps, val_every=max(steps // 3, 1), val_tasks=100, seed=self.seed)
         recipe = replace(recipe, outer=outer, source="kshot demo")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 import tyro
 
 from kshot import checkpoint, memory, runs
-from kshot.cli._shared import InputError, command, console, machine, write_json
+from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
 from kshot.config import Recipe
 
 if TYPE_CHECKING:
@@ -112,20 +110,19 @@ def _train(
 
     from kshot.train import meta_train
 
-    caught: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     began = time.monotonic()
 
     def stop() -> bool:
         return bool(caught) or (run.minutes > 0 and time.monotonic() - began > 60 * run.minutes)
 
     say = console(quiet=not world.leads)
-    writer = _tensorboard(run.out) if run.tensorboard and world.leads else None
+    writer = tensorboard(run.out) if run.tensorboard and world.leads else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
                TimeRemainingColumn())  # fmt: skip
     record, sampling = None, []
     try:
-        with Progress(*columns, console=say, disable=not say.is_terminal or not world.leads) as bar:
+        hidden = not say.is_terminal or not world.leads
+        with interruptible() as caught, Progress(*columns, console=say, disable=hidden) as bar:
             shown = bar.add_task("meta-training", total=recipe.outer.steps, speed="")
             for record in meta_train(
                 learner, train_tasks, recipe.outer, val=val, out=run.out, resume=run.resume,
@@ -147,8 +144,6 @@ def _train(
                         f"loss {record.loss:.4f}, {time.monotonic() - began:.0f} s"
                     )
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if writer is not None:
             writer.close()
     if run.json is not None and world.leads and record is not None:
@@ -158,7 +153,7 @@ def _train(
     done = record.step if record is not None else recipe.outer.steps
     if done < recipe.outer.steps:
         say.print(f"stopped at step {done} of {recipe.outer.steps}, saved in {run.out}. Go on with: "
-                         f"{_again(run)}")  # fmt: skip
+                         f"{again(run.resume)}")  # fmt: skip
     else:
         share = f", drawing tasks took {100 * sum(sampling) / len(sampling):.1f} % of the time" if sampling else ""
         say.print(f"done: {done} meta-updates in {time.monotonic() - began:.0f} s{share}. "
@@ -183,17 +178,3 @@ def _explained(plan: Plan) -> Table:
         seconds = "not measured" if trial.seconds is None else f"{1000 * trial.seconds:.1f}"
         shown.add_row(trial.name, seconds, memory.shown(trial.bytes), trial.note)
     return shown
-
-
-def _again(run: Train) -> str:
-    if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
-        return command()
-    return command() + ("" if run.resume else " --resume")
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("--tensorboard needs an extra: pip install 'kshot[tensorboard]'") from error
-    return SummaryWriter(str(folder))

@@ -10,12 +10,13 @@ import difflib
 from typing import Literal
 
 from kshot.config import Recipe
-from kshot.recipes import glyphs, grocery, omniglot, sinusoid
+from kshot.recipes import control, glyphs, grocery, omniglot, sinusoid
+from kshot.rl.recipe import ControlRecipe
 
 __all__ = ["Budget", "get", "names"]
 
 Budget = Literal["paper", "quick"]
-_FAMILIES = (omniglot, sinusoid, glyphs, grocery)
+_FAMILIES = (omniglot, sinusoid, glyphs, grocery, control)
 
 
 def names() -> list[str]:
@@ -23,8 +24,8 @@ def names() -> list[str]:
     return [name for family in _FAMILIES for name in family.names()]
 
 
-def get(name: str, budget: Budget = "paper") -> Recipe:
-    """The recipe of that name.
+def get(name: str, budget: Budget = "paper") -> Recipe | ControlRecipe:
+    """The recipe of that name; a `ControlRecipe` for tasks of control.
 
     Raises:
         ValueError: an unknown name; the nearest ones are told.

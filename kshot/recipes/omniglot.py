@@ -51,7 +51,7 @@ def _quick(recipe: Recipe) -> Recipe:
     elif learner == "reptile":
         steps, batch, rate = 12_000, outer.batch, outer.meta_lr
     else:  # more updates of fewer tasks where a task is large
-        steps, batch = {(5, 1): (12_000, 16), (5, 5): (5000, 8), (20, 1): (3000, 4), (20, 5): (1500, 2)}[
+        steps, batch = {(5, 1): (9000, 16), (5, 5): (5000, 8), (20, 1): (3000, 4), (20, 5): (1500, 2)}[
             recipe.ways, recipe.shots
         ]
         if learner == "anil":  # one pass through the body, however many steps

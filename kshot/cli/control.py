@@ -1,0 +1,181 @@
+"""`kshot train` and `kshot evaluate` for policies."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
+from kshot.rl import recipe as recipes
+from kshot.rl.recipe import ControlRecipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kshot.rl.train import Curve
+
+__all__ = ["EvaluateControl", "TrainControl"]
+
+
+@dataclass(frozen=True)
+class TrainControl:
+    """Meta-train a policy; `kshot list recipes` shows the names. Every setting of the recipe can be overridden."""
+
+    out: Path
+    """Folder for the checkpoint and the records."""
+    settings: Annotated[ControlRecipe, tyro.conf.arg(name="")]
+    budget: Literal["paper", "quick"] = "paper"
+    """The recipe's settings as in its paper, or its quick form for two cores."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    minutes: float = 0.0
+    """Stop (and save) after this many minutes; 0 is no limit."""
+    json: Path | None = None
+    """Write the last record to this file."""
+    tensorboard: bool = False
+    """Write TensorBoard event files under `out` (needs kshot[tensorboard])."""
+
+    def run(self) -> int:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from kshot.rl.train import meta_train
+
+        recipe, began = self.settings, time.monotonic()
+        if (self.out / "last.safetensors").exists() and not self.resume:
+            raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+        family, learner = recipes.control(recipe), recipes.build(recipe)
+
+        def stop() -> bool:
+            return bool(caught) or (self.minutes > 0 and time.monotonic() - began > 60 * self.minutes)
+
+        say, record = console(), None
+        writer = tensorboard(self.out) if self.tensorboard else None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn())  # fmt: skip
+        try:
+            with interruptible() as caught, Progress(*columns, console=say, disable=not say.is_terminal) as bar:
+                shown, before = bar.add_task("meta-training", total=recipe.outer.steps, speed=""), 0.0
+                for record in meta_train(
+                    learner, family, recipe.outer, out=self.out, resume=self.resume,
+                    settings=recipes.settings(recipe), stop=stop,
+                ):  # fmt: skip
+                    m = record.metrics
+                    speed = (m["env_steps"] - before) / record.seconds if before else 0.0
+                    before = m["env_steps"]
+                    bar.update(shown, completed=record.step, speed=f"{speed:,.0f} steps/s" if speed else "")
+                    if writer is not None:
+                        for name, value in {"loss": record.loss, **m}.items():
+                            writer.add_scalar(name, value, record.step)
+                    if record.step % recipe.outer.save_every == 0 or record.step == recipe.outer.steps:
+                        say.print(
+                            f"step {record.step}: return {m['return_before']:.1f} before and {m['return_after']:.1f} "
+                            f"after the inner step, kl {m['kl']:.4f}, {m['env_steps'] / 1e6:.1f} million steps, "
+                            f"simulation {100 * m['simulation']:.0f} %, policy {100 * m['policy']:.0f} %, update "
+                            f"{100 * m['update']:.0f} %, {time.monotonic() - began:.0f} s"
+                        )
+        finally:
+            if writer is not None:
+                writer.close()
+        if self.json is not None and record is not None:
+            values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
+            write_json(self.json, {**values, "record": asdict(record)})
+        done = record.step if record is not None else recipe.outer.steps
+        if done < recipe.outer.steps:
+            say.print(
+                f"stopped at step {done} of {recipe.outer.steps}, saved in {self.out}. Go on with: {again(self.resume)}"
+            )
+        else:
+            say.print(f"done: {done} outer steps in {time.monotonic() - began:.0f} s. Next: kshot evaluate {self.out}")
+        return 128 + caught[0] if caught else 0
+
+
+@dataclass(frozen=True)
+class EvaluateControl:
+    """Test a trained policy on tasks that it never saw: returns after 0, 1, 2, 3 gradient steps."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The folder that `kshot train --out` wrote."""
+    tasks: int | None = None
+    """Test tasks; None: the recipe's number."""
+    rollouts: int | None = None
+    """Of each task, after each step; None: the recipe's number."""
+    steps: int | None = None
+    """Gradient steps; None: the recipe's number."""
+    seed: int = 1
+    """Of the test tasks."""
+    beside: tuple[Path, ...] = ()
+    """Folders of other policies for the same tasks ("pretrained", "oracle", other seeds), tested beside it."""
+    floors: bool = True
+    """Show an untrained policy beside it."""
+    json: Path | None = None
+    """Write the results to this file."""
+    plot: Path | None = None
+    """Write returns against steps to this PNG."""
+    learning_curve: Path | None = None
+    """Write the returns during the training against its steps to this PNG."""
+
+    def run(self) -> int:
+        from dataclasses import replace
+
+        from kshot.rl.train import evaluate
+
+        runs = [recipes.load_run(folder) for folder in (self.folder, *self.beside)]
+        first = runs[0].recipe
+        if other := [run.folder for run in runs if run.recipe.tasks != first.tasks]:
+            raise InputError(f"{other[0]} was trained for other tasks than {first.tasks}: test it on its own")
+        rows = [(run.recipe.name, run.recipe, run.learner) for run in runs]
+        if self.floors:
+            untrained = replace(first, learner="maml")
+            rows.append(("random", untrained, recipes.build(untrained)))
+        curves, say = [], console()
+        for name, recipe, learner in rows:
+            steps = 0 if recipe.learner == "oracle" else first.test_steps if self.steps is None else self.steps
+            with say.status(f"testing {name}"):
+                curves.append(evaluate(
+                    learner, recipes.control(recipe), self.tasks or first.test_tasks,
+                    self.rollouts or first.test_rollouts, steps, self.seed, later=recipe.later,
+                    discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
+                ))  # fmt: skip
+        say.print(_table(curves))
+        if self.json is not None:
+            training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}
+                        for run in runs]  # fmt: skip
+            values = {"command": command(), "machine": machine(), "training": training}
+            write_json(self.json, {**values, "results": [asdict(curve) for curve in curves]})
+        if self.plot is not None:
+            from kshot import plots
+
+            title = f"{first.tasks}, {curves[0].num_tasks} tasks"
+            plots.plot_returns([(c.name, c.mean, c.interval95) for c in curves], self.plot, title)
+            say.print(f"plot: {self.plot}")
+        if self.learning_curve is not None:
+            from kshot import plots
+
+            plots.plot_learning([(r.recipe.name, _records(r.folder)) for r in runs], self.learning_curve, first.tasks)
+            say.print(f"learning curve: {self.learning_curve}")
+        return 0
+
+
+def _records(folder: Path) -> list[tuple[float, float, float]]:
+    """(environment steps, return before, return after the inner step) of each outer step."""
+    rows = [json.loads(line)["metrics"] for line in (folder / "records.jsonl").read_text("utf-8").splitlines()]
+    return [(row["env_steps"], row["return_before"], row["return_after"]) for row in rows]
+
+
+def _table(curves: list[Curve]) -> Table:
+    from rich.table import Table
+
+    one = curves[0]
+    title = f"{one.tasks.removesuffix('-seen')}, {one.num_tasks} tasks (seed {one.seed}), {one.rollouts} rollouts"
+    shown = Table(title=f"{title} of each: return after k gradient steps", title_justify="left")
+    shown.add_column("policy")
+    for k in range(max(len(c.mean) for c in curves)):
+        shown.add_column(str(k), justify="right")
+    for c in curves:
+        shown.add_row(c.name, *(f"{m:.1f} ± {h:.1f}" for m, h in zip(c.mean, c.interval95, strict=True)))
+    return shown

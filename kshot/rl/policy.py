@@ -1,0 +1,95 @@
+"""Gaussian policies over actions, as functions of weights that are passed in: one set, or one set for each task.
+
+    policy = GaussianMLP(20, 6)
+    what = policy.distribution(params, observations)     # params of one task and [N, D], or [T, ...] and [T, N, D]
+    actions = what.sample(generator)
+
+R. J. Williams: Simple statistical gradient-following algorithms for connectionist reinforcement learning. Machine
+Learning 8, 1992. The network is that of MAML's code: two hidden layers of 100, ReLU, and a learned log standard
+deviation that does not depend on the observation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Gaussian", "GaussianMLP", "Params"]
+
+Params = dict[str, Tensor]
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions over the A actions.
+
+    Attributes:
+        mean: `[..., N, A]`.
+        log_std: `[..., 1, A]`, one for all observations, or `[..., N, A]`.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions `[..., N, A]` from standard normal noise of that shape."""
+        return self.mean + self.log_std.exp() * noise
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """`[..., N]`."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        constant = 0.5 * math.log(2 * math.pi) * actions.shape[-1]
+        return -0.5 * z.square().sum(-1) - self.log_std.sum(-1) - constant
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """KL(self || other) `[..., N]`."""
+        variance, others = (2 * self.log_std).exp(), (2 * other.log_std).exp()
+        distance = (self.mean - other.mean).square() + variance
+        return (other.log_std - self.log_std + distance / (2 * others) - 0.5).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """`[..., N]` or `[..., 1]`, in nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class GaussianMLP(nn.Module):
+    """A multi-layer perceptron for the mean, and a log standard deviation of its own.
+
+    Args:
+        observation: D.
+        action: A.
+        hidden: widths.
+        std: initial standard deviation.
+        least: the standard deviation does not go below it.
+    """
+
+    def __init__(
+        self, observation: int, action: int, hidden: Sequence[int] = (100, 100), std: float = 1.0, least: float = 1e-6
+    ):
+        super().__init__()
+        self.observation, self.action = observation, action
+        sizes = [observation, *hidden, action]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        self.log_std = nn.Parameter(torch.full((action,), math.log(std)))
+        self.least = math.log(least)
+
+    def distribution(self, params: Params, x: Tensor) -> Gaussian:
+        """The actions' distribution at observations `[N, D]` under weights `{name: [...]}`; or `[T, N, D]` and
+        `{name: [T, ...]}`, each task under its own.
+        """
+        for k in range(len(self.layers)):
+            if k:
+                x = x.relu()
+            x = x @ params[f"layers.{k}.weight"].mT + params[f"layers.{k}.bias"].unsqueeze(-2)
+        return Gaussian(x, params["log_std"].clamp_min(self.least).unsqueeze(-2))
+
+    def forward(self, x: Tensor) -> Gaussian:
+        """The distribution under the module's own weights."""
+        return self.distribution(dict(self.named_parameters()), x)

@@ -1,0 +1,111 @@
+"""The settings of a meta-RL run in one dataclass, saved in its checkpoint, and what is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from kshot import checkpoint, seeding
+from kshot.rl.control import Control, family
+from kshot.rl.maml import PolicyMAML
+from kshot.rl.policy import GaussianMLP
+from kshot.rl.train import Outer
+from kshot.train import restore_learner
+
+__all__ = ["ControlRecipe", "PolicyRun", "build", "control", "is_control", "load_run"]
+
+KIND = "control"
+
+
+@dataclass(frozen=True)
+class ControlRecipe:
+    """Everything that makes a run.
+
+    Attributes:
+        tasks: a family of control tasks: "cheetah-direction", ...
+        learner: "maml"; "fomaml", which does not differentiate through the inner step; "pretrained", one policy for all
+            tasks; or "oracle", one that sees the goal.
+        inner_lr: rate of the inner step.
+        later: factor of the rate after the first step, at test.
+        hidden: widths of the policy's hidden layers.
+        std: the policy's standard deviation at the start.
+        test_tasks: tasks of a test.
+        test_rollouts: of each test task, after each step.
+        test_steps: gradient steps at test.
+        outer: the outer loop.
+        source: where the numbers come from.
+        differs: where they differ from the source.
+    """
+
+    tasks: str = "cheetah-direction"
+    learner: Literal["maml", "fomaml", "pretrained", "oracle"] = "maml"
+    inner_lr: float = 0.1
+    later: float = 0.5
+    hidden: tuple[int, ...] = (100, 100)
+    std: float = 1.0
+    test_tasks: int = 40
+    test_rollouts: int = 20
+    test_steps: int = 3
+    outer: Outer = field(default_factory=Outer)
+    source: str = ""
+    differs: str = ""
+
+    @property
+    def name(self) -> str:
+        """As tables show it: "maml-trpo"."""
+        return self.learner if self.learner in ("pretrained", "oracle") else f"{self.learner}-{self.outer.method}"
+
+
+class PolicyRun(NamedTuple):
+    """A trained policy with its recipe and the checkpoint's info."""
+
+    learner: PolicyMAML
+    recipe: ControlRecipe
+    info: dict[str, Any]
+    folder: Path
+
+
+def control(recipe: ControlRecipe) -> Control:
+    """The family of tasks of a recipe; an oracle's observations tell the goal."""
+    return family(recipe.tasks, seen=recipe.learner == "oracle")
+
+
+def build(recipe: ControlRecipe) -> PolicyMAML:
+    """The learner of a recipe, its weights drawn from `recipe.outer.seed`."""
+    tasks = control(recipe)
+    with seeding.seeded(recipe.outer.seed, "weights"):
+        policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std)
+    adapts = recipe.learner in ("maml", "fomaml")
+    return PolicyMAML(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts)
+
+
+def settings(recipe: ControlRecipe) -> dict[str, Any]:
+    """What a checkpoint keeps of it."""
+    return {"kind": KIND, **asdict(recipe)}
+
+
+def is_control(folder: Path | str) -> bool:
+    """Whether a training folder holds a policy."""
+    path = Path(folder) / "last.safetensors"
+    return path.is_file() and checkpoint.load(path)[1].get("settings", {}).get("kind") == KIND
+
+
+def load_run(folder: Path | str) -> PolicyRun:
+    """The policy of a training folder.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of another program.
+        ValueError: settings that this version does not know.
+    """
+    folder = Path(folder)
+    path = folder / "last.safetensors"
+    tensors, info = checkpoint.load(path)
+    values = {name: value for name, value in info["settings"].items() if name != "kind"}
+    known = {f.name for f in fields(ControlRecipe)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path}: settings {unknown} are not known to this version of kshot: it knows {sorted(known)}")
+    recipe = ControlRecipe(**{**values, "hidden": tuple(values["hidden"]), "outer": Outer(**values["outer"])})
+    learner = build(recipe)
+    restore_learner(learner, tensors, path)
+    return PolicyRun(learner, recipe, info, folder)

@@ -1,0 +1,216 @@
+"""All rollouts of all tasks step together: MuJoCo's own threads, no process and no Python for each of them.
+
+`mujoco.batch.Batch` (MuJoCo 4) keeps the whole state of every simulation, the solver's warm start included, steps them
+on a pool of threads and computes positions, velocities and forces anew at the new state, so that rewards are those of
+the state after the action and not of a physics step before. Results have the bits of a loop of `mj_step` over one
+simulation after another (tests/rl/test_sim.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kshot.rl.control import needs_mujoco
+
+if TYPE_CHECKING:
+    from kshot.rl.control import Array, Mujoco, Point
+
+__all__ = ["Mujocos", "Physics", "Points", "Simulator", "Telling"]
+
+
+class Simulator(Protocol):
+    """n = T * R simulations, task after task.
+
+    Attributes:
+        tasks: T.
+        rollouts: R.
+        goals: `[n, G]`.
+        alive: `[n]` which rollouts have not ended.
+    """
+
+    tasks: int
+    rollouts: int
+    goals: Array
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """See above."""
+        ...
+
+    def reset(self, rng: np.random.Generator) -> Array:
+        """Start all rollouts anew; returns what they observe, `[n, D]`."""
+        ...
+
+    def step(self, actions: Array) -> tuple[Array, Array]:
+        """One step of the rollouts that are alive, for actions `[n, A]` in -1..1 (clipped).
+
+        Returns:
+            What they observe `[n, D]` and rewards `[n]`; rollouts that had ended before keep their last observation
+            and get 0. `alive` tells which go on.
+        """
+        ...
+
+
+class Physics:
+    """What rewards and observations are made of: live arrays over all simulations, at the present state.
+
+    Attributes:
+        qpos, qvel: `[n, nq]`, `[n, nv]`, may be written before a reset is completed.
+        com: `[n, 3]` centre of mass of the whole robot, m.
+        com_velocity: `[n, 3]` its velocity, m/s.
+        rotation: `[n, 9]` the torso's rotation matrix, row after row.
+        contact_forces: `[n, 6 * bodies]` torque and force of contacts on each body (`cfrc_ext`); only where the family
+            asks for the stage "acc".
+    """
+
+    def __init__(self, family: Mujoco, count: int, threads: int):
+        mujoco, _ = needs_mujoco()
+        from mujoco.batch import Batch
+
+        self.model = family.model
+        self.batch = batch = Batch(self.model, count, threads)
+        self.stage = {"vel": mujoco.mjtStage.mjSTAGE_VEL, "acc": mujoco.mjtStage.mjSTAGE_ACC}[family.stage].value
+        torso = self.model.body(family.torso).id
+        self.qpos, self.qvel, self.ctrl = batch.bind("qpos"), batch.bind("qvel"), batch.bind("ctrl")
+        self.com = batch.bind("subtree_com")[:, torso]
+        self.com_velocity = batch.sensor("com_velocity").data
+        self.rotation = batch.bind("xmat").reshape(count, -1, 9)[:, torso]
+        forces = batch.bind("cfrc_ext") if family.stage == "acc" else np.zeros((count, 0))
+        self.contact_forces = forces.reshape(count, -1)
+        first = int(mujoco.mjtWarning.mjWARN_BADQPOS)
+        # Not finite or huge positions, velocities, accelerations: MuJoCo then puts the simulation back to its start.
+        self.diverged = batch.warning[:, first : first + 3, 1]
+
+    def reset(self) -> None:
+        """Everything as the model has it, nothing computed yet: write qpos and qvel, then `forward`."""
+        self.batch.reset(stage=0)
+
+    def forward(self) -> None:
+        """Compute all arrays at the present state."""
+        self.batch.forward(stage=self.stage)
+
+    def step(self, which: NDArray[np.intp] | None, times: int) -> None:
+        """Some physics steps of all (None) or some simulations, then everything computed at the new state."""
+        with _no_log_file():
+            self.batch.step(which, times, stage=self.stage)
+
+
+@contextlib.contextmanager
+def _no_log_file() -> Iterator[None]:
+    """MuJoCo writes warnings of a divergence to MUJOCO_LOG.TXT in the current folder; we tell of it ourselves."""
+    mujoco, _ = needs_mujoco()
+    config = mujoco.MjLogConfig.get()
+    before, config.logto_file = config.logto_file, False
+    config.set()
+    try:
+        yield
+    finally:
+        config.logto_file = before
+        config.set()
+
+
+class Mujocos:
+    """Simulations of a MuJoCo family; see `Simulator`."""
+
+    def __init__(self, family: Mujoco, goals: Array, rollouts: int, threads: int = 0):
+        self.family = family
+        self.tasks, self.rollouts = len(goals), rollouts
+        self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
+        self.physics = Physics(family, len(self.goals), threads)
+        self.alive = np.ones(len(self.goals), dtype=bool)
+        self.observed = np.zeros((len(self.goals), family.observation))
+        self.faults = self.physics.diverged.sum(1)
+
+    def reset(self, rng: np.random.Generator) -> Array:
+        """See `Simulator.reset`."""
+        self.physics.reset()
+        self.family.start(rng, self.physics)
+        self.physics.forward()
+        self.alive[:] = True
+        self.faults = self.physics.diverged.sum(1)
+        self.observed = self.family.observe(self.physics)
+        return self.observed
+
+    def step(self, actions: Array) -> tuple[Array, Array]:
+        """See `Simulator.step`. One that diverges ends with a reward of 0 and a warning that names the task."""
+        clipped = np.clip(actions, -1.0, 1.0)
+        self.physics.ctrl[:] = clipped
+        everyone = bool(self.alive.all())
+        self.physics.step(None if everyone else np.flatnonzero(self.alive), self.family.frame_skip)
+        before, observed = self.alive.copy(), self.family.observe(self.physics)
+        rewards = self.family.reward(self.physics, clipped, self.goals)
+        faults = self.physics.diverged.sum(1)
+        lost = before & ((faults > self.faults) | ~np.isfinite(rewards) | ~np.isfinite(observed).all(1))
+        self.faults = faults
+        if lost.any():
+            self._warn(lost)
+        self.alive = before & ~lost & ~self.family.fallen(self.physics)
+        kept = ~before | lost
+        if kept.any():
+            observed[kept] = self.observed[kept]
+            rewards[kept] = 0.0
+        self.observed = observed
+        return observed, rewards
+
+    def _warn(self, lost: NDArray[np.bool_]) -> None:
+        tasks = sorted({int(i) // self.rollouts for i in np.flatnonzero(lost)})
+        goals = ", ".join(f"{i} (goal {np.round(self.goals[i * self.rollouts], 3).tolist()})" for i in tasks[:5])
+        warnings.warn(
+            f"{int(lost.sum())} rollouts of {self.family.name} diverged and were ended, of the tasks {goals}"
+            f"{' and others' if len(tasks) > 5 else ''}: actions or states are no longer finite, or huge",
+            stacklevel=3,
+        )
+
+
+class Points:
+    """Points in the plane; see `Simulator` and `kshot.rl.control.Point`."""
+
+    def __init__(self, family: Point, goals: Array, rollouts: int):
+        self.family = family
+        self.tasks, self.rollouts = len(goals), rollouts
+        self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
+        self.place = np.zeros((len(self.goals), 2))
+        self.alive = np.ones(len(self.goals), dtype=bool)
+
+    def reset(self, rng: np.random.Generator) -> Array:
+        """All at 0; nothing is random."""
+        self.place = np.zeros_like(self.place)
+        self.alive[:] = True
+        return self.place
+
+    def step(self, actions: Array) -> tuple[Array, Array]:
+        """See `Simulator.step`."""
+        moved = self.place + 0.1 * np.clip(actions, -1.0, 1.0)
+        self.place = np.where(self.alive[:, None], moved, self.place)
+        away = self.place - self.goals
+        rewards = np.where(self.alive, -np.sqrt(np.square(away).sum(1)), 0.0)
+        self.alive = self.alive & ~(np.abs(away) < 0.01).all(1)
+        return self.place, rewards
+
+
+class Telling:
+    """A simulator whose observations end with the goal."""
+
+    def __init__(self, base: Simulator):
+        self.base = base
+        self.tasks, self.rollouts, self.goals = base.tasks, base.rollouts, base.goals
+
+    @property
+    def alive(self) -> Any:
+        """See `Simulator`."""
+        return self.base.alive
+
+    def reset(self, rng: np.random.Generator) -> Array:
+        """See `Simulator.reset`."""
+        return np.concatenate([self.base.reset(rng), self.goals], axis=1)
+
+    def step(self, actions: Array) -> tuple[Array, Array]:
+        """See `Simulator.step`."""
+        observed, rewards = self.base.step(actions)
+        return np.concatenate([observed, self.goals], axis=1), rewards

@@ -1,0 +1,355 @@
+"""The outer loop of meta reinforcement learning, a generator of records, and the test: returns after 0, 1, 2, 3 steps.
+
+    for record in meta_train(learner, family, Outer(steps=100), out="runs/cheetah"):
+        print(record.step, record.metrics["return_after"])
+    curve = evaluate(learner, family, num_tasks=40)
+
+An iteration draws tasks, acts in them under the start (support), adapts, acts under each task's own weights (query),
+and takes one outer step on all of it. Everything random is drawn from `seeding.generator(seed, purpose, step)`, so a
+run that was killed and resumed ends with the bits of an unbroken one on the same machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from kshot import checkpoint, engine, seeding, tree
+from kshot.core import Task
+from kshot.evaluate import interval95
+from kshot.rl.returns import digest
+from kshot.rl.rollouts import Clock, collect, returns
+from kshot.rl.trust import Region, Update, improve
+from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run, restore_learner, trim_records
+
+if TYPE_CHECKING:
+    from kshot.core import Trajectory
+    from kshot.rl.control import Array, Control
+    from kshot.rl.maml import PolicyMAML
+    from kshot.rl.policy import Params
+    from kshot.rl.returns import Steps
+
+__all__ = ["Curve", "Outer", "evaluate", "meta_train"]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Settings of the outer loop.
+
+    Attributes:
+        steps: outer steps in all.
+        batch: tasks of one step, T.
+        rollouts: of each task, for support and for query, R.
+        discount: gamma, 0..1.
+        lam: lambda of the generalised advantages, 0..1.
+        method: "trpo", a step within a trust region, or "vpg", a step of Adam.
+        meta_lr: Adam's rate ("vpg").
+        kl, cg_steps, damping, shrink, tries, rows: of the trust region, see `kshot.rl.trust.Region`.
+        save_every: steps between two checkpoints; one is also written at the end.
+        seed: of the weights, the tasks and everything else.
+    """
+
+    steps: int = 100
+    batch: int = 40
+    rollouts: int = 20
+    discount: float = 0.99
+    lam: float = 1.0
+    method: Literal["trpo", "vpg"] = "trpo"
+    meta_lr: float = 1e-3
+    kl: float = 0.01
+    cg_steps: int = 10
+    damping: float = 1e-5
+    shrink: float = 0.8
+    tries: int = 15
+    rows: float = 1.0
+    save_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "rollouts", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps < 0 or not 0 < self.meta_lr < math.inf:
+            raise ValueError(f"steps={self.steps} must not be negative and meta_lr={self.meta_lr} must be positive")
+        if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
+            raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
+        if self.method not in ("trpo", "vpg"):
+            raise ValueError(f"method must be 'trpo' or 'vpg', got {self.method!r}")
+        _ = self.region
+
+    @property
+    def region(self) -> Region:
+        """The trust region."""
+        return Region(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Region)})
+
+
+def meta_train(
+    learner: PolicyMAML,
+    family: Control,
+    outer: Outer | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **overrides: Any,
+) -> Iterator[Record]:
+    """Meta-train a policy, yielding a `Record` after each outer step.
+
+    A record's metrics: `return_before` and `return_after` the inner step (means over tasks and rollouts, at the
+    training tasks and before the outer step), `kl`, `entropy`, `tries` of the outer step, `env_steps` so far, and the
+    shares of the step's time that went into `simulation`, `policy` and `update`.
+
+    Args:
+        learner: trained in place.
+        family: the distribution of tasks.
+        outer: the settings; `overrides` replace single ones (`steps=300`).
+        out: folder for `last.safetensors` and `records.jsonl`, in place of those of an earlier run; None keeps nothing.
+        resume: go on from `out/last.safetensors` where there is one.
+        settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
+        stop: asked in each step; True saves and ends (SIGINT, a time limit).
+
+    Raises:
+        NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was.
+        CheckpointError: a checkpoint that cannot be written or read.
+        ValueError: a policy for observations or actions of another size.
+    """
+    outer = Outer(**{**asdict(outer or Outer()), **overrides})
+    check_fits(learner, family)
+    folder = Path(out) if out is not None else None
+    optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method == "vpg" else None
+    start, env_steps = 0, 0
+    if folder is not None and resume and (folder / "last.safetensors").exists():
+        start, env_steps = _go_on(learner, optimizer, outer, settings or {}, folder)
+    elif folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("last.safetensors", "records.jsonl"):  # of another run
+            (folder / name).unlink(missing_ok=True)
+    if folder is not None:
+        for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
+            part.unlink(missing_ok=True)
+
+    def save(step: int) -> None:
+        if folder is None:
+            return
+        tensors = {f"learner.{n}": t for n, t in learner.state_dict().items()}
+        info: dict[str, Any] = {"step": step, "best": None, "env_steps": env_steps, "outer": asdict(outer)}
+        if optimizer is not None:
+            packed, info["optimizer"] = checkpoint.pack_optimizer(optimizer)
+            tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
+        info |= {"settings": settings or {}, "versions": checkpoint.versions()}
+        checkpoint.save(folder / "last.safetensors", tensors, info)
+
+    for step in range(start, outer.steps):
+        began, clock = time.perf_counter(), Clock()
+        goals = family.sample(seeding.generator(outer.seed, "goals", step), outer.batch)
+        task, metrics = _act(learner, family, goals, outer, step, clock)
+        env_steps += int(metrics.pop("steps"))
+        with clock.on("update"):
+            update = _outer_step(learner, task, outer, optimizer, seeding.generator(outer.seed, "rows", step))
+        if not all(map(math.isfinite, (update.before, update.after, update.norm))):
+            kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
+            raise NonFiniteLoss(
+                f"outer step {step}: loss {update.before}, gradient norm {update.norm}, on the tasks of "
+                f"seeding.generator({outer.seed}, 'goals', {step}); {kept}. Try a smaller inner rate or trust region"
+            )
+        done, seconds = step + 1, time.perf_counter() - began
+        metrics |= {"kl": update.kl, "entropy": update.entropy, "tries": update.tries, "env_steps": env_steps}
+        metrics |= {what: clock.seconds.get(what, 0.0) / seconds for what in ("simulation", "policy", "update")}
+        record = Record(done, update.before, metrics, outer.meta_lr, update.norm, seconds, metrics["simulation"])
+        stopped = stop is not None and stop()
+        if folder is not None:
+            append_record(folder / "records.jsonl", record)
+        if done % outer.save_every == 0 or done == outer.steps or stopped:
+            save(done)
+        yield record
+        if stopped:
+            return
+    if folder is not None and start >= outer.steps and not (folder / "last.safetensors").exists():
+        save(start)
+
+
+def check_fits(learner: PolicyMAML, family: Control) -> None:
+    """Refuse a policy of another observation or action size than the tasks'.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    own, theirs = (learner.policy.observation, learner.policy.action), (family.observation, family.action)
+    if own != theirs:
+        raise ValueError(
+            f"the policy takes {own[0]} observed numbers and gives {own[1]} actions, but {family.name} has {theirs[0]} "
+            f"and {theirs[1]}: train one for these tasks, or test it on those that it was trained for"
+        )
+
+
+def _act(
+    learner: PolicyMAML, family: Control, goals: Array, outer: Outer, step: int, clock: Clock
+) -> tuple[Task, dict[str, float]]:
+    """Support and query of a batch of tasks, and what they tell."""
+    simulator = family.simulator(goals, outer.rollouts, torch.get_num_threads())
+    params: Params = tree.detach(learner.init())
+
+    def act(params: Params, purpose: str) -> tuple[Steps, Trajectory]:
+        generator = seeding.generator(outer.seed, purpose, step)
+        trajectory = collect(learner.policy, params, simulator, family.horizon, generator, clock)
+        with clock.on("baseline"):
+            return digest(trajectory, outer.discount, outer.lam), trajectory
+
+    if not learner.adapts:
+        query, acted = act(params, "query")
+        mean = float(returns(acted).mean())
+        found = {"return_before": mean, "return_after": mean, "steps": float(acted.alive.sum())}
+        return Task(query, query), found  # pyright: ignore
+    support, before = act(params, "support")
+    with clock.on("adapt"):
+        adapted = adapt_all(learner, params, support)
+    query, after = act(adapted, "query")
+    found = {"return_before": float(returns(before).mean()), "return_after": float(returns(after).mean())}
+    return Task(support, query), {**found, "steps": float(before.alive.sum() + after.alive.sum())}  # pyright: ignore
+
+
+def adapt_all(learner: PolicyMAML, states: Params, support: Steps, scale: float = 1.0) -> Params:
+    """`{name: [T, ...]}` after a step on each task's rollouts, from one state or from one for each task; no graph."""
+    batched = next(iter(states.values())).ndim > next(iter(learner.init().values())).ndim
+
+    def share(first: int, last: int) -> list[Params]:
+        with torch.no_grad():
+            return [
+                learner.adapt(tree.index(states, t) if batched else states, tree.index(support, t), scale)
+                for t in range(first, last)
+            ]
+
+    return tree.stack([state for part in engine.in_threads(len(support.x), share) for state in part])
+
+
+def _outer_step(
+    learner: PolicyMAML, task: Task, outer: Outer, optimizer: torch.optim.Optimizer | None, rows: torch.Generator
+) -> Update:
+    if optimizer is None:
+        return improve(learner, task, outer.region, rows)
+    gradients, outcome = engine.meta_gradient(learner, task, engine.Plan("threads"))
+    for name, param in learner.named_parameters():
+        param.grad = gradients[name]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
+    loss = float(outcome.loss.mean())
+    return Update(loss, loss, 0.0, 1, norm, float(outcome.metrics["entropy"].mean()))
+
+
+def _go_on(
+    learner: PolicyMAML,
+    optimizer: torch.optim.Optimizer | None,
+    outer: Outer,
+    settings: dict[str, Any],
+    folder: Path,
+) -> tuple[int, int]:
+    path = folder / "last.safetensors"
+    tensors, info = checkpoint.load(path)
+    refuse_another_run(outer, settings, info, path, longer=True)
+    restore_learner(learner, tensors, path)
+    if optimizer is not None:
+        packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
+    trim_records(folder / "records.jsonl", info["step"])
+    return int(info["step"]), int(info["env_steps"])
+
+
+# --------------------------------------------------------------------------------------------------------------- test
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Returns after 0, 1, 2, ... gradient steps on tasks that were not trained on.
+
+    Attributes:
+        name: as tables show it.
+        tasks: the family's name.
+        per_task: `[steps + 1][T]` the mean return of each task's rollouts.
+        mean, interval95: over tasks, after each step.
+        num_tasks, rollouts, seed: what it rests on.
+        goals: of the tasks `[T][G]`.
+        rates: of each step.
+        seconds: of all of it.
+    """
+
+    name: str
+    tasks: str
+    per_task: list[list[float]] = field(repr=False)
+    mean: list[float]
+    interval95: list[float]
+    num_tasks: int
+    rollouts: int
+    seed: int
+    goals: list[list[float]] = field(repr=False)
+    rates: list[float]
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shown = " / ".join(f"{m:.1f} ± {h:.1f}" for m, h in zip(self.mean, self.interval95, strict=True))
+        return f"{self.name} on {self.tasks}: return {shown} after 0.. steps, {self.num_tasks} tasks"
+
+
+def evaluate(
+    learner: PolicyMAML,
+    family: Control,
+    num_tasks: int = 40,
+    rollouts: int = 20,
+    steps: int = 3,
+    seed: int = 1,
+    *,
+    later: float = 0.5,
+    discount: float = 0.99,
+    lam: float = 1.0,
+    name: str = "maml",
+    progress: Callable[[int, int], object] | None = None,
+) -> Curve:
+    """Act, adapt, act, ... in tasks drawn from the seed's own stream. The learner is left as it was.
+
+    Args:
+        learner: its `inner_lr` is the rate of the first step.
+        family: the distribution of tasks.
+        num_tasks: T, at least 2.
+        rollouts: R of each task, after each step; the steps are taken on these.
+        steps: gradient steps.
+        seed: of tasks and rollouts.
+        later: factor of the rate after the first step (MAML's code halves it).
+        discount, lam: of the advantages.
+        name: for tables.
+        progress: called as `progress(done, steps + 1)`.
+
+    Raises:
+        ValueError: fewer than two tasks, or a policy of other sizes.
+    """
+    if num_tasks < 2 or rollouts < 1 or steps < 0:
+        raise ValueError(f"num_tasks={num_tasks}, rollouts={rollouts}, steps={steps}: at least 2, 1 and 0 are needed")
+    check_fits(learner, family)
+    began = time.perf_counter()
+    goals = family.sample(seeding.generator(seed, "test goals"), num_tasks)
+    simulator = family.simulator(goals, rollouts, torch.get_num_threads())
+    state: Params = tree.detach(learner.init())
+    rates = [learner.inner_lr * (later if k else 1.0) for k in range(steps)]
+    found: list[Tensor] = []
+    for k in range(steps + 1):
+        generator = seeding.generator(seed, "test rollouts", k)
+        trajectory = collect(learner.policy, state, simulator, family.horizon, generator)
+        found.append(returns(trajectory))
+        if k < steps:
+            state = adapt_all(learner, state, digest(trajectory, discount, lam), later if k else 1.0)
+        if progress is not None:
+            progress(k + 1, steps + 1)
+    return Curve(
+        name, family.name, [f.tolist() for f in found], [float(f.mean()) for f in found],
+        [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
+        time.perf_counter() - began, checkpoint.versions(),
+    )  # fmt: skip

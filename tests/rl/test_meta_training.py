@@ -1,0 +1,152 @@
+"""The outer loop and the test on small problems: they learn, resume with equal bits, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kshot import seeding
+from kshot.checkpoint import CheckpointError
+from kshot.rl import recipe as recipes
+from kshot.rl.control import Point, family
+from kshot.rl.maml import PolicyMAML
+from kshot.rl.policy import GaussianMLP
+from kshot.rl.recipe import ControlRecipe
+from kshot.rl.train import Outer, evaluate, meta_train
+
+SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
+
+
+class Short(Point):
+    """Rollouts of 20 steps."""
+
+    horizon = 20
+
+
+def learner(adapts: bool = True, seen: int = 0) -> PolicyMAML:
+    with seeding.seeded(0, "weights"):
+        return PolicyMAML(GaussianMLP(2 + seen, 2, (16,)), 0.5, adapts=adapts)
+
+
+def bits(own: PolicyMAML) -> bytes:
+    return b"".join(p.detach().numpy().tobytes() for p in own.parameters())
+
+
+@pytest.mark.parametrize("method", ["trpo", "vpg"])
+def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, tmp_path: Path) -> None:
+    outer = {"method": method, "meta_lr": 0.01}
+    whole = learner()
+    records = list(meta_train(whole, Short(), SMALL, out=tmp_path / "whole", **outer))
+    assert [r.step for r in records] == [1, 2, 3, 4]
+    broken = learner()
+    for record in meta_train(broken, Short(), SMALL, out=tmp_path / "broken", **outer):
+        if record.step == 3:  # saved at 2
+            break
+    again = learner()
+    with torch.no_grad():
+        again.policy.log_std += 1  # what it was before does not matter
+    rest = list(meta_train(again, Short(), SMALL, out=tmp_path / "broken", resume=True, **outer))
+    assert [r.step for r in rest] == [3, 4]
+    assert bits(again) == bits(whole)
+    assert bits(learner()) != bits(whole)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "broken" / "records.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+    metrics = records[-1].metrics
+    assert metrics["env_steps"] <= 4 * 2 * 3 * 4 * 20
+    assert 0 <= metrics["kl"] <= 0.01
+    assert sum(metrics[what] for what in ("simulation", "policy", "update")) < 1
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    list(meta_train(learner(), Short(), SMALL, out=tmp_path, steps=1))
+    with pytest.raises(CheckpointError, match="batch=3 and not 5"):
+        next(meta_train(learner(), Short(), SMALL, out=tmp_path, resume=True, batch=5))
+
+
+def test_it_learns_where_the_points_are() -> None:
+    """Goals in one corner are learned by the start itself, within a few outer steps."""
+
+    class Corner(Short):
+        low, high = 0.4, 0.5
+
+    own = learner()
+    records = list(meta_train(own, Corner(), SMALL, steps=12, batch=4, rollouts=10, kl=0.05))
+    first, last = (records[i].metrics["return_after"] for i in (0, -1))
+    assert last > first + 2
+    curve = evaluate(own, Corner(), 6, 10, 1)
+    untrained = evaluate(learner(), Corner(), 6, 10, 0)
+    assert curve.mean[0] > untrained.mean[0] + 2
+
+
+def test_a_step_on_the_own_rollouts_helps_after_training() -> None:
+    own = learner()
+    list(meta_train(own, Short(), SMALL, steps=15, batch=10, rollouts=10, kl=0.05))
+    curve = evaluate(own, Short(), 20, 20, 1)
+    assert curve.mean[1] > curve.mean[0] + max(curve.interval95) / 2
+
+
+def test_a_test_depends_on_its_seed_alone_and_leaves_the_learner() -> None:
+    own = learner()
+    before = bits(own)
+    a, b, other = (evaluate(own, Short(), 4, 3, 2, seed) for seed in (1, 1, 2))
+    assert a.per_task == b.per_task != other.per_task
+    assert bits(own) == before
+    assert [len(row) for row in a.per_task] == [4, 4, 4]
+    assert a.rates == [0.5, 0.25]
+    fewer = evaluate(own, Short(), 4, 3, 0)
+    assert fewer.per_task[0] == a.per_task[0]
+
+
+def test_a_policy_of_another_size_is_refused() -> None:
+    pytest.importorskip("mujoco", reason="needs kshot[rl]")
+    with pytest.raises(ValueError, match="takes 2 observed numbers and gives 2 actions, but cheetah-velocity has 20"):
+        evaluate(learner(), family("cheetah-velocity"))
+
+
+def test_stop_saves(tmp_path: Path) -> None:
+    seen = list(meta_train(learner(), Short(), SMALL, out=tmp_path, stop=lambda: True))
+    assert [r.step for r in seen] == [1]
+    assert (tmp_path / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "pretrained", "oracle"])
+def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
+    recipe = ControlRecipe("point", name, hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))  # type: ignore
+    own = recipes.build(recipe)
+    list(meta_train(own, recipes.control(recipe), recipe.outer, out=tmp_path, settings=recipes.settings(recipe)))
+    assert recipes.is_control(tmp_path)
+    run = recipes.load_run(tmp_path)
+    assert run.recipe == recipe
+    assert bits(run.learner) == bits(own)
+
+
+def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
+    out, small = tmp_path / "run", ("--batch", "3", "--rollouts", "3", "--steps", "2", "--hidden", "8")
+    done = kshot("train", "point-maml", "--out", str(out), *small)
+    assert done.returncode == 0, done.stderr
+    assert "kshot evaluate" in done.stdout
+    again = kshot("train", "point-maml", "--out", str(out), *small)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    files = [tmp_path / name for name in ("a.json", "steps.png", "learning.png")]
+    arguments = ("--tasks", "3", "--rollouts", "2", "--json", str(files[0]), "--plot", str(files[1]))
+    tested = kshot("evaluate", str(out), *arguments, "--learning-curve", str(files[2]))
+    assert tested.returncode == 0, tested.stderr
+    assert "maml-trpo" in tested.stdout
+    assert "random" in tested.stdout
+    assert all(file.stat().st_size > 0 for file in files)
+    result = json.loads(files[0].read_text())
+    assert [len(r["mean"]) for r in result["results"]] == [4, 4]
+    assert result["training"][0]["env_steps"] > 0
+    wrong = kshot("train", "cheetah-sideways-maml", "--out", str(tmp_path / "x"))
+    assert wrong.returncode == 2
+    assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr

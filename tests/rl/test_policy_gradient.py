@@ -1,0 +1,296 @@
+"""Policies, returns, the inner step and the trust region against closed forms, torch's distributions, dense algebra."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from kshot import seeding, tree
+from kshot.core import Task, Trajectory
+from kshot.rl.maml import PolicyMAML
+from kshot.rl.policy import Gaussian, GaussianMLP
+from kshot.rl.returns import Steps, advantages, baseline, digest, discounted
+from kshot.rl.trust import Curvature, Region, conjugate_gradient, improve
+
+D, A = 3, 2
+
+
+def steps(tasks: int, rows: int, seed: int = 0) -> Steps:
+    """Random steps in float64, acted by a policy of its own; the last two rows of each task only fill up."""
+    g = seeding.generator(seed, "steps")
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(tasks, *shape, generator=g, dtype=torch.float64)
+
+    weights = torch.full((tasks, rows), 1 / (rows - 2), dtype=torch.float64)
+    weights[:, -2:] = 0
+    mean, log_std = 0.1 * normal(rows, A), 0.1 * normal(1, A)
+    return Steps(normal(rows, D), normal(rows, A), normal(rows), weights, mean, log_std)
+
+
+def learner(hidden: tuple[int, ...] = (4,), first_order: bool = False, adapts: bool = True) -> PolicyMAML:
+    with seeding.seeded(0, "weights"):
+        policy = GaussianMLP(D, A, hidden)
+        for p in policy.parameters():  # biases and deviations too
+            torch.nn.init.normal_(p, std=0.4)
+    return PolicyMAML(policy, 0.3, first_order, adapts).double()
+
+
+def acting(own: PolicyMAML, count: int, rows: int) -> Task:
+    """Support and query as they come in training: each acted in by the policy that it is used for."""
+    found = []
+    for t in range(count):
+        support, query = (tree.index(steps(1, rows, seed), 0) for seed in (2 * t, 2 * t + 1))
+        before = own.predict(own.init(), support.x)
+        support = support._replace(mean=before.mean.detach(), log_std=before.log_std.detach())
+        after = own.predict(own.end(support), query.x)
+        found.append(Task(support, query._replace(mean=after.mean.detach(), log_std=after.log_std.detach())))
+    return tree.stack(found)
+
+
+# ------------------------------------------------------------------------------------------------------- distributions
+
+
+def test_gaussian_agrees_with_torchs() -> None:
+    g = seeding.generator(0)
+    a, b = (Gaussian(torch.randn(4, 5, A, generator=g), torch.randn(4, 1, A, generator=g)) for _ in range(2))
+    theirs = [Normal(d.mean, d.log_std.exp().expand_as(d.mean)) for d in (a, b)]
+    actions = torch.randn(4, 5, A, generator=g)
+    torch.testing.assert_close(a.log_prob(actions), theirs[0].log_prob(actions).sum(-1))
+    torch.testing.assert_close(a.kl(b), kl_divergence(*theirs).sum(-1))
+    torch.testing.assert_close(a.entropy().expand(4, 5), theirs[0].entropy().sum(-1))
+    torch.testing.assert_close(a.sample(actions), a.mean + actions * a.log_std.exp())
+
+
+def test_each_task_under_its_own_weights() -> None:
+    own = learner((4, 6))
+    g = seeding.generator(1)
+    params = {n: torch.randn(3, *p.shape, generator=g, dtype=p.dtype) for n, p in own.init().items()}
+    x = torch.randn(3, 7, D, generator=g, dtype=torch.float64)
+    together = own.policy.distribution(params, x)
+    for t in range(3):
+        single = torch.func.functional_call(own.policy, tree.index(params, t), (x[t],))
+        torch.testing.assert_close(together.mean[t], single.mean)
+        torch.testing.assert_close(together.log_std[t], single.log_std)
+
+
+# ------------------------------------------------------------------------------------------------------------- returns
+
+
+def test_discounted_returns_by_hand() -> None:
+    g = seeding.generator(0)
+    values = torch.randn(2, 3, 9, generator=g, dtype=torch.float64)
+    expected = torch.stack([sum(0.9 ** (k - h) * values[..., k] for k in range(h, 9)) for h in range(9)], -1)  # type: ignore
+    torch.testing.assert_close(discounted(values, 0.9), expected)
+
+
+def test_advantages_by_hand() -> None:
+    """Against the sum over temporal differences, with a rollout that ends early."""
+    g = seeding.generator(0)
+    rewards, values = (torch.randn(1, 2, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    alive = torch.ones(1, 2, 6, dtype=torch.bool)
+    alive[0, 1, 4:] = False
+    found = advantages(rewards * alive, values, alive, 0.9, 0.7)
+    for r, length in enumerate((6, 4)):
+        for h in range(length):
+            total = 0.0
+            for k in range(h, length):
+                following = float(values[0, r, k + 1]) if k + 1 < length else 0.0
+                total += 0.63 ** (k - h) * (float(rewards[0, r, k]) + 0.9 * following - float(values[0, r, k]))
+            assert found[0, r, h] == pytest.approx(total)
+    assert not found[0, 1, 4:].any()
+
+
+def test_baseline_fits_what_is_linear_in_its_features() -> None:
+    g = seeding.generator(0)
+    x = torch.randn(2, 5, 20, D, generator=g)
+    alive = torch.ones(2, 5, 20, dtype=torch.bool)
+    time = torch.arange(20) / 100
+    returns = (x @ torch.tensor([1.0, -2.0, 0.5]) + x.square().sum(-1) + 3 * time - time**2 + 7).double()
+    torch.testing.assert_close(baseline(x, returns, alive), returns, atol=1e-3, rtol=1e-3)
+    alive[:, 0, 3:] = False  # what did not take place has no say
+    ruined = torch.where(alive, returns, 1e6)
+    torch.testing.assert_close(baseline(x, ruined, alive) * alive, returns * alive, atol=1e-3, rtol=1e-3)
+
+
+def test_steps_are_those_that_took_place() -> None:
+    g = seeding.generator(0)
+    alive = torch.ones(2, 3, 8, dtype=torch.bool)
+    alive[0, 1, 2:] = False
+    alive[1, :, 6:] = False
+    x, actions, mean = (torch.randn(2, 3, 8, n, generator=g) for n in (D, A, A))
+    trajectory = Trajectory(x, actions, torch.randn(2, 3, 8, generator=g), alive, mean, torch.zeros(2, 1, A))
+    found = digest(trajectory, 0.9, 0.95)
+    assert found.x.shape == (2, 18, D)  # 8 + 2 + 8 steps, and 6 + 6 + 6
+    for t in range(2):
+        real = found.weights[t] > 0
+        assert int(real.sum()) == int(alive[t].sum())
+        torch.testing.assert_close(found.weights[t].sum(), torch.tensor(1.0))
+        assert torch.equal(found.x[t][real], x[t][alive[t]])
+        assert torch.equal(found.actions[t][real], actions[t][alive[t]])
+        own = found.advantages[t][real].double()
+        assert own.mean() == pytest.approx(0, abs=1e-6)
+        assert own.std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------- inner step
+
+
+def test_the_inner_step_is_the_policy_gradient_of_a_linear_policy() -> None:
+    own, support = learner(()), tree.index(steps(1, 12), 0)
+    start = own.init()
+    after = own.adapt(start, support, scale=0.5)
+    mean = support.x @ start["layers.0.weight"].T + start["layers.0.bias"]
+    off = (support.actions - mean) / (2 * start["log_std"]).exp()
+    push = (support.weights * support.advantages)[:, None]
+    expected = {
+        "layers.0.weight": (push * off).T @ support.x,
+        "layers.0.bias": (push * off).sum(0),
+        "log_std": (push * (off * (support.actions - mean) - 1)).sum(0),
+    }
+    assert set(after) == set(expected)
+    for name, slope in expected.items():
+        torch.testing.assert_close(after[name], start[name] + 0.15 * slope)
+
+
+def test_rows_that_fill_up_change_nothing() -> None:
+    own, batch = learner(), steps(2, 9)
+    support, query = tree.index(batch, 0), tree.index(batch, 1)
+    ruined = [s._replace(x=torch.cat([s.x[:-2], 50 + s.x[-2:]]), advantages=s.advantages * 1) for s in (support, query)]
+    for a, b in zip(own.loss(Task(support, query)), own.loss(Task(*ruined)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_meta_gradient_is_a_finite_difference() -> None:
+    own = learner()
+    task = Task(*(tree.index(steps(1, 15, seed), 0) for seed in (0, 1)))
+    gradient = torch.autograd.grad(own.loss(task)[0], list(own.parameters()))
+    g = seeding.generator(3)
+    direction = [torch.randn(p.shape, generator=g, dtype=p.dtype) for p in own.parameters()]
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(own.parameters(), direction, strict=True):
+                p += by * d
+            value = float(own.loss(task)[0])
+            for p, d in zip(own.parameters(), direction, strict=True):
+                p -= by * d
+        return value
+
+    slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    assert slope == pytest.approx(float(sum((a * b).sum() for a, b in zip(gradient, direction, strict=True))), rel=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- trust region
+
+
+def flat(leaves: object) -> Tensor:
+    return torch.cat([leaf.detach().flatten() for leaf in leaves])  # type: ignore
+
+
+def divergence(own: PolicyMAML, tasks: Task, vector: Tensor) -> Tensor:
+    """The mean divergence after adaptation from the policies that acted, as a function of the start."""
+    sizes = [p.numel() for p in own.parameters()]
+    parts = vector.split(sizes)
+    start = {n: part.view(p.shape) for (n, p), part in zip(own.init().items(), parts, strict=True)}
+    total = torch.zeros((), dtype=vector.dtype)
+    for t in range(len(tasks.query.x)):
+        task = tree.index(tasks, t)
+        after = own.adapt(start, task.support) if own.adapts else start
+        total = total + own.score(own.predict(after, task.query.x), task.query)[1]["kl"]
+    return total / len(tasks.query.x)
+
+
+class _Open(PolicyMAML):
+    """The same with a divergence that has a gradient."""
+
+    def score(self, prediction: Gaussian, query: Steps):  # type: ignore[override]
+        loss, metrics = super().score(prediction, query)
+        return loss, {**metrics, "kl": (query.weights * query.acted.kl(prediction)).sum()}
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+def test_products_are_those_of_the_divergences_second_derivative(adapts: bool) -> None:
+    own = learner(adapts=adapts)
+    tasks = acting(own, 3, 10)
+    own.__class__ = _Open
+    at = flat(own.parameters())
+    hessian = torch.autograd.functional.hessian(lambda v: divergence(own, tasks, v), at)
+    own.__class__ = PolicyMAML
+    assert isinstance(hessian, Tensor)
+    curvatures = [Curvature(own, tree.index(tasks.support, t), tree.index(tasks.query, t)) for t in range(3)]
+    g = seeding.generator(0)
+    for _ in range(3):
+        v = torch.randn(len(at), generator=g, dtype=torch.float64)
+        parts = [part.view(p.shape) for p, part in zip(own.parameters(), v.split([p.numel() for p in own.parameters()]), strict=True)]  # fmt: skip  # noqa: E501
+        product = sum(flat(curvature(parts)) for curvature in curvatures) / 3
+        torch.testing.assert_close(product, hessian @ v, rtol=1e-9, atol=1e-10)
+
+
+def test_the_outer_step_is_the_natural_gradient() -> None:
+    """Against dense algebra: the gradient by autograd, the Hessian whole, a solve, the length from the bound."""
+    own = learner()
+    tasks = acting(own, 4, 30)
+    own.__class__ = _Open
+    at = flat(own.parameters())
+    hessian = torch.autograd.functional.hessian(lambda v: divergence(own, tasks, v), at)
+    own.__class__ = PolicyMAML
+    assert isinstance(hessian, Tensor)
+    loss = sum(own.loss(tree.index(tasks, t))[0] for t in range(4)) / 4
+    assert isinstance(loss, Tensor)
+    gradient = flat(torch.autograd.grad(loss, list(own.parameters())))
+    damped = hessian + 1e-3 * torch.eye(len(at), dtype=torch.float64)
+    direction = torch.linalg.solve(damped, gradient)
+    longest = math.sqrt(2 * 1e-7 / (float(direction @ damped @ direction) + 1e-8))
+    region = Region(kl=1e-7, cg_steps=200, damping=1e-3)
+    update = improve(own, tasks, region, seeding.generator(0))
+    assert 1 <= update.tries <= 3
+    expected = at - longest * 0.8 ** (update.tries - 1) * direction
+    torch.testing.assert_close(flat(own.parameters()), expected, rtol=1e-4, atol=1e-6)
+    assert update.before == pytest.approx(float(loss.detach()))
+    assert update.after < update.before
+    assert 0 < update.kl <= 1e-7
+    assert float(divergence(own, tasks, flat(own.parameters()))) == pytest.approx(update.kl, rel=1e-6)
+    assert update.norm == pytest.approx(float(gradient.norm()))
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_threads_give_the_same_step(first_order: bool) -> None:
+    found = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            own = learner(first_order=first_order)
+            improve(own, acting(own, 5, 20), Region(rows=0.5), seeding.generator(0))
+        finally:
+            torch.set_num_threads(before)
+        found.append(flat(own.parameters()))
+    torch.testing.assert_close(*found)
+
+
+def test_a_step_that_makes_nothing_better_is_not_taken() -> None:
+    own = learner()
+    tasks = acting(own, 2, 20)
+    before = flat(own.parameters())
+    nothing = Task(tasks.support, tasks.query._replace(advantages=torch.zeros_like(tasks.query.advantages)))
+    update = improve(own, nothing, Region(), seeding.generator(0))
+    assert torch.equal(flat(own.parameters()), before)
+    assert update.tries == 16
+
+
+def test_conjugate_gradient_solves() -> None:
+    g = seeding.generator(0)
+    root = torch.randn(12, 12, generator=g, dtype=torch.float64)
+    a, x = root @ root.T + torch.eye(12), torch.randn(12, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(conjugate_gradient(lambda v: a @ v, a @ x, 30, 1e-20), x)
+
+
+@pytest.mark.parametrize("bad", [{"kl": 0.0}, {"rows": 0.0}, {"shrink": 1.0}, {"tries": 0}, {"damping": -1.0}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Region(**bad)  # type: ignore

@@ -1,0 +1,231 @@
+"""The batched simulation has the bits of one simulation after another, rewards are those of the state after the action,
+and what goes wrong is told by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kshot import seeding
+from kshot.rl.control import Control, Mujoco, Point, families, family
+from kshot.rl.sim import Mujocos
+
+mujoco = pytest.importorskip("mujoco", reason="needs kshot[rl]")
+ROBOTS = [name for name in families() if isinstance(family(name), Mujoco)]
+
+
+class Alone:
+    """One simulation, by the manual: `mj_step`, then everything at the new state; formulas written out again."""
+
+    def __init__(self, family: Any, goal: float):
+        self.family, self.goal = family, goal
+        self.model, self.data = family.model, mujoco.MjData(family.model)
+        self.torso = self.model.body("torso").id
+
+    def set(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:], self.data.qvel[:] = qpos, qvel
+        mujoco.mj_forward(self.model, self.data)
+        return self.observe()
+
+    def com_velocity(self) -> np.ndarray:
+        """Momentum over mass, from the velocities of the bodies' own centres of mass."""
+        total, mass = np.zeros(3), 0.0
+        for body in range(1, self.model.nbody):
+            spatial = np.zeros(6)
+            mujoco.mj_objectVelocity(self.model, self.data, mujoco.mjtObj.mjOBJ_BODY, body, spatial, 0)
+            total += self.model.body_mass[body] * spatial[3:]
+            mass += self.model.body_mass[body]
+        return total / mass
+
+    def contacts(self) -> np.ndarray:
+        mujoco.mj_rnePostConstraint(self.model, self.data)
+        return np.clip(self.data.cfrc_ext, -1, 1).flatten()
+
+    def observe(self) -> np.ndarray:
+        com = self.data.subtree_com[self.torso]
+        if self.family.name.startswith("cheetah"):
+            return np.concatenate([self.data.qpos[1:], self.data.qvel, com])
+        rotation = self.data.xmat[self.torso].flatten()
+        return np.concatenate([self.data.qpos, self.data.qvel, self.contacts(), rotation, com])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        action = np.clip(action, -1, 1)
+        self.data.ctrl[:] = action
+        mujoco.mj_step(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
+        v, name = self.com_velocity()[0], self.family.name
+        paid = self.goal * v if name.endswith("direction") else -abs(v - self.goal)
+        if name.startswith("cheetah"):
+            return self.observe(), paid - 0.05 * (action**2).sum(), False
+        paid += (1.0 if name.endswith("velocity") else 0.0) + 0.05
+        paid -= 0.005 * (action**2).sum() + 0.0005 * (self.contacts() ** 2).sum()
+        return self.observe(), paid, not 0.2 <= self.data.qpos[2] <= 1.0
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_equals_one_simulation_after_another(name: str) -> None:
+    """Whole episodes of two tasks and two rollouts each, in threads."""
+    tasks = family(name)
+    assert isinstance(tasks, Mujoco)
+    goals = tasks.sample(seeding.generator(0), 2)
+    many = tasks.simulator(goals, 2, threads=2)
+    assert isinstance(many, Mujocos)
+    observed = many.reset(np.random.default_rng(0))
+    start = many.physics.qpos.copy(), many.physics.qvel.copy()
+    single = [Alone(tasks, goals[i // 2, 0]) for i in range(4)]
+    for i, one in enumerate(single):
+        np.testing.assert_allclose(one.set(start[0][i], start[1][i]), observed[i], atol=1e-12)
+    rng, ended = np.random.default_rng(1), [False] * 4
+    for _ in range(tasks.horizon):
+        actions = 1.5 * rng.standard_normal((4, tasks.action))
+        before = many.alive.copy()
+        observed, rewards = many.step(actions)
+        for i, one in enumerate(single):
+            if not before[i]:
+                assert ended[i]
+                assert rewards[i] == 0
+                continue
+            seen, paid, ended[i] = one.step(actions[i])
+            np.testing.assert_allclose(observed[i], seen, rtol=1e-9, atol=1e-9)
+            assert rewards[i] == pytest.approx(paid, abs=1e-9)
+            assert many.alive[i] != ended[i]
+    assert many.alive.all() or not name.startswith("cheetah")
+
+
+def test_rewards_are_of_the_state_after_the_action() -> None:
+    """Euler's steps are semi-implicit: a step goes as far as its new velocity says, not its old one."""
+    tasks = family("cheetah-direction")
+    sim = tasks.simulator(np.array([[1.0]]), 1)
+    assert isinstance(sim, Mujocos)
+    sim.reset(np.random.default_rng(0))
+    rng, paid, went = np.random.default_rng(2), [], []
+    for _ in range(50):
+        where, actions = sim.physics.com[0, 0], rng.uniform(-1, 1, (1, 6))
+        paid.append(sim.step(actions)[1][0] + 0.05 * (actions**2).sum())
+        went.append((sim.physics.com[0, 0] - where) / 0.01)
+    now = np.abs(np.array(went[1:]) - paid[1:]).mean()
+    stale = np.abs(np.array(went[1:]) - paid[:-1]).mean()
+    assert now < 0.2 * stale
+
+
+def test_threads_change_no_bit() -> None:
+    tasks = family("cheetah-velocity")
+    goals = tasks.sample(seeding.generator(3), 3)
+    found = []
+    for threads in (1, 2):
+        sim = tasks.simulator(goals, 2, threads)
+        sim.reset(np.random.default_rng(0))
+        rng = np.random.default_rng(1)
+        found.append([sim.step(rng.standard_normal((6, 6)))[0] for _ in range(30)][-1])
+    assert np.array_equal(*found)
+
+
+def test_start_is_noise_around_rest() -> None:
+    tasks = family("ant-velocity")
+    sim = tasks.simulator(np.zeros((1, 1)), 400)
+    assert isinstance(sim, Mujocos)
+    assert isinstance(tasks, Mujoco)
+    sim.reset(np.random.default_rng(0))
+    assert tasks.rest[2] == pytest.approx(0.55)
+    assert np.allclose(sim.physics.qpos.mean(0), tasks.rest, atol=0.003)
+    assert np.allclose(sim.physics.qvel.std(0), 0.1, atol=0.02)
+    assert np.allclose((sim.physics.qpos - tasks.rest).std(0), 0.01, atol=0.002)
+
+
+def test_the_papers_constants() -> None:
+    cheetah, ant = family("cheetah-direction"), family("ant-direction")
+    assert isinstance(cheetah, Mujoco)
+    assert isinstance(ant, Mujoco)
+    assert (cheetah.model.opt.timestep, ant.model.opt.timestep) == (0.01, 0.02)
+    assert ant.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    assert cheetah.model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
+    assert np.allclose(ant.model.geom_solref, [0.02, 1])
+    assert np.allclose(ant.model.geom_solimp[:, :3], [0.8, 0.8, 0.01])
+    assert np.allclose(ant.model.actuator_gear[:, 0] * ant.model.actuator_ctrlrange[:, 1], 150)
+    assert (cheetah.horizon, cheetah.observation, ant.horizon, ant.observation) == (200, 20, 200, 125)
+
+
+def test_goals() -> None:
+    def drawn(name: str) -> np.ndarray:
+        return family(name).sample(seeding.generator(0), 500)
+
+    assert set(np.unique(drawn("cheetah-direction"))) == {-1.0, 1.0}
+    assert 0 <= drawn("cheetah-velocity").min() < 0.05
+    assert 1.95 < drawn("cheetah-velocity").max() <= 2
+    assert 2.9 < drawn("ant-velocity").max() <= 3
+    assert np.abs(drawn("point")).max() <= 0.5
+    assert drawn("point").shape == (500, 2)
+
+
+def test_point_finds_its_place() -> None:
+    sim = Point().simulator(np.array([[0.3, -0.2], [0.5, 0.5]]), 1)
+    sim.reset(np.random.default_rng(0))
+    observed, rewards = sim.step(np.array([[9.0, -2.0], [1.0, 0.0]]))  # clipped to 0.1 a step
+    np.testing.assert_allclose(observed, [[0.1, -0.1], [0.1, 0.0]])
+    np.testing.assert_allclose(rewards, [-np.hypot(0.2, 0.1), -np.hypot(0.4, 0.5)])
+    sim.step(np.array([[1.0, -1.0], [0, 0]]))
+    assert sim.alive.tolist() == [True, True]
+    sim.step(np.array([[1.0, 0.0], [0, 0]]))
+    assert sim.alive.tolist() == [False, True]
+    observed, rewards = sim.step(np.array([[1.0, 0.0], [1, 0]]))
+    np.testing.assert_allclose(observed, [[0.3, -0.2], [0.2, 0.0]])
+    assert rewards[0] == 0
+
+
+def test_an_oracle_sees_the_goal() -> None:
+    told = family("point", seen=True)
+    assert (told.observation, told.name) == (4, "point-seen")
+    sim = told.simulator(np.array([[0.3, -0.2]]), 2)
+    np.testing.assert_allclose(sim.reset(np.random.default_rng(0)), [[0, 0, 0.3, -0.2]] * 2)
+    np.testing.assert_allclose(sim.step(np.ones((2, 2)))[0], [[0.1, 0.1, 0.3, -0.2]] * 2)
+
+
+def test_divergence_ends_a_rollout_and_names_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks = family("cheetah-velocity")
+    sim = tasks.simulator(np.array([[0.5], [1.25]]), 2)
+    assert isinstance(sim, Mujocos)
+    sim.reset(np.random.default_rng(0))
+    sim.step(np.zeros((4, 6)))
+    sim.physics.qvel[2] = 1e12
+    with pytest.warns(UserWarning, match=r"1 rollouts of cheetah-velocity diverged.*1 \(goal \[1\.25\]\)"):
+        observed, rewards = sim.step(np.zeros((4, 6)))
+    assert sim.alive.tolist() == [True, True, False, True]
+    assert rewards[2] == 0
+    assert np.isfinite(observed).all()
+    assert np.isfinite(rewards).all()
+    observed, rewards = sim.step(np.zeros((4, 6)))  # the others go on
+    assert rewards[2] == 0
+    assert sim.alive.sum() == 3
+    assert not list(tmp_path.iterdir())  # no MUJOCO_LOG.TXT
+
+
+def test_nan_actions_end_a_rollout() -> None:
+    sim = family("cheetah-direction").simulator(np.array([[1.0]]), 2)
+    sim.reset(np.random.default_rng(0))
+    actions = np.zeros((2, 6))
+    actions[1, 3] = np.nan
+    with pytest.warns(UserWarning, match="diverged"):
+        observed, rewards = sim.step(actions)
+    assert sim.alive.tolist() == [True, False]
+    assert np.isfinite(observed).all()
+    assert np.isfinite(rewards).all()
+
+
+def test_unknown_tasks_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"unknown control tasks 'cheetah-sideways': there are point, cheetah-dir"):
+        family("cheetah-sideways")
+
+
+@pytest.mark.parametrize("name", list(families()))
+def test_equal_generators_give_equal_tasks(name: str) -> None:
+    tasks: Control = family(name)
+    a, b = (tasks.sample(seeding.generator(5), 4) for _ in range(2))
+    assert a.shape == (4, tasks.goal)
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, tasks.sample(seeding.generator(6), 4)) or tasks.name.endswith("direction")
