@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from kshot.rl.control import needs_mujoco
 
 if TYPE_CHECKING:
-    from kshot.rl.control import Array, Mujoco, Point
+    from kshot.rl.control import Array, Mujoco
+    from kshot.rl.paper import Point
 
 __all__ = ["Mujocos", "Physics", "Points", "Simulator", "Telling"]
 
@@ -62,6 +63,7 @@ class Physics:
 
     Attributes:
         qpos, qvel: `[n, nq]`, `[n, nv]`, may be written before a reset is completed.
+        was: `[n, nq]` qpos before the action.
         com: `[n, 3]` centre of mass of the whole robot, m.
         com_velocity: `[n, 3]` its velocity, m/s.
         rotation: `[n, 9]` the torso's rotation matrix, row after row.
@@ -77,6 +79,7 @@ class Physics:
         self.batch = batch = Batch(self.model, count, threads)
         self.stage = {"vel": mujoco.mjtStage.mjSTAGE_VEL, "acc": mujoco.mjtStage.mjSTAGE_ACC}[family.stage].value
         torso = self.model.body(family.torso).id
+        self.was = np.zeros((count, self.model.nq))
         self.qpos, self.qvel, self.ctrl = batch.bind("qpos"), batch.bind("qvel"), batch.bind("ctrl")
         self.com = batch.bind("subtree_com")[:, torso]
         self.com_velocity = batch.sensor("com_velocity").data
@@ -97,6 +100,7 @@ class Physics:
 
     def step(self, which: NDArray[np.intp] | None, times: int) -> None:
         """Some physics steps of all (None) or some simulations, then everything computed at the new state."""
+        self.was[:] = self.qpos
         with _no_log_file():
             self.batch.step(which, times, stage=self.stage)
 
@@ -169,7 +173,7 @@ class Mujocos:
 
 
 class Points:
-    """Points in the plane; see `Simulator` and `kshot.rl.control.Point`."""
+    """Points in the plane; see `Simulator` and `kshot.rl.paper.Point`."""
 
     def __init__(self, family: Point, goals: Array, rollouts: int):
         self.family = family

@@ -13,8 +13,9 @@ import torch
 from kshot import seeding
 from kshot.checkpoint import CheckpointError
 from kshot.rl import recipe as recipes
-from kshot.rl.control import Point, family
+from kshot.rl.control import family
 from kshot.rl.maml import PolicyMAML
+from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
 from kshot.rl.train import Outer, evaluate, meta_train

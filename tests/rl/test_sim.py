@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from kshot import seeding
-from kshot.rl.control import Control, Mujoco, Point, families, family
+from kshot.rl import paper
+from kshot.rl.control import Control, Mujoco, families, family
+from kshot.rl.paper import Point
 from kshot.rl.sim import Mujocos
 
 mujoco = pytest.importorskip("mujoco", reason="needs kshot[rl]")
-ROBOTS = [name for name in families() if isinstance(family(name), Mujoco)]
+ROBOTS = [name for name in families() if isinstance(family(name), paper.Paper)]
 
 
 class Alone:
@@ -95,6 +97,61 @@ def test_equals_one_simulation_after_another(name: str) -> None:
             assert rewards[i] == pytest.approx(paid, abs=1e-9)
             assert many.alive[i] != ended[i]
     assert many.alive.all() or not name.startswith("cheetah")
+
+
+def test_v5_cheetah_is_gymnasiums() -> None:
+    """Over a whole episode: gymnasium's own HalfCheetah-v5, its control weight set to ProMP's."""
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.05).unwrapped
+    env.reset(seed=0)
+    many = family("v5-cheetah-direction").simulator(np.array([[1.0], [-1.0]]), 2)
+    assert isinstance(many, Mujocos)
+    many.reset(np.random.default_rng(0))
+    env.set_state(many.physics.qpos[0], many.physics.qvel[0])
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        actions = rng.uniform(-1, 1, (4, 6))
+        where = many.physics.qpos[:, 0].copy()
+        observed, rewards = many.step(actions)
+        seen, paid, *_ = env.step(actions[0])
+        np.testing.assert_allclose(observed[0], seen, rtol=1e-9, atol=1e-9)
+        assert rewards[0] == pytest.approx(paid, abs=1e-9)
+        backwards = -(many.physics.qpos[:, 0] - where) / 0.05 - 0.05 * (actions**2).sum(1)
+        np.testing.assert_allclose(rewards[2:], backwards[2:])
+
+
+@pytest.mark.parametrize("task", ["direction", "velocity", "goal"])
+def test_v5_ant_is_gymnasiums_but_for_stale_forces(task: str) -> None:
+    """Against a loop of `mj_step`, and gymnasium's own observations where they are not a step old."""
+    tasks = family(f"v5-ant-{task}")
+    assert isinstance(tasks, Mujoco)
+    goals = tasks.sample(seeding.generator(0), 1)
+    many = tasks.simulator(goals, 1)
+    assert isinstance(many, Mujocos)
+    many.reset(np.random.default_rng(0))
+    model, data = tasks.model, mujoco.MjData(tasks.model)
+    data.qpos[:], data.qvel[:] = many.physics.qpos[0], many.physics.qvel[0]
+    rng, first = np.random.default_rng(1), 2 if task != "goal" else 0
+    for _ in range(tasks.horizon):
+        action, where = rng.uniform(-1, 1, (1, 8)), data.qpos[0]
+        where = float(where)
+        observed, rewards = many.step(action)
+        data.ctrl[:] = action[0]
+        mujoco.mj_step(model, data, 5)
+        mujoco.mj_forward(model, data)
+        mujoco.mj_rnePostConstraint(model, data)
+        forces = np.clip(data.cfrc_ext[1:], -1, 1)
+        seen = np.concatenate([data.qpos[first:], data.qvel, forces.flatten()])
+        np.testing.assert_allclose(observed[0], seen, rtol=1e-8, atol=1e-8)
+        v, up = (data.qpos[0] - where) / 0.05, 0.2 <= data.qpos[2] <= 1.0
+        paid = {"direction": goals[0, 0] * v, "velocity": -abs(v - goals[0, 0]),
+                "goal": -np.abs(data.qpos[:2] - goals[0]).sum() if task == "goal" else 0}[task]  # fmt: skip
+        paid += -(0.1 if task == "goal" else 0.5) * (action**2).sum() - 5e-4 * (forces**2).sum()
+        paid += (task != "goal") * up
+        assert rewards[0] == pytest.approx(paid, abs=1e-8)
+        assert many.alive[0] == (up or task == "goal")
+        if not many.alive[0]:
+            break
 
 
 def test_rewards_are_of_the_state_after_the_action() -> None:
