@@ -1,4 +1,4 @@
-"""The command line: `kshot demo | train | evaluate | compare | list | data`. `kshot COMMAND --help` explains each.
+"""The command line: `kshot demo | train | evaluate | compare | video | list | data`; each has a `--help`.
 
 Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
 code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
@@ -18,7 +18,7 @@ import tyro
 
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
-from kshot.cli.control import EvaluateControl, TrainControl
+from kshot.cli.control import EvaluateControl, TrainControl, Video
 from kshot.cli.demo import Demo
 from kshot.cli.listing import Data, List
 from kshot.cli.scores import Compare, Evaluate, Figures
@@ -33,7 +33,8 @@ from kshot.train import NonFiniteLoss, Outer
 __all__ = ["Figures", "Test", "main"]
 
 _COMMANDS: dict[str, Any] = {
-    "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data
+    "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data,
+    "video": Video,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kshot.rl.train import Curve
 
-__all__ = ["EvaluateControl", "TrainControl"]
+__all__ = ["EvaluateControl", "TrainControl", "Video"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,44 @@ class EvaluateControl:
 
             plots.plot_learning([(r.recipe.name, _records(r.folder)) for r in runs], self.learning_curve, first.tasks)
             say.print(f"learning curve: {self.learning_curve}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Video:
+    """Film a trained policy in one task: a rollout before and one after it adapted, side by side."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The folder that `kshot train --out` wrote."""
+    out: Path
+    """The film: .mp4 or .gif."""
+    task: tuple[float, ...] = ()
+    """The goal: a direction (-1 or 1), a velocity, a place; none: drawn from the seed."""
+    steps: int = 1
+    """Gradient steps between the two rollouts."""
+    rollouts: int = 20
+    """That each step is taken on."""
+    seed: int = 1
+    """Of the rollouts."""
+
+    def run(self) -> int:
+        from kshot import seeding
+        from kshot.rl.video import film
+
+        if not recipes.is_control(self.folder):
+            raise InputError(f"{self.folder} holds no policy: give the folder of 'kshot train cheetah-direction-maml'")
+        run = recipes.load_run(self.folder)
+        tasks = recipes.control(run.recipe)
+        if self.task and len(self.task) != tasks.goal:
+            raise InputError(f"--task: a goal of {tasks.name} is {tasks.goal} numbers, got {len(self.task)}")
+        goal = self.task or tuple(tasks.sample(seeding.generator(self.seed, "film"), 1)[0].tolist())
+        before, after = film(
+            run.learner, tasks, goal, self.out, steps=self.steps, rollouts=self.rollouts, later=run.recipe.later,
+            seed=self.seed,
+        )  # fmt: skip
+        shown = ", ".join(f"{number:g}" for number in goal)
+        returns = f"return {before:.1f} before and {after:.1f} after {self.steps} steps"
+        console().print(f"{tasks.name}, goal {shown}: {returns}: {self.out}")
         return 0
 
 

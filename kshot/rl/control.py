@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -83,6 +84,12 @@ def needs_mujoco() -> tuple[Any, Path]:
         import mujoco.batch
     except ImportError as error:
         raise ImportError("control tasks need mujoco >= 4.0: pip install 'kshot[rl]'") from error
+    except (AttributeError, OSError, RuntimeError) as error:  # it loads OpenGL when it is told which
+        chosen = os.environ.get("MUJOCO_GL", "")
+        raise ImportError(
+            f"mujoco cannot be loaded with MUJOCO_GL={chosen!r} ({error}): install that (Debian: libosmesa6, or "
+            "libegl1 and libgl1-mesa-dri), or unset MUJOCO_GL"
+        ) from error
     if found is None or not found.submodule_search_locations:
         raise ImportError("control tasks need the bodies that come with gymnasium: pip install 'kshot[rl]'")
     return mujoco, Path(found.submodule_search_locations[0]) / "envs" / "mujoco" / "assets"
@@ -127,8 +134,8 @@ class Mujoco(Control):
         return Mujocos(self, goals, rollouts, threads)
 
     @abstractmethod
-    def start(self, rng: np.random.Generator, physics: Physics) -> None:
-        """Write initial positions and velocities."""
+    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+        """Initial positions `[count, nq]` and velocities `[count, nv]`."""
 
     @property
     def rest(self) -> Array:

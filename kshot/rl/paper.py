@@ -39,11 +39,10 @@ class Paper(Mujoco):
         goals = super().sample(generator, num_tasks)
         return np.where(goals < 0, -1.0, 1.0) if self.task == "direction" else goals
 
-    def start(self, rng: np.random.Generator, physics: Physics) -> None:
+    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
         """See `Mujoco.start`."""
-        n = len(physics.qpos)
-        physics.qpos[:] = self.rest + 0.01 * rng.standard_normal((n, self.model.nq))
-        physics.qvel[:] = 0.1 * rng.standard_normal((n, self.model.nv))
+        qpos = self.rest + 0.01 * rng.standard_normal((count, self.model.nq))
+        return qpos, 0.1 * rng.standard_normal((count, self.model.nv))
 
 
 class Cheetah(Paper):

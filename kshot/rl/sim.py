@@ -48,6 +48,10 @@ class Simulator(Protocol):
         """Start all rollouts anew; returns what they observe, `[n, D]`."""
         ...
 
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
+        """Start some rollouts anew; returns what all observe, `[n, D]`."""
+        ...
+
     def step(self, actions: Array) -> tuple[Array, Array]:
         """One step of the rollouts that are alive, for actions `[n, A]` in -1..1 (clipped).
 
@@ -90,12 +94,10 @@ class Physics:
         # Not finite or huge positions, velocities, accelerations: MuJoCo then puts the simulation back to its start.
         self.diverged = batch.warning[:, first : first + 3, 1]
 
-    def reset(self) -> None:
-        """Everything as the model has it, nothing computed yet: write qpos and qvel, then `forward`."""
-        self.batch.reset(stage=0)
-
-    def forward(self) -> None:
-        """Compute all arrays at the present state."""
+    def reset(self, which: NDArray[np.intp], qpos: Array, qvel: Array) -> None:
+        """Put some simulations at a state, everything else as the model has it, and compute all arrays."""
+        self.batch.reset(which, stage=0)
+        self.qpos[which], self.qvel[which] = qpos, qvel
         self.batch.forward(stage=self.stage)
 
     def step(self, which: NDArray[np.intp] | None, times: int) -> None:
@@ -133,12 +135,16 @@ class Mujocos:
 
     def reset(self, rng: np.random.Generator) -> Array:
         """See `Simulator.reset`."""
-        self.physics.reset()
-        self.family.start(rng, self.physics)
-        self.physics.forward()
-        self.alive[:] = True
+        return self.restart(np.arange(len(self.goals)), rng)
+
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
+        """See `Simulator.restart`."""
+        self.physics.reset(which, *self.family.start(rng, len(which)))
+        self.alive[which] = True
         self.faults = self.physics.diverged.sum(1)
-        self.observed = self.family.observe(self.physics)
+        observed = self.family.observe(self.physics)
+        observed[~self.alive] = self.observed[~self.alive]
+        self.observed = observed
         return self.observed
 
     def step(self, actions: Array) -> tuple[Array, Array]:
@@ -184,8 +190,12 @@ class Points:
 
     def reset(self, rng: np.random.Generator) -> Array:
         """All at 0; nothing is random."""
-        self.place = np.zeros_like(self.place)
-        self.alive[:] = True
+        return self.restart(np.arange(len(self.goals)), rng)
+
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
+        """See `Simulator.restart`."""
+        self.place = self.place.copy()
+        self.place[which], self.alive[which] = 0.0, True
         return self.place
 
     def step(self, actions: Array) -> tuple[Array, Array]:
@@ -213,6 +223,10 @@ class Telling:
     def reset(self, rng: np.random.Generator) -> Array:
         """See `Simulator.reset`."""
         return np.concatenate([self.base.reset(rng), self.goals], axis=1)
+
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
+        """See `Simulator.restart`."""
+        return np.concatenate([self.base.restart(which, rng), self.goals], axis=1)
 
     def step(self, actions: Array) -> tuple[Array, Array]:
         """See `Simulator.step`."""

@@ -1,0 +1,200 @@
+"""The control tasks for gymnasium: importing this module registers them, single and many at a time.
+
+    import gymnasium, kshot.rl.gym
+    env = gymnasium.make("kshot/HalfCheetahDirection-v0", goal=[-1.0])
+    env.unwrapped.set_task([1.0])                            # from the next reset on
+    envs = gymnasium.make_vec("kshot/HalfCheetahDirection-v0", num_envs=64)     # stepped together, without processes
+
+Names: kshot/HalfCheetahDirection-v0, HalfCheetahVelocity, AntDirection, AntVelocity, PointGoal (MAML's paper), and
+HalfCheetahDirectionV5, HalfCheetahVelocityV5, AntDirectionV5, AntVelocityV5, AntGoalV5. Where no goal is given, each
+environment draws one at each reset; `info["goal"]` tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from kshot.rl.control import Array, Control, family
+
+__all__ = ["NAMES", "ControlEnv", "ControlVectorEnv"]
+
+NAMES = {
+    "PointGoal": "point",
+    "HalfCheetahDirection": "cheetah-direction",
+    "HalfCheetahVelocity": "cheetah-velocity",
+    "AntDirection": "ant-direction",
+    "AntVelocity": "ant-velocity",
+    "HalfCheetahDirectionV5": "v5-cheetah-direction",
+    "HalfCheetahVelocityV5": "v5-cheetah-velocity",
+    "AntDirectionV5": "v5-ant-direction",
+    "AntVelocityV5": "v5-ant-velocity",
+    "AntGoalV5": "v5-ant-goal",
+}
+"""`{gymnasium's name: kshot's}`."""
+
+
+def _spaces(tasks: Control) -> tuple[Box, Box]:
+    return (
+        Box(-np.inf, np.inf, (tasks.observation,), np.float64),
+        Box(-1.0, 1.0, (tasks.action,), np.float32),
+    )
+
+
+def _goals(tasks: Control, rng: np.random.Generator, count: int) -> Array:
+    return tasks.sample(torch.Generator().manual_seed(int(rng.integers(2**62))), count)
+
+
+def _checked(tasks: Control, goal: Any) -> Array:
+    row = np.asarray(goal, dtype=np.float64)
+    if row.shape != (tasks.goal,) or not np.isfinite(row).all():
+        raise ValueError(f"the goal of {tasks.name} is {tasks.goal} finite numbers, got {goal!r}")
+    return row
+
+
+class ControlEnv(gymnasium.Env):
+    """One task, one rollout at a time.
+
+    Args:
+        tasks: a name of `kshot.rl.control.families`.
+        goal: `[G]` the task; None: drawn at each reset.
+        render_mode: None, or "rgb_array" (robots only).
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  gymnasium's own attribute
+
+    def __init__(self, tasks: str, goal: Sequence[float] | None = None, render_mode: str | None = None):
+        self.tasks = family(tasks)
+        self.render_mode = render_mode
+        self.observation_space, self.action_space = _spaces(self.tasks)
+        self._goal = None if goal is None else _checked(self.tasks, goal)
+        self._sim = self.tasks.simulator(np.zeros((1, self.tasks.goal)), 1, 1)
+        self._renderer: Any = None
+
+    def set_task(self, goal: Sequence[float] | None) -> None:
+        """The goal `[G]` of the rollouts to come; None: drawn at each reset."""
+        self._goal = None if goal is None else _checked(self.tasks, goal)
+
+    def sample_tasks(self, count: int) -> Array:
+        """Goals `[count, G]`, from the environment's own generator."""
+        return _goals(self.tasks, self.np_random, count)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """`options={"goal": [...]}` sets the task of this rollout."""
+        super().reset(seed=seed)
+        given = (options or {}).get("goal")
+        goal = _checked(self.tasks, given) if given is not None else self._goal
+        self._sim.goals[:] = self.sample_tasks(1)[0] if goal is None else goal
+        observed = self._sim.reset(self.np_random)
+        return observed[0].copy(), {"goal": self._sim.goals[0].copy()}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """See gymnasium; actions are clipped to -1..1."""
+        observed, rewards = self._sim.step(np.asarray(action, dtype=np.float64)[None])
+        ended = not bool(self._sim.alive[0])
+        return observed[0].copy(), float(rewards[0]), ended, False, {"goal": self._sim.goals[0].copy()}
+
+    def render(self) -> Any:
+        """`[480, 640, 3]` uint8, by MuJoCo's off-screen renderer.
+
+        Raises:
+            NoOpenGL: no OpenGL on this machine; with what to install.
+        """
+        if self.render_mode != "rgb_array":
+            return None
+        from kshot.rl.video import Camera
+
+        if self._renderer is None:
+            self._renderer = Camera(self.tasks)
+        return self._renderer.frame(self._sim, 0)
+
+    def close(self) -> None:
+        """Give the renderer back."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+class ControlVectorEnv(VectorEnv):
+    """Many tasks, a rollout of each at a time, stepped together; one that has ended starts anew in the next step.
+
+    Args:
+        tasks: a name of `kshot.rl.control.families`.
+        num_envs: n.
+        goals: `[n, G]`; None: each is drawn at each of its starts.
+        threads: of the simulation; 0: one for each core.
+        max_episode_steps: steps until a rollout is cut; None: the family's horizon.
+        render_mode: none.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  gymnasium's own attribute
+
+    def __init__(
+        self,
+        tasks: str,
+        num_envs: int = 1,
+        goals: Any = None,
+        threads: int = 0,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+    ):
+        self.tasks, self.num_envs, self.render_mode = family(tasks), num_envs, render_mode
+        self.single_observation_space, self.single_action_space = _spaces(self.tasks)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._sim = self.tasks.simulator(np.zeros((num_envs, self.tasks.goal)), 1, threads)
+        self._horizon = max_episode_steps or self.tasks.horizon
+        self._goals = None
+        self.set_tasks(goals)
+        self._steps = np.zeros(num_envs, dtype=int)
+        self._over = np.zeros(num_envs, dtype=bool)
+
+    def set_tasks(self, goals: Any) -> None:
+        """Goals `[n, G]` from the next starts on; None: drawn at each."""
+        self._goals = None if goals is None else np.stack([_checked(self.tasks, goal) for goal in goals])
+        if self._goals is not None and len(self._goals) != self.num_envs:
+            raise ValueError(f"{len(self._goals)} goals for {self.num_envs} environments: give one for each")
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """All of them; `seed` is one number for all."""
+        super().reset(seed=seed if not isinstance(seed, Sequence) else seed[0])
+        self._steps[:], self._over[:] = 0, False
+        self._sim.goals[:] = _goals(self.tasks, self.np_random, self.num_envs) if self._goals is None else self._goals
+        return self._sim.reset(self.np_random).copy(), self._told()
+
+    def step(self, actions: Array) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """See gymnasium. An environment that was over before the step starts anew, with a reward of 0."""
+        again = self._over.copy()
+        observed, rewards = self._sim.step(np.asarray(actions, dtype=np.float64))
+        self._steps += 1
+        if again.any():
+            fresh = _goals(self.tasks, self.np_random, self.num_envs) if self._goals is None else self._goals
+            self._sim.goals[again] = fresh[again]
+            observed = self._sim.restart(np.flatnonzero(again), self.np_random)
+            rewards[again], self._steps[again] = 0.0, 0
+        ended = ~self._sim.alive
+        cut = ~ended & (self._steps >= self._horizon)
+        self._over = ended | cut
+        return observed.copy(), rewards, ended, cut, self._told()
+
+    def _told(self) -> dict[str, Any]:
+        return {"goal": self._sim.goals.copy(), "_goal": np.ones(self.num_envs, dtype=bool)}
+
+
+for _name, _tasks in NAMES.items():
+    if f"kshot/{_name}-v0" not in gymnasium.registry:
+        gymnasium.register(
+            f"kshot/{_name}-v0",
+            "kshot.rl.gym:ControlEnv",
+            vector_entry_point="kshot.rl.gym:ControlVectorEnv",
+            max_episode_steps=family(_tasks).horizon,
+            kwargs={"tasks": _tasks},
+        )

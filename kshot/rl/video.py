@@ -1,0 +1,205 @@
+"""Pictures of robots by MuJoCo's off-screen renderer, and a film of a policy before and after it adapted.
+
+    film(learner, family, goal, "cheetah.mp4")
+
+OpenGL without a window comes from EGL (a driver's, or Mesa's) or OSMesa; the environment variable MUJOCO_GL chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kshot import checkpoint, seeding, tree
+from kshot.rl.control import Array, Control, Mujoco, Seen, needs_mujoco
+from kshot.rl.returns import digest
+from kshot.rl.rollouts import collect
+from kshot.rl.train import adapt_all, check_fits
+
+if TYPE_CHECKING:
+    from kshot.rl.maml import PolicyMAML
+    from kshot.rl.sim import Simulator
+
+__all__ = ["Camera", "NoOpenGL", "film"]
+
+_HINT = "install Mesa's EGL (Debian: apt-get install libegl1 libgl1-mesa-dri)"
+
+
+class NoOpenGL(OSError):
+    """Nothing can be drawn on this machine; the message says what to install."""
+
+
+def _robot(tasks: Control) -> Mujoco:
+    base = tasks.base if isinstance(tasks, Seen) else tasks
+    if not isinstance(base, Mujoco):
+        raise ValueError(f"{tasks.name} has no body to be filmed: choose a robot's tasks")
+    return base
+
+
+class Camera:
+    """Pictures of simulations of a family, from the side, following the torso.
+
+    Args:
+        tasks: a robot's family.
+        width, height: in pixels.
+
+    Raises:
+        ValueError: a family without a body.
+        NoOpenGL: no OpenGL on this machine; with what to install.
+    """
+
+    def __init__(self, tasks: Control, width: int = 640, height: int = 480):
+        self._family, self._shape = _robot(tasks), (height, width)
+        self._mujoco, _ = needs_mujoco()
+        mujoco, model = self._mujoco, self._family.model
+        model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+        self._data, self._scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=1000)
+        self._opengl = _opengl(width, height)
+        self._opengl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._camera = mujoco.MjvCamera()
+        self._camera.distance, self._camera.elevation, self._camera.azimuth = 4.0, -15.0, 90.0
+
+    def frame(self, simulator: Simulator, which: int) -> Any:
+        """`[height, width, 3]` uint8: simulation `which` as it is now."""
+        mujoco, model, (height, width) = self._mujoco, self._family.model, self._shape
+        physics: Any = getattr(simulator, "base", simulator)
+        physics = physics.physics  # a robot's
+        self._data.qpos[:], self._data.qvel[:] = physics.qpos[which], physics.qvel[which]
+        mujoco.mj_forward(model, self._data)
+        self._camera.lookat[:] = self._data.body(self._family.torso).xpos
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, self._data, mujoco.MjvOption(), None, self._camera, everything, self._scene)
+        self._opengl.make_current()
+        view, pixels = mujoco.MjrRect(0, 0, width, height), np.zeros((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_render(view, self._scene, self._context)
+        mujoco.mjr_readPixels(pixels, None, view, self._context)
+        return pixels[::-1].copy()  # OpenGL's rows go upwards
+
+    def close(self) -> None:
+        """Give OpenGL's memory back."""
+        self._opengl.make_current()
+        self._context.free()
+        self._opengl.free()
+
+
+def _opengl(width: int, height: int) -> Any:
+    """A context of OpenGL without a window, whatever MuJoCo chose when it was imported.
+
+    Raises:
+        NoOpenGL: there is none; with what to install.
+    """
+    name = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if sys.platform.startswith("linux") else "")
+    try:
+        if name == "egl":
+            from mujoco.egl import GLContext
+        elif name == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco.gl_context import GLContext  # pyright: ignore
+        return GLContext(width, height)
+    except Exception as error:  # each backend has errors of its own
+        raise NoOpenGL(f"no picture: OpenGL cannot be used here ({name}: {error}): {_HINT}") from error
+
+
+def film(
+    learner: PolicyMAML,
+    tasks: Control,
+    goal: Sequence[float] | Array,
+    path: Path | str,
+    *,
+    steps: int = 1,
+    rollouts: int = 20,
+    later: float = 0.5,
+    seed: int = 1,
+    width: int = 480,
+    height: int = 360,
+) -> tuple[float, float]:
+    """A rollout before and one after adaptation, side by side, to an MP4 or a GIF.
+
+    Args:
+        learner: a trained policy.
+        tasks: a robot's family.
+        goal: `[G]` of the task.
+        path: ends in .mp4 or .gif.
+        steps: gradient steps between the two.
+        rollouts: that each step is taken on.
+        later: factor of the rate after the first step.
+        seed: of everything random.
+        width, height: of each half, pixels.
+
+    Returns:
+        The returns of the two rollouts that are shown.
+
+    Raises:
+        ValueError: another ending, or a family without a body.
+        NoOpenGL: no OpenGL; ImportError: no imageio (kshot[rl]).
+    """
+    path = Path(path)
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"{path.name}: films end in .mp4 or .gif")
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise ImportError("films need imageio: pip install 'kshot[rl]'") from error
+    check_fits(learner, tasks)
+    camera = Camera(tasks, width, height)
+    goals = np.asarray(goal, dtype=np.float64).reshape(1, -1)
+    before = tree.detach(learner.init())
+    state = before
+    for k in range(steps):
+        simulator = tasks.simulator(goals, rollouts, torch.get_num_threads())
+        generator = seeding.generator(seed, "film", k)
+        trajectory = collect(learner.policy, state, simulator, tasks.horizon, generator)
+        state = adapt_all(learner, state, digest(trajectory), later if k else 1.0)
+    after = tree.index(state, 0) if steps else before
+    halves, paid = [], []
+    try:
+        for params in (before, after):
+            frames, total = _filmed(learner, params, tasks, goals, camera, seed)
+            halves.append(frames)
+            paid.append(total)
+    finally:
+        camera.close()
+    longest = max(map(len, halves))
+    halves = [frames + [frames[-1]] * (longest - len(frames)) for frames in halves]
+    joined = [np.concatenate([*pair], axis=1) for pair in zip(*halves, strict=True)]
+    seconds = _robot(tasks).frame_skip * _robot(tasks).model.opt.timestep
+    skip = max(1, round(1 / 30 / seconds))  # about thirty pictures a second
+    pictures, rate = joined[::skip], 1 / (skip * seconds)
+    ending = path.suffix
+
+    def write(file: Path) -> None:
+        if ending == ".gif":
+            imageio.imwrite(file, pictures, extension=".gif", duration=1000 / rate, loop=0)
+        else:
+            imageio.imwrite(file, pictures, extension=".mp4", fps=rate, output_params=["-f", "mp4"])
+
+    checkpoint.write_beside(path, write)
+    return paid[0], paid[1]
+
+
+def _filmed(
+    learner: PolicyMAML, params: Any, tasks: Control, goals: Array, camera: Camera, seed: int
+) -> tuple[list[Any], float]:
+    """Pictures and return of one rollout of the policy's mean actions."""
+    simulator = tasks.simulator(goals, 1, 1)
+    observed = simulator.reset(np.random.default_rng(seed))
+    frames, total = [camera.frame(simulator, 0)], 0.0
+    for _ in range(tasks.horizon):
+        with torch.no_grad():
+            action = learner.policy.distribution(params, torch.from_numpy(observed).float()).mean
+        observed, rewards = simulator.step(action.double().numpy())
+        total += float(rewards[0])
+        frames.append(camera.frame(simulator, 0))
+        if not simulator.alive[0]:
+            break
+    return frames, total

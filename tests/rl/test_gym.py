@@ -1,0 +1,141 @@
+"""The tasks as gymnasium's environments: its own checker, single and many, and a film where there is OpenGL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+gymnasium = pytest.importorskip("gymnasium", reason="needs kshot[rl]")
+pytest.importorskip("mujoco", reason="needs kshot[rl]")
+
+from kshot import seeding  # noqa: E402
+from kshot.rl import gym  # noqa: E402
+from kshot.rl.control import family  # noqa: E402
+from kshot.rl.maml import PolicyMAML  # noqa: E402
+from kshot.rl.policy import GaussianMLP  # noqa: E402
+
+IDS = [f"kshot/{name}-v0" for name in gym.NAMES]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_checker(name: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(minimum|maximum) value is -?infinity.*")
+        check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
+
+
+def test_a_task_is_set_and_told() -> None:
+    env = gymnasium.make("kshot/HalfCheetahVelocity-v0", goal=[0.5])
+    assert env.reset(seed=0)[1]["goal"] == 0.5
+    env.unwrapped.set_task([1.5])
+    assert env.reset()[1]["goal"] == 1.5
+    assert env.reset(options={"goal": [0.25]})[1]["goal"] == 0.25
+    env.unwrapped.set_task(None)
+    goals = {float(env.reset()[1]["goal"][0]) for _ in range(5)}
+    assert len(goals) == 5
+    assert env.unwrapped.sample_tasks(7).shape == (7, 1)
+    with pytest.raises(ValueError, match="goal of cheetah-velocity is 1 finite numbers"):
+        env.unwrapped.set_task([1.0, 2.0])
+    for step in range(1, 201):
+        *_, ended, cut, _ = env.step(env.action_space.sample())
+        assert (ended, cut) == (False, step == 200)
+
+
+def test_many_are_one_after_another() -> None:
+    """Equal starts and actions: the observations and rewards of single environments."""
+    envs = gymnasium.make_vec("kshot/HalfCheetahDirection-v0", num_envs=3, goals=[[1.0], [-1.0], [1.0]])
+    observed, told = envs.reset(seed=3)
+    assert observed.shape == (3, 20)
+    assert told["goal"][:, 0].tolist() == [1, -1, 1]
+    singles = []
+    for i in range(3):
+        env = gymnasium.make("kshot/HalfCheetahDirection-v0", goal=told["goal"][i]).unwrapped
+        env.reset(seed=0)
+        physics, start = env._sim.physics, envs.unwrapped._sim.physics
+        physics.reset(np.array([0]), start.qpos[i], start.qvel[i])
+        singles.append(env)
+    envs.action_space.seed(0)
+    for _ in range(20):
+        actions = envs.action_space.sample()
+        observed, rewards, ended, cut, _ = envs.step(actions)
+        for i, env in enumerate(singles):
+            seen, paid, *_ = env.step(actions[i])
+            np.testing.assert_allclose(observed[i], seen)
+            assert rewards[i] == pytest.approx(paid)
+        assert not ended.any()
+        assert not cut.any()
+
+
+def test_those_that_are_over_start_anew() -> None:
+    envs = gymnasium.make_vec("kshot/PointGoal-v0", num_envs=2, goals=[[0.1, 0.0], [0.5, 0.5]])
+    envs.reset(seed=0)
+    _, _, ended, _, _ = envs.step(np.array([[1.0, 0.0], [0.0, 0.0]], dtype=np.float32))
+    assert ended.tolist() == [True, False]
+    observed, rewards, ended, _, _ = envs.step(np.array([[1.0, 1.0], [0.0, 1.0]], dtype=np.float32))
+    np.testing.assert_allclose(observed, [[0, 0], [0, 0.1]])
+    assert rewards[0] == 0
+    assert not ended.any()
+    for _ in range(98):
+        *_, cut, _ = envs.step(np.zeros((2, 2), dtype=np.float32))
+    assert cut.tolist() == [False, True]  # the first one started two steps later
+    *_, cut, _ = envs.step(np.zeros((2, 2), dtype=np.float32))
+    assert cut.tolist() == [False, False]
+    with pytest.raises(ValueError, match="1 goals for 2 environments"):
+        envs.unwrapped.set_tasks([[0.0, 0.0]])
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_film(ending: str, tmp_path: Path) -> None:
+    from kshot.rl.video import NoOpenGL, film
+
+    tasks = family("v5-cheetah-direction")
+    tasks.horizon = 12
+    with seeding.seeded(0, "weights"):
+        learner = PolicyMAML(GaussianMLP(tasks.observation, tasks.action, (8,)))
+    path = tmp_path / f"film.{ending}"
+    try:
+        returns = film(learner, tasks, np.array([1.0]), path, rollouts=2, width=64, height=48)
+    except NoOpenGL as error:
+        assert "libegl1" in str(error)  # noqa: PT017
+        pytest.skip(f"no OpenGL: {error}")
+    import imageio.v3 as imageio
+
+    pictures = imageio.imread(path)
+    assert pictures.shape[1:3] == (48, 128)
+    assert len(pictures) >= 6
+    assert pictures.std() > 5
+    assert all(np.isfinite(returns))
+    with pytest.raises(ValueError, match=r"films end in \.mp4 or \.gif"):
+        film(learner, tasks, np.array([1.0]), tmp_path / "film.avi")
+    with pytest.raises(ValueError, match="point has no body"):
+        film(_point(), family("point"), np.zeros(2), path)
+
+
+def _point() -> PolicyMAML:
+    return PolicyMAML(GaussianMLP(2, 2, (4,)))
+
+
+def test_without_opengl_the_error_says_what_to_install() -> None:
+    code = "from kshot.rl.video import Camera; from kshot.rl.control import family; Camera(family('cheetah-velocity'))"
+    import os
+
+    environment = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa", "LD_LIBRARY_PATH": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == 0:
+        pytest.skip("OSMesa is installed")
+    assert "libosmesa6" in done.stderr.splitlines()[-1]
+
+
+def test_threads_of_torch_are_left_alone() -> None:
+    before = torch.get_num_threads()
+    family("cheetah-velocity").simulator(np.zeros((2, 1)), 2, 2).reset(np.random.default_rng(0))
+    assert torch.get_num_threads() == before
