@@ -22,7 +22,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -105,17 +105,26 @@ class Mujoco(Control):
         stage: up to where the forward pass at the new state goes: "vel" (positions and velocities) or "acc" (forces).
     """
 
-    file: ClassVar[str]
-    torso: ClassVar[str] = "torso"
+    file: str
+    torso: str = "torso"
     frame_skip: int = 1
-    stage: ClassVar[str] = "vel"
+    stage: str = "vel"
 
     @functools.cached_property
     def model(self) -> Any:
-        """The compiled `MjModel` with the sensors that rewards need."""
-        mujoco, assets = needs_mujoco()
-        spec = mujoco.MjSpec.from_file(str(assets / self.file))
+        """The family's `MjModel`."""
+        spec = self.spec()
         self.change(spec)
+        return self.compiled(spec)
+
+    def spec(self) -> Any:
+        """Gymnasium's `MjSpec`, to be changed."""
+        mujoco, assets = needs_mujoco()
+        return mujoco.MjSpec.from_file(str(assets / self.file))
+
+    def compiled(self, spec: Any) -> Any:
+        """The `MjModel` with the sensors that `kshot.rl.sim.Physics` reads."""
+        mujoco, _ = needs_mujoco()
         kinds, body = mujoco.mjtSensor, mujoco.mjtObj.mjOBJ_BODY
         spec.add_sensor(name="com_velocity", type=kinds.mjSENS_SUBTREELINVEL, objtype=body, objname=self.torso)
         if self.stage == "acc":  # MuJoCo computes contact forces on bodies where a sensor asks for an acceleration
@@ -136,6 +145,10 @@ class Mujoco(Control):
     @abstractmethod
     def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
         """Initial positions `[count, nq]` and velocities `[count, nv]`."""
+
+    def controls(self, actions: Array) -> Array:
+        """`[n, nu]`: what the motors are sent for actions `[n, A]` in -1..1."""
+        return actions
 
     @property
     def rest(self) -> Array:
@@ -178,9 +191,9 @@ class Seen(Control):
 
 def families() -> dict[str, Callable[[], Control]]:
     """`{name: how to make it}`."""
-    from kshot.rl import paper, v5
+    from kshot.rl import bodies, paper, v5
 
-    return {**paper.FAMILIES, **v5.FAMILIES}
+    return {**paper.FAMILIES, **v5.FAMILIES, **bodies.FAMILIES}
 
 
 def family(name: str, seen: bool = False) -> Control:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from kshot.rl.control import needs_mujoco
 
 if TYPE_CHECKING:
+    from kshot.rl.bodies import Bodies
     from kshot.rl.control import Array, Mujoco
     from kshot.rl.paper import Point
 
-__all__ = ["Mujocos", "Physics", "Points", "Simulator", "Telling"]
+__all__ = ["Mixed", "Mujocos", "Physics", "Points", "Simulator", "Telling"]
 
 
 class Simulator(Protocol):
@@ -75,12 +76,14 @@ class Physics:
             asks for the stage "acc".
     """
 
-    def __init__(self, family: Mujoco, count: int, threads: int):
+    def __init__(self, family: Mujoco, count: int, threads: int, models: Sequence[Any] | None = None):
         mujoco, _ = needs_mujoco()
         from mujoco.batch import Batch
 
         self.model = family.model
         self.batch = batch = Batch(self.model, count, threads)
+        if models is not None:
+            batch.set_models(models)
         self.stage = {"vel": mujoco.mjtStage.mjSTAGE_VEL, "acc": mujoco.mjtStage.mjSTAGE_ACC}[family.stage].value
         torso = self.model.body(family.torso).id
         self.was = np.zeros((count, self.model.nq))
@@ -122,13 +125,24 @@ def _no_log_file() -> Iterator[None]:
 
 
 class Mujocos:
-    """Simulations of a MuJoCo family; see `Simulator`."""
+    """Simulations of a MuJoCo family; see `Simulator`.
 
-    def __init__(self, family: Mujoco, goals: Array, rollouts: int, threads: int = 0):
+    Args:
+        family: of one structure.
+        goals: `[T, G]`.
+        rollouts: R.
+        threads: 0: one for each core.
+        models: a model for each task, of the family's sizes; None: the family's for all.
+    """
+
+    def __init__(
+        self, family: Mujoco, goals: Array, rollouts: int, threads: int = 0, models: Sequence[Any] | None = None
+    ):
         self.family = family
         self.tasks, self.rollouts = len(goals), rollouts
         self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
-        self.physics = Physics(family, len(self.goals), threads)
+        each = None if models is None else [model for model in models for _ in range(rollouts)]
+        self.physics = Physics(family, len(self.goals), threads, each)
         self.alive = np.ones(len(self.goals), dtype=bool)
         self.observed = np.zeros((len(self.goals), family.observation))
         self.faults = self.physics.diverged.sum(1)
@@ -150,7 +164,7 @@ class Mujocos:
     def step(self, actions: Array) -> tuple[Array, Array]:
         """See `Simulator.step`. One that diverges ends with a reward of 0 and a warning that names the task."""
         clipped = np.clip(actions, -1.0, 1.0)
-        self.physics.ctrl[:] = clipped
+        self.physics.ctrl[:] = self.family.controls(clipped)
         everyone = bool(self.alive.all())
         self.physics.step(None if everyone else np.flatnonzero(self.alive), self.family.frame_skip)
         before, observed = self.alive.copy(), self.family.observe(self.physics)
@@ -176,6 +190,60 @@ class Mujocos:
             f"{' and others' if len(tasks) > 5 else ''}: actions or states are no longer finite, or huge",
             stacklevel=3,
         )
+
+
+class Mixed:
+    """Simulations of bodies: those of one structure are a batch; see `Simulator`."""
+
+    def __init__(self, family: Bodies, goals: Array, rollouts: int, threads: int = 0):
+        goals = np.asarray(goals, dtype=np.float64)
+        self.tasks, self.rollouts = len(goals), rollouts
+        self.goals = np.repeat(goals, rollouts, axis=0)
+        kinds: dict[Any, list[int]] = {}
+        for t, goal in enumerate(goals):
+            kinds.setdefault(family.structure(goal), []).append(t)
+        self.parts: list[tuple[NDArray[np.intp], Mujocos]] = []
+        for own in kinds.values():
+            one = family.one(goals[own])
+            rows = (np.array(own)[:, None] * rollouts + np.arange(rollouts)).flatten()
+            self.parts.append((rows, Mujocos(one, goals[own], rollouts, threads, one.models)))
+        self.observed = np.zeros((len(self.goals), family.observation))
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """See `Simulator`."""
+        found = np.zeros(len(self.goals), dtype=bool)
+        for rows, part in self.parts:
+            found[rows] = part.alive
+        return found
+
+    @property
+    def physics(self) -> Physics:
+        """Of simulations that are of one structure."""
+        if len(self.parts) > 1:
+            raise ValueError(f"{len(self.parts)} structures have no common arrays: look at parts")
+        return self.parts[0][1].physics
+
+    def reset(self, rng: np.random.Generator) -> Array:
+        """See `Simulator.reset`."""
+        return self.restart(np.arange(len(self.goals)), rng)
+
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
+        """See `Simulator.restart`."""
+        self.observed = self.observed.copy()
+        for rows, part in self.parts:
+            own = np.flatnonzero(np.isin(rows, which))
+            if len(own):
+                self.observed[rows] = part.restart(own, rng)
+        return self.observed
+
+    def step(self, actions: Array) -> tuple[Array, Array]:
+        """See `Simulator.step`."""
+        self.observed, rewards = self.observed.copy(), np.zeros(len(self.goals))
+        for rows, part in self.parts:
+            if part.alive.any():
+                self.observed[rows], rewards[rows] = part.step(actions[rows])
+        return self.observed, rewards
 
 
 class Points:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from kshot import checkpoint, seeding, tree
+from kshot.rl.bodies import Bodies
 from kshot.rl.control import Array, Control, Mujoco, Seen, needs_mujoco
 from kshot.rl.returns import digest
 from kshot.rl.rollouts import collect
@@ -48,16 +49,19 @@ class Camera:
     Args:
         tasks: a robot's family.
         width, height: in pixels.
+        goal: `[G]` of the body that is seen, where bodies differ; None: gymnasium's.
 
     Raises:
         ValueError: a family without a body.
         NoOpenGL: no OpenGL on this machine; with what to install.
     """
 
-    def __init__(self, tasks: Control, width: int = 640, height: int = 480):
+    def __init__(self, tasks: Control, width: int = 640, height: int = 480, goal: Array | None = None):
         self._family, self._shape = _robot(tasks), (height, width)
         self._mujoco, _ = needs_mujoco()
-        mujoco, model = self._mujoco, self._family.model
+        whole = self._family
+        self._model = whole.body(goal) if isinstance(whole, Bodies) and goal is not None else whole.model
+        mujoco, model = self._mujoco, self._model
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         self._data, self._scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=1000)
@@ -70,7 +74,7 @@ class Camera:
 
     def frame(self, simulator: Simulator, which: int) -> Any:
         """`[height, width, 3]` uint8: simulation `which` as it is now."""
-        mujoco, model, (height, width) = self._mujoco, self._family.model, self._shape
+        mujoco, model, (height, width) = self._mujoco, self._model, self._shape
         physics: Any = getattr(simulator, "base", simulator)
         physics = physics.physics  # a robot's
         self._data.qpos[:], self._data.qvel[:] = physics.qpos[which], physics.qvel[which]
@@ -151,8 +155,8 @@ def film(
     except ImportError as error:
         raise ImportError("films need imageio: pip install 'kshot[rl]'") from error
     check_fits(learner, tasks)
-    camera = Camera(tasks, width, height)
     goals = np.asarray(goal, dtype=np.float64).reshape(1, -1)
+    camera = Camera(tasks, width, height, goals[0])
     before = tree.detach(learner.init())
     state = before
     for k in range(steps):

@@ -1,0 +1,185 @@
+"""Bodies that change: gymnasium's own where nothing does, exact deletion, and batches of several structures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kshot import seeding
+from kshot.rl.bodies import Ant, Walker
+from kshot.rl.control import family, needs_mujoco
+from kshot.rl.sim import Mixed
+
+mujoco = pytest.importorskip("mujoco", reason="needs kshot[rl]")
+
+SIZES = ("nq", "nv", "nu", "nbody", "ngeom")
+FIELDS = ("body_mass", "body_inertia", "body_pos", "body_quat", "geom_size", "geom_pos", "geom_friction", "jnt_axis",
+          "jnt_range", "jnt_pos", "actuator_gear", "actuator_trnid", "dof_armature", "dof_damping")  # fmt: skip
+
+
+def same(a: Any, b: Any) -> None:
+    for name in SIZES:
+        assert getattr(a, name) == getattr(b, name), name
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(("tasks", "file"), [(Ant(), "ant.xml"), (Walker(), "walker2d_v5.xml")])
+def test_the_usual_body_is_gymnasiums(tasks: Any, file: str) -> None:
+    _, assets = needs_mujoco()
+    same(tasks.model, mujoco.MjModel.from_xml_path(str(assets / file)))
+
+
+@pytest.mark.parametrize("leg", range(4))
+def test_a_lost_leg_is_exactly_not_there(leg: int) -> None:
+    """The model is that of the file with the leg cut out of its XML, and moves alike over a rollout."""
+    import xml.etree.ElementTree as ET
+
+    _, assets = needs_mujoco()
+    tree = ET.parse(assets / "ant.xml")
+    name = ("front_left_leg", "front_right_leg", "back_leg", "right_back_leg")[leg]
+    torso = tree.find(".//body[@name='torso']")
+    assert torso is not None
+    cut = torso.find(f"body[@name='{name}']")
+    assert cut is not None
+    torso.remove(cut)
+    motors = tree.find("actuator")
+    assert motors is not None
+    for motor in list(motors):
+        if motor.get("joint") in (f"hip_{leg + 1}", f"ankle_{leg + 1}"):
+            motors.remove(motor)
+    theirs = mujoco.MjModel.from_xml_string(ET.tostring(tree.getroot(), encoding="unicode"))
+    tasks = Ant()
+    goal = tasks.usual
+    goal[leg] = 0.0
+    same(tasks.body(goal), theirs)
+    sim = tasks.simulator(goal[None], 1)
+    assert isinstance(sim, Mixed)
+    sim.reset(np.random.default_rng(0))
+    data = mujoco.MjData(theirs)
+    data.qpos[:], data.qvel[:] = sim.physics.qpos[0], sim.physics.qvel[0]
+    driven = [theirs.joint(int(theirs.actuator_trnid[k, 0])).name for k in range(theirs.nu)]
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        actions = rng.uniform(-1, 1, (1, 10))
+        before = float(data.qpos[0])
+        observed, rewards = sim.step(actions)
+        sent = [actions[0, tasks.motors.index(joint)] for joint in driven]
+        data.ctrl[:] = sent
+        mujoco.mj_step(theirs, data, 5)
+        np.testing.assert_allclose(observed[0, :5], data.qpos[2:7], atol=1e-9)
+        for k in range(5):
+            for j, kind in enumerate(("hip", "ankle")):
+                angle, speed = observed[0, 5 + 2 * k + j], observed[0, 5 + 10 + 6 + 2 * k + j]
+                if k in (leg, 4):
+                    assert (angle, speed) == (0, 0)
+                else:
+                    joint = data.joint(f"{kind}_{k + 1}")
+                    np.testing.assert_allclose([angle, speed], [joint.qpos[0], joint.qvel[0]], atol=1e-9)
+        paid = (data.qpos[0] - before) / 0.05 - 0.05 * np.square(sent).sum() + (0.2 <= data.qpos[2] <= 1.0)
+        assert rewards[0] == pytest.approx(paid, abs=1e-9)
+        if not sim.alive[0]:
+            break
+
+
+def test_many_structures_are_each_alone() -> None:
+    """A batch of intact, three-legged and five-legged bodies moves as each of them does alone."""
+    tasks = Ant()
+    goals = np.concatenate([tasks.sample(seeding.generator(0), 5), Ant(gained=True).sample(seeding.generator(1), 1)])
+    assert len({tasks.structure(goal) for goal in goals}) >= 3
+    many = Mixed(tasks, goals, 2)
+    many.reset(np.random.default_rng(0))
+    alone = []
+    for t in range(len(goals)):
+        one = Mixed(tasks, goals[t : t + 1], 2)
+        one.reset(np.random.default_rng(0))
+        rows, part = next((rows, part) for rows, part in many.parts if 2 * t in rows)
+        own = np.flatnonzero(np.isin(rows, [2 * t, 2 * t + 1]))
+        one.physics.reset(np.arange(2), part.physics.qpos[own], part.physics.qvel[own])
+        alone.append(one)
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        actions = rng.uniform(-1, 1, (2 * len(goals), 10))
+        observed, rewards = many.step(actions)
+        for t, one in enumerate(alone):
+            seen, paid = one.step(actions[2 * t : 2 * t + 2])
+            np.testing.assert_allclose(observed[2 * t : 2 * t + 2], seen, atol=1e-12)
+            np.testing.assert_allclose(rewards[2 * t : 2 * t + 2], paid, atol=1e-12)
+
+
+def test_what_the_numbers_of_a_body_do() -> None:
+    tasks = Ant()
+    usual, goal = tasks.usual, tasks.usual
+    assert len(tasks.parts) == tasks.goal == len(usual)
+    goal[tasks.parts.index("length 2")] = 1.3
+    goal[tasks.parts.index("strength 3")] = 0.5
+    goal[tasks.parts.index("friction")] = 1.4
+    base, model = tasks.body(usual), tasks.body(goal)
+    assert model.geom("left_leg_geom").size[1] == pytest.approx(base.geom("left_leg_geom").size[1])
+    assert model.geom("right_leg_geom").size[1] == pytest.approx(1.3 * base.geom("right_leg_geom").size[1])
+    assert model.geom("right_ankle_geom").size[1] == pytest.approx(1.3 * base.geom("right_ankle_geom").size[1])
+    gears = {model.joint(int(model.actuator_trnid[k, 0])).name: model.actuator_gear[k, 0] for k in range(model.nu)}
+    assert gears == {name: 75.0 if name.endswith("3") else 150.0 for name in tasks.joints[:8]}
+    assert model.geom("floor").friction[0] == pytest.approx(1.4)
+    goal = usual.copy()
+    goal[tasks.parts.index("mass")] = 1.2
+    np.testing.assert_allclose(tasks.body(goal).body_mass, 1.2 * base.body_mass)
+
+
+def test_a_fifth_leg_is_like_the_others() -> None:
+    goal = Ant().usual
+    goal[4] = 1.0
+    model = Ant().body(goal)
+    assert (model.nu, model.nv) == (10, 16)
+    np.testing.assert_allclose(np.degrees(model.joint("ankle_5").range), [30, 70])
+    np.testing.assert_allclose(np.degrees(model.joint("hip_5").range), [-30, 30])
+    for name, other in (("fifth_leg", "front_left_leg"), ("aux_5", "aux_1")):
+        assert model.body(name).mass[0] == pytest.approx(model.body(other).mass[0])
+    assert model.dof_armature[-1] == 1
+    assert model.actuator_gear[-1, 0] == 150
+    data = mujoco.MjData(model)  # with its ankle bent it stands as high as they do
+    for k in range(1, 6):
+        data.joint(f"ankle_{k}").qpos[0] = model.joint(f"ankle_{k}").range.mean()
+    mujoco.mj_forward(model, data)
+    ends = []
+    for k in range(1, 6):
+        foot = model.jnt_bodyid[model.joint(f"ankle_{k}").id]
+        ends.append(data.xipos[foot, 2])
+    np.testing.assert_allclose(ends, ends[0], atol=1e-9)
+
+
+def test_which_bodies_are_trained_on_and_which_are_held_out() -> None:
+    drawn = {name: family(name).sample(seeding.generator(0), 300) for name in ("ant-body", "ant-body-lost", "ant-body-gained", "walker-body", "walker-body-far")}  # fmt: skip  # noqa: E501
+    ants = drawn["ant-body"]
+    assert (ants[:, 3] == 1).all()
+    assert (ants[:, 4] == 0).all()
+    missing = (ants[:, :3] == 0).sum(1)
+    assert set(missing) == {0, 1}
+    assert 0.15 < (missing == 0).mean() < 0.35
+    lost = drawn["ant-body-lost"]
+    assert (lost[:, 3] == 0).all()
+    assert (lost[:, :3] == 1).all()
+    assert (drawn["ant-body-gained"][:, :5] == 1).all()
+    assert 0.7 <= ants[:, 5:10].min() < 0.75 < 1.25 < ants[:, 5:10].max() <= 1.3
+    near, far = drawn["walker-body"], drawn["walker-body-far"]
+    assert near.min() >= 0.8
+    assert near.max() <= 1.2
+    assert not ((far > 0.8) & (far < 1.2)).any()
+
+
+def test_a_walker_stands() -> None:
+    """Its longer leg touches the ground, whatever its length: nothing falls through and it is not thrown up."""
+    tasks = Walker(((0.7, 0.8), (1.2, 1.3)))
+    goals = tasks.sample(seeding.generator(0), 8)
+    sim = tasks.simulator(goals, 1)
+    assert isinstance(sim, Mixed)
+    observed = sim.reset(np.random.default_rng(0))
+    assert sim.alive.all()
+    down = sim.physics.batch
+    for _ in range(3):
+        observed, _ = sim.step(np.zeros((8, 6)))
+    assert sim.alive.all()
+    assert np.abs(observed[:, 8:]).max() < 15
+    assert down.nsim == 8
