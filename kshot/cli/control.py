@@ -106,6 +106,8 @@ class EvaluateControl:
     """Of each task, after each step; None: the recipe's number."""
     steps: int | None = None
     """Gradient steps; None: the recipe's number."""
+    on: str | None = None
+    """Another family of tasks with equal observations and actions, for instance bodies that were held out."""
     seed: int = 1
     """Of the test tasks."""
     beside: tuple[Path, ...] = ()
@@ -128,6 +130,9 @@ class EvaluateControl:
         first = runs[0].recipe
         if other := [run.folder for run in runs if run.recipe.tasks != first.tasks]:
             raise InputError(f"{other[0]} was trained for other tasks than {first.tasks}: test it on its own")
+        if self.on is not None:
+            runs = [run._replace(recipe=replace(run.recipe, tasks=self.on)) for run in runs]
+            first = runs[0].recipe
         rows = [(run.recipe.name, run.recipe, run.learner) for run in runs]
         if self.floors:
             untrained = replace(first, learner="maml")

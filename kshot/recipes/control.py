@@ -1,16 +1,21 @@
-"""Meta reinforcement learning: Finn et al. 2017 (MAML), section 5.3, with the settings of github.com/cbfinn/maml_rl."""
+"""Meta reinforcement learning: the tasks of MAML's paper with its settings, those of ProMP, and bodies that change."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from kshot.rl.recipe import ControlRecipe
 from kshot.rl.train import Outer
 
-# Outer steps: the environment steps of the authors' published result files over those of a step.
-_STEPS = {"point": 100, "cheetah-direction": 100, "cheetah-velocity": 238, "ant-velocity": 375, "ant-direction": 575}
-_LEARNERS = ("maml", "fomaml", "maml-vpg", "pretrained", "oracle")
+# Outer steps. MAML's tasks: the environment steps of the authors' published result files over those of a step.
+_PAPER = {"point": 100, "cheetah-direction": 100, "cheetah-velocity": 238, "ant-velocity": 375, "ant-direction": 575}
+_V5 = dict.fromkeys(
+    ["v5-cheetah-direction", "v5-cheetah-velocity", "v5-ant-direction", "v5-ant-velocity", "v5-ant-goal"], 300
+)
+_BODIES = {"ant-body": 200, "walker-body": 200}
+_STEPS = {**_PAPER, **_V5, **_BODIES}
+_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle")
 
 
 def names() -> list[str]:
@@ -20,25 +25,38 @@ def names() -> list[str]:
 
 def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     """40 tasks x 20 rollouts (ant direction: 40), one inner step of 0.1 (point: 0.5), KL 0.01."""
-    learner = next(n for n in sorted(_LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
+    learner: Any = next(n for n in sorted(_LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
     tasks = name.removesuffix(f"-{learner}")
-    many = 40 if tasks == "ant-direction" else 20
-    outer = Outer(steps=_STEPS[tasks], rollouts=many)
-    differs = "every task has the same number of rollouts, however short they are; weights drawn by torch"
-    if learner == "maml-vpg":
-        outer = replace(outer, method="vpg")
-        differs = f"Adam of 1e-3 as the outer step; {differs}"
-    elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two
-        outer = replace(outer, steps=2 * outer.steps)
-    if budget == "quick":
-        outer = replace(outer, rows=0.2)
-        differs = f"a fifth of the samples in the products with the curvature; {differs}"
-    return ControlRecipe(
+    outer = Outer(steps=_STEPS[tasks], rollouts=40 if tasks == "ant-direction" else 20)
+    recipe = ControlRecipe(
         tasks=tasks,
-        learner="maml" if learner == "maml-vpg" else learner,  # pyright: ignore
         inner_lr=0.5 if tasks == "point" else 0.1,
         test_rollouts=40 if tasks in ("ant-direction", "point") else 20,
-        outer=outer,
         source="Finn et al. 2017, arXiv:1703.03400, section 5.3 and its code",
-        differs=differs,
+        differs="every task has the same number of rollouts, however short they are; weights drawn by torch",
     )
+    if tasks in _V5:
+        recipe = replace(recipe, hidden=(64, 64), source="Rothfuss et al. 2019, arXiv:1810.06784, and its code")
+    elif tasks in _BODIES:
+        recipe = replace(recipe, source="MAML's settings; no paper has these tasks", differs="")
+    if learner == "maml-vpg":
+        learner, outer = "maml", replace(outer, method="vpg")
+        recipe = _differs(recipe, "Adam of 1e-3 as the outer step")
+    elif learner == "promp":
+        outer = replace(outer, method="ppo")
+        recipe = replace(recipe, source="Rothfuss et al. 2019, arXiv:1810.06784, and its code")
+    elif learner == "e-maml":
+        recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
+    elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two
+        outer = replace(outer, steps=2 * outer.steps)
+    if budget == "quick" and outer.method == "trpo":
+        outer = replace(outer, rows=0.2)
+        recipe = _differs(recipe, "a fifth of the samples in the products with the curvature")
+    elif budget == "quick":
+        outer = replace(outer, steps=outer.steps // 2)
+        recipe = _differs(recipe, f"{outer.steps} outer steps")
+    return replace(recipe, learner=learner, outer=outer)
+
+
+def _differs(recipe: ControlRecipe, text: str) -> ControlRecipe:
+    return replace(recipe, differs=f"{text}; {recipe.differs}" if recipe.differs else text)

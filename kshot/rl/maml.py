@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from kshot.core import Learner, Metrics
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kshot.rl.policy import Gaussian, GaussianMLP, Params
     from kshot.rl.returns import Steps
 
-__all__ = ["PolicyMAML"]
+__all__ = ["EMAML", "PolicyMAML", "ProMP"]
 
 
 class PolicyMAML(Learner):
@@ -50,11 +51,14 @@ class PolicyMAML(Learner):
         """One step of `scale * inner_lr` up the policy gradient of rollouts that the state's policy acted in."""
 
         def loss(params: Params) -> Tensor:
-            likelihood = self.policy.distribution(params, support.x).log_prob(support.actions)
-            return -(support.weights * support.advantages * likelihood).sum()
+            return self.inner(self.policy.distribution(params, support.x), support)
 
         slope = gradient(loss, state, state, self.first_order)
         return {name: p - scale * self.inner_lr * slope[name] for name, p in state.items()}
+
+    def inner(self, policy: Gaussian, support: Steps) -> Tensor:
+        """The loss of the inner step: minus the likelihood of the actions, weighted by their advantages."""
+        return -(support.weights * support.advantages * policy.log_prob(support.actions)).sum()
 
     def adapt_path(self, state: Params, support: Steps) -> list[Params]:  # pyright: ignore
         """Before and after one step."""
@@ -64,10 +68,6 @@ class PolicyMAML(Learner):
         """The distribution of actions at observations `[M, D]`."""
         return self.policy.distribution(state, x)
 
-    def end(self, support: Steps) -> Params:
-        """The weights that the meta-objective is about: after the step, or the start where there is none."""
-        return self.adapt(self.init(), support) if self.adapts else self.init()
-
     def score(self, prediction: Gaussian, query: Steps) -> tuple[Tensor, Metrics]:
         """The surrogate loss of a policy on rollouts that another acted in, and the divergence between the two."""
         ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
@@ -76,6 +76,71 @@ class PolicyMAML(Learner):
         entropy = (query.weights * prediction.entropy()).sum()
         return loss, {"kl": divergence.detach(), "entropy": entropy.detach()}
 
+    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+        """The meta-objective, given the weights before and after the inner step."""
+        return self.score(self.predict(after, task.query.x), task.query)
+
     def loss(self, task: Any) -> tuple[Tensor, Metrics]:
         """The meta-objective of ONE task, whose support and query are `Steps`."""
-        return self.score(self.predict(self.end(task.support), task.query.x), task.query)
+        start = self.init()
+        return self.outer(start, self.adapt(start, task.support) if self.adapts else start, task)
+
+
+class EMAML(PolicyMAML):
+    """E-MAML: the rollouts before the step are also paid for what the policy after it earns: they explore.
+
+    Bradly C. Stadie, Ge Yang, Rein Houthooft, Xi Chen, Yan Duan, Yuhuai Wu, Pieter Abbeel, Ilya Sutskever: Some
+    considerations on learning to explore via meta-reinforcement learning. NeurIPS 2018, arXiv:1803.01118, equation 5.
+
+    Differs from the paper: a task's return is standardised over the batch of tasks, and likelihoods are means over
+    steps and not sums, which scales the term.
+    """
+
+    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+        """See `PolicyMAML.outer`."""
+        loss, metrics = super().outer(start, after, task)
+        likelihood = self.predict(start, task.support.x).log_prob(task.support.actions)
+        return loss - task.query.merit * (task.support.weights * likelihood).sum(), metrics
+
+
+class ProMP(PolicyMAML):
+    """Proximal meta-policy search: the inner step by ratios, the outer objective clipped, the start held near the
+    policy that acted; several outer steps on one batch of rollouts (`Outer.method = "ppo"`).
+
+    Jonas Rothfuss, Dennis Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal meta-policy search. ICLR
+    2019, arXiv:1810.06784, algorithm 1. Its code has clip 0.3 and a penalty of 5e-4.
+
+    Args:
+        policy, inner_lr, first_order, adapts: see `PolicyMAML`.
+        clip: a ratio counts up to 1 +- this.
+        penalty: factor of the divergence of the start from the policy that acted.
+    """
+
+    def __init__(
+        self,
+        policy: GaussianMLP,
+        inner_lr: float = 0.1,
+        first_order: bool = False,
+        adapts: bool = True,
+        clip: float = 0.3,
+        penalty: float = 5e-4,
+    ):
+        super().__init__(policy, inner_lr, first_order, adapts)
+        if not (clip > 0 and penalty >= 0):
+            raise ValueError(f"clip={clip} must be positive and penalty={penalty} not negative")
+        self.clip, self.penalty = clip, penalty
+
+    def inner(self, policy: Gaussian, support: Steps) -> Tensor:
+        """Minus the ratio to the policy that acted, weighted by the advantages."""
+        ratio = (policy.log_prob(support.actions) - support.acted.log_prob(support.actions)).exp()
+        return -(support.weights * support.advantages * ratio).sum()
+
+    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+        """See `PolicyMAML.outer`."""
+        query, prediction = task.query, self.predict(after, task.query.x)
+        ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        gain = torch.minimum(ratio * query.advantages, clipped * query.advantages)
+        away = (task.support.weights * task.support.acted.kl(self.predict(start, task.support.x))).sum()
+        _, metrics = self.score(prediction, query)
+        return self.penalty * away - (query.weights * gain).sum(), metrics

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from kshot import checkpoint, seeding
 from kshot.rl.control import Control, family
-from kshot.rl.maml import PolicyMAML
+from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.train import Outer
 from kshot.train import restore_learner
@@ -24,8 +24,8 @@ class ControlRecipe:
 
     Attributes:
         tasks: a family of control tasks: "cheetah-direction", ...
-        learner: "maml"; "fomaml", which does not differentiate through the inner step; "pretrained", one policy for all
-            tasks; or "oracle", one that sees the goal.
+        learner: "maml"; "fomaml", which does not differentiate through the inner step; "e-maml"; "promp"; "pretrained",
+            one policy for all tasks; or "oracle", one that sees the goal.
         inner_lr: rate of the inner step.
         later: factor of the rate after the first step, at test.
         hidden: widths of the policy's hidden layers.
@@ -39,7 +39,7 @@ class ControlRecipe:
     """
 
     tasks: str = "cheetah-direction"
-    learner: Literal["maml", "fomaml", "pretrained", "oracle"] = "maml"
+    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle"] = "maml"
     inner_lr: float = 0.1
     later: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
@@ -54,7 +54,8 @@ class ControlRecipe:
     @property
     def name(self) -> str:
         """As tables show it: "maml-trpo"."""
-        return self.learner if self.learner in ("pretrained", "oracle") else f"{self.learner}-{self.outer.method}"
+        own = self.learner in ("pretrained", "oracle", "promp")
+        return self.learner if own else f"{self.learner}-{self.outer.method}"
 
 
 class PolicyRun(NamedTuple):
@@ -76,8 +77,9 @@ def build(recipe: ControlRecipe) -> PolicyMAML:
     tasks = control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
         policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std)
-    adapts = recipe.learner in ("maml", "fomaml")
-    return PolicyMAML(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts)
+    kind = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
+    adapts = recipe.learner not in ("pretrained", "oracle")
+    return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts)
 
 
 def settings(recipe: ControlRecipe) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Steps(NamedTuple):
         advantages: `[N]`, of mean 0 and deviation 1 over the steps that took place.
         weights: `[N]`, of sum 1; 0 for rows that only fill up a batch of tasks.
         mean: `[N, A]`, log_std `[1, A]`: of the policy that acted.
+        merit: 0-d: the mean return of the task's rollouts, without discount, of mean 0 and deviation 1 over the tasks.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Steps(NamedTuple):
     weights: Tensor
     mean: Tensor
     log_std: Tensor
+    merit: Tensor
 
     @property
     def acted(self) -> Gaussian:
@@ -123,7 +125,7 @@ def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> 
             leaf.gather(1, index) if leaf.ndim == 2 else leaf.gather(1, index[..., None].expand(-1, -1, leaf.shape[2]))
         )
 
-    dtype = trajectory.observations.dtype
+    dtype, total = trajectory.observations.dtype, rewards.sum(-1).mean(-1)  # [T]
     return Steps(
         rows(trajectory.observations),
         rows(trajectory.actions),
@@ -131,4 +133,5 @@ def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> 
         rows(weights.to(dtype)),
         rows(trajectory.mean),
         trajectory.log_std,
+        ((total - total.mean()) / (total.std(correction=0) + 1e-8)).to(dtype),
     )

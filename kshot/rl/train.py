@@ -50,8 +50,10 @@ class Outer:
         rollouts: of each task, for support and for query, R.
         discount: gamma, 0..1.
         lam: lambda of the generalised advantages, 0..1.
-        method: "trpo", a step within a trust region, or "vpg", a step of Adam.
-        meta_lr: Adam's rate ("vpg").
+        method: "trpo", a step within a trust region; "vpg", a step of Adam; "ppo", several of them on one batch of
+            rollouts.
+        meta_lr: Adam's rate ("vpg", "ppo").
+        epochs: steps of Adam on one batch of rollouts ("ppo").
         kl, cg_steps, damping, shrink, tries, rows: of the trust region, see `kshot.rl.trust.Region`.
         save_every: steps between two checkpoints; one is also written at the end.
         seed: of the weights, the tasks and everything else.
@@ -62,8 +64,9 @@ class Outer:
     rollouts: int = 20
     discount: float = 0.99
     lam: float = 1.0
-    method: Literal["trpo", "vpg"] = "trpo"
+    method: Literal["trpo", "vpg", "ppo"] = "trpo"
     meta_lr: float = 1e-3
+    epochs: int = 5
     kl: float = 0.01
     cg_steps: int = 10
     damping: float = 1e-5
@@ -74,15 +77,15 @@ class Outer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rollouts", "save_every"):
+        for name in ("batch", "rollouts", "save_every", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.steps < 0 or not 0 < self.meta_lr < math.inf:
             raise ValueError(f"steps={self.steps} must not be negative and meta_lr={self.meta_lr} must be positive")
         if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
-        if self.method not in ("trpo", "vpg"):
-            raise ValueError(f"method must be 'trpo' or 'vpg', got {self.method!r}")
+        if self.method not in ("trpo", "vpg", "ppo"):
+            raise ValueError(f"method must be 'trpo', 'vpg' or 'ppo', got {self.method!r}")
         _ = self.region
 
     @property
@@ -125,7 +128,7 @@ def meta_train(
     outer = Outer(**{**asdict(outer or Outer()), **overrides})
     check_fits(learner, family)
     folder = Path(out) if out is not None else None
-    optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method == "vpg" else None
+    optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
     start, env_steps = 0, 0
     if folder is not None and resume and (folder / "last.safetensors").exists():
         start, env_steps = _go_on(learner, optimizer, outer, settings or {}, folder)
@@ -236,14 +239,17 @@ def _outer_step(
 ) -> Update:
     if optimizer is None:
         return improve(learner, task, outer.region, rows)
-    gradients, outcome = engine.meta_gradient(learner, task, engine.Plan("threads"))
-    for name, param in learner.named_parameters():
-        param.grad = gradients[name]
-    optimizer.step()
+    found: list[Update] = []
+    for _ in range(outer.epochs if outer.method == "ppo" else 1):
+        gradients, outcome = engine.meta_gradient(learner, task, engine.Plan("threads"))
+        for name, param in learner.named_parameters():
+            param.grad = gradients[name]
+        optimizer.step()
+        norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
+        kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
+        found.append(Update(float(outcome.loss.mean()), float(outcome.loss.mean()), kl, 1, norm, entropy))
     optimizer.zero_grad(set_to_none=True)
-    norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
-    loss = float(outcome.loss.mean())
-    return Update(loss, loss, 0.0, 1, norm, float(outcome.metrics["entropy"].mean()))
+    return found[0]._replace(after=found[-1].after, kl=found[-1].kl, tries=len(found))
 
 
 def _go_on(

@@ -182,7 +182,7 @@ def improve(
             with torch.enable_grad():
                 start = {name: p.detach().clone().requires_grad_() for name, p in learner.init().items()}
                 after = learner.adapt(start, task.support) if learner.adapts else start
-                loss, metrics = learner.score(learner.predict(after, task.query.x), task.query)
+                loss, metrics = learner.outer(start, after, task)
                 slope = torch.autograd.grad(loss, list(start.values()))
             total = total + flat(slope).double()
             found.append(torch.stack([loss.detach(), metrics["entropy"]]).double())
@@ -220,7 +220,7 @@ def improve(
                 task = tree.index(tasks, t)
                 with torch.no_grad():
                     after = learner.adapt(candidate, task.support) if learner.adapts else candidate
-                    loss, metrics = learner.score(learner.predict(after, task.query.x), task.query)
+                    loss, metrics = learner.outer(candidate, after, task)
                 found.append(torch.stack([loss, metrics["kl"]]).double())
             return torch.stack(found).sum(0)
 

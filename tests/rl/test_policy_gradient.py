@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from kshot import seeding, tree
 from kshot.core import Task, Trajectory
-from kshot.rl.maml import PolicyMAML
+from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import Gaussian, GaussianMLP
 from kshot.rl.returns import Steps, advantages, baseline, digest, discounted
 from kshot.rl.trust import Curvature, Region, conjugate_gradient, improve
@@ -29,7 +29,7 @@ def steps(tasks: int, rows: int, seed: int = 0) -> Steps:
     weights = torch.full((tasks, rows), 1 / (rows - 2), dtype=torch.float64)
     weights[:, -2:] = 0
     mean, log_std = 0.1 * normal(rows, A), 0.1 * normal(1, A)
-    return Steps(normal(rows, D), normal(rows, A), normal(rows), weights, mean, log_std)
+    return Steps(normal(rows, D), normal(rows, A), normal(rows), weights, mean, log_std, normal())
 
 
 def learner(hidden: tuple[int, ...] = (4,), first_order: bool = False, adapts: bool = True) -> PolicyMAML:
@@ -47,7 +47,7 @@ def acting(own: PolicyMAML, count: int, rows: int) -> Task:
         support, query = (tree.index(steps(1, rows, seed), 0) for seed in (2 * t, 2 * t + 1))
         before = own.predict(own.init(), support.x)
         support = support._replace(mean=before.mean.detach(), log_std=before.log_std.detach())
-        after = own.predict(own.end(support), query.x)
+        after = own.predict(own.adapt(own.init(), support) if own.adapts else own.init(), query.x)
         found.append(Task(support, query._replace(mean=after.mean.detach(), log_std=after.log_std.detach())))
     return tree.stack(found)
 
@@ -183,6 +183,48 @@ def test_the_meta_gradient_is_a_finite_difference() -> None:
 
     slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
     assert slope == pytest.approx(float(sum((a * b).sum() for a, b in zip(gradient, direction, strict=True))), rel=1e-6)
+
+
+def test_promps_gradient_is_mamls_where_the_policy_acted_itself() -> None:
+    """At the policy that acted all ratios are 1, none is clipped, and the divergence has no gradient. Not so the second
+    derivative of the inner step, which is why the gradients are compared at first order.
+    """
+    own = learner(first_order=True)
+    promp = ProMP(own.policy, own.inner_lr, first_order=True)
+    tasks = acting(own, 2, 20)
+    for t in range(2):
+        task = tree.index(tasks, t)
+        after, theirs = (one.adapt(one.init(), task.support) for one in (own, promp))
+        for name, leaf in after.items():
+            torch.testing.assert_close(theirs[name], leaf)
+        gradients = [torch.autograd.grad(one.loss(task)[0], list(own.parameters())) for one in (own, promp)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_promp_clips_what_has_moved_too_far() -> None:
+    """One step of advantage 1 (and -1) whose ratio is 2: worth 1.3, and -2 where it is to be less likely."""
+    own = ProMP(learner(()).policy, clip=0.3, penalty=0.0)
+    support = tree.index(steps(1, 4), 0)
+    x, actions = support.x[:1], support.actions[:1]
+    now = own.predict(own.init(), x)
+    # The policy that acted: the same mean shifted so that the action was half as likely.
+    z = (actions - now.mean) / now.log_std.exp()
+    reach = (z.square().sum() + 2 * math.log(2)).sqrt() / z.square().sum().sqrt()
+    acted = actions - reach * z * now.log_std.exp()
+    for sign, worth in ((1.0, 1.3), (-1.0, -2.0)):
+        one = torch.ones(1, dtype=torch.float64)
+        query = Steps(x, actions, sign * one, one, acted.detach(), now.log_std.detach(), one[0])
+        loss, _ = own.outer(own.init(), own.init(), Task(query, query))  # type: ignore
+        assert float(loss.detach()) == pytest.approx(-worth)
+
+
+def test_emaml_pays_the_rollouts_before_for_the_return_after() -> None:
+    own = learner()
+    theirs = EMAML(own.policy, own.inner_lr)
+    task = tree.index(acting(own, 1, 12), 0)
+    likelihood = own.predict(own.init(), task.support.x).log_prob(task.support.actions)
+    term = task.query.merit * (task.support.weights * likelihood).sum()
+    torch.testing.assert_close(theirs.loss(task)[0], own.loss(task)[0] - term)
 
 
 # -------------------------------------------------------------------------------------------------------- trust region

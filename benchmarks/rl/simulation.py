@@ -1,0 +1,176 @@
+"""How fast 800 half-cheetahs are simulated, beside what else there is, in one run.
+
+    python benchmarks/rl/simulation.py --json benchmarks/results/rl-simulation.json
+
+One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a second of wall time:
+
+    mj_step, one core     a loop of `mujoco.mj_step(model, data, 5)` on one core with random actions: the physical limit of
+                          a core
+    mj_step, all cores    the same in a process for each core at once: the limit of the machine, and what the share is of
+    kshot                 `kshot.rl`: actions in, observations and rewards out
+    AsyncVectorEnv        gymnasium's, a process for each environment (as many as stated)
+    SyncVectorEnv         gymnasium's, one after another
+    EnvPool               where it is installed
+
+Rounds of all rows take turns, and a row's figure is the median of its rounds, since machines are noisy.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Steps a second of simulations of HalfCheetah-v5."""
+
+    count: int = 800
+    """Simulations at a time (kshot)."""
+    seconds: float = 3.0
+    """Of each row in each round."""
+    rounds: int = 5
+    """All rows take turns this often."""
+    processes: int = 16
+    """Of AsyncVectorEnv."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def _raw(seconds: float, frame_skip: int = 5, together: object = None) -> float:
+    """Control steps a second of one simulation in a loop, its state put back after each 200."""
+    import mujoco
+
+    from kshot.rl.control import Mujoco, family
+
+    tasks = family("v5-cheetah-direction")
+    assert isinstance(tasks, Mujoco)
+    model = tasks.model
+    data, rng = mujoco.MjData(model), np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (200, model.nu))
+    if together is not None:
+        together.wait()  # type: ignore[attr-defined]
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        mujoco.mj_resetData(model, data)
+        for action in actions:
+            data.ctrl[:] = action
+            mujoco.mj_step(model, data, frame_skip)
+        done += len(actions)
+    return done / (time.perf_counter() - began)
+
+
+def _core(seconds: float, together: object, found: object) -> None:
+    found.put(_raw(seconds, together=together))  # type: ignore[attr-defined]
+
+
+def _all_cores(seconds: float) -> float:
+    context = multiprocessing.get_context("spawn")
+    cores = os.cpu_count() or 1
+    together, found = context.Barrier(cores), context.Queue()
+    workers = [context.Process(target=_core, args=(seconds, together, found)) for _ in range(cores)]
+    for worker in workers:
+        worker.start()
+    total = sum(found.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    return total
+
+
+def _ours(count: int) -> Callable[[float], float]:
+    from kshot.rl.control import family
+
+    tasks = family("v5-cheetah-direction")
+    sim = tasks.simulator(np.ones((count, 1)), 1)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (200, count, 6))
+
+    def run(seconds: float) -> float:
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            sim.reset(rng)
+            for action in actions[:100]:
+                sim.step(action)
+            done += 100 * count
+        return done / (time.perf_counter() - began)
+
+    return run
+
+
+def _vector(envs: object, count: int) -> Callable[[float], float]:
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (100, count, 6)).astype(np.float32)
+    envs.reset()  # type: ignore[attr-defined]
+
+    def run(seconds: float) -> float:
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            for action in actions:
+                envs.step(action)  # type: ignore[attr-defined]
+            done += len(actions) * count
+        return done / (time.perf_counter() - began)
+
+    return run
+
+
+def _envpool(count: int) -> Callable[[float], float] | None:
+    try:
+        import envpool
+    except ImportError:
+        return None
+    envs = envpool.make_gymnasium("HalfCheetah-v4", num_envs=count, num_threads=os.cpu_count())
+    return _vector(envs, count)
+
+
+def main(settings: Settings) -> None:
+    """Measure all rows and print the table."""
+    import gymnasium
+
+    one = gymnasium.make_vec("HalfCheetah-v5", num_envs=settings.processes, vectorization_mode="sync")
+    many = gymnasium.make_vec("HalfCheetah-v5", num_envs=settings.processes, vectorization_mode="async")
+    rows: dict[str, Callable[[float], float] | None] = {
+        "mj_step, one core": _raw,
+        "mj_step, all cores": _all_cores,
+        f"kshot, {settings.count}": _ours(settings.count),
+        f"AsyncVectorEnv, {settings.processes}": _vector(many, settings.processes),
+        f"SyncVectorEnv, {settings.processes}": _vector(one, settings.processes),
+        f"EnvPool, {settings.count}": _envpool(settings.count),
+    }
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(settings.rounds):
+        for name, run in rows.items():
+            if run is not None:
+                found[name].append(run(settings.seconds))
+    many.close()
+    limit = statistics.median(found["mj_step, all cores"])
+    print(f"{'':<24}{'steps/s':>10}  share of all cores' mj_step")
+    table = {}
+    for name, values in found.items():
+        if not values:
+            print(f"{name:<24}{'not measured (not installed)':>30}")
+            table[name] = None
+            continue
+        middle = statistics.median(values)
+        table[name] = {"steps_per_second": middle, "share": middle / limit, "rounds": values}
+        print(f"{name:<24}{middle:>10,.0f}  {middle / limit:.2f}   ({min(values):,.0f} to {max(values):,.0f})")
+    if settings.json is not None:
+        command = f"python benchmarks/rl/simulation.py --count {settings.count} --rounds {settings.rounds}"
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        versions = {name: metadata.version(name) for name in ("mujoco", "gymnasium", "numpy")}
+        values = {"command": command, "machine": machine, "versions": versions, "rows": table}
+        settings.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
