@@ -4,9 +4,8 @@
 
 One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a second of wall time:
 
-    mj_step, one core     a loop of `mujoco.mj_step(model, data, 5)` on one core with random actions: the physical limit of
-                          a core
-    mj_step, all cores    the same in a process for each core at once: the limit of the machine, and what the share is of
+    mj_step, one core     a loop of `mujoco.mj_step(model, data, 5)` on one core with random actions: a core's limit
+    mj_step, all cores    the same in a process for each core at once: the machine's limit, of which shares are told
     kshot                 `kshot.rl`: actions in, observations and rewards out
     AsyncVectorEnv        gymnasium's, a process for each environment (as many as stated)
     SyncVectorEnv         gymnasium's, one after another
