@@ -128,7 +128,7 @@ def _envpool(count: int) -> Callable[[float], float] | None:
         import envpool
     except ImportError:
         return None
-    envs = envpool.make_gymnasium("HalfCheetah-v4", num_envs=count, num_threads=os.cpu_count())
+    envs = envpool.make_gymnasium("HalfCheetah-v5", num_envs=count, num_threads=os.cpu_count())
     return _vector(envs, count)
 
 

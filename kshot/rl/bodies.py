@@ -289,6 +289,7 @@ class Walker(Bodies):
     """
 
     file = "walker2d_v5.xml"
+    frame_skip = 10
     stage = "vel"
     joints = ("thigh_joint", "leg_joint", "foot_joint", "thigh_left_joint", "leg_left_joint", "foot_left_joint")
     motors = joints

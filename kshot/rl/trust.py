@@ -126,12 +126,14 @@ class Curvature:
         return self.pull(torch.autograd.grad(self._policy, self._leaf, weighted, retain_graph=True))
 
 
-def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, residual: float = 1e-10) -> Tensor:
-    """x with A x = b for a positive definite A given by its products, after at most `steps` of them.
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], b: Tensor, steps: int, residual: float = 1e-10
+) -> tuple[Tensor, Tensor]:
+    """x with A x = b for a positive definite A given by its products, after at most `steps` of them; and A x.
 
     >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    >>> conjugate_gradient(lambda v: a @ v, a @ torch.tensor([1.0, -1.0], dtype=torch.float64), 2)
-    tensor([ 1.0000, -1.0000], dtype=torch.float64)
+    >>> conjugate_gradient(lambda v: a @ v, a @ torch.tensor([1.0, -1.0], dtype=torch.float64), 2)[0]
+    tensor([ 1., -1.], dtype=torch.float64)
     """
     x, r = torch.zeros_like(b), b.clone()
     p, size = r.clone(), r.dot(r)
@@ -143,7 +145,7 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
         x, r = x + rate * p, r - rate * ap
         smaller = r.dot(r)
         p, size = r + (smaller / size) * p, smaller
-    return x
+    return x, b - r
 
 
 def improve(
@@ -206,8 +208,8 @@ def improve(
 
         return mean(engine.in_threads(count, share, threads)) + region.damping * v
 
-    direction = conjugate_gradient(product, gradient, region.cg_steps)
-    bend = direction.dot(product(direction))
+    direction, bent = conjugate_gradient(product, gradient, region.cg_steps)
+    bend = direction.dot(bent)
     longest = torch.sqrt(2 * region.kl / (bend + 1e-8)).nan_to_num(1.0)
     old = [p.detach().clone() for p in params]
     for k in range(region.tries):

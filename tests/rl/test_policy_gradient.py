@@ -329,7 +329,10 @@ def test_conjugate_gradient_solves() -> None:
     g = seeding.generator(0)
     root = torch.randn(12, 12, generator=g, dtype=torch.float64)
     a, x = root @ root.T + torch.eye(12), torch.randn(12, generator=g, dtype=torch.float64)
-    torch.testing.assert_close(conjugate_gradient(lambda v: a @ v, a @ x, 30, 1e-20), x)
+    for count in (3, 30):
+        found, product = conjugate_gradient(lambda v: a @ v, a @ x, count, 1e-20)
+        torch.testing.assert_close(product, a @ found)
+    torch.testing.assert_close(found, x)
 
 
 @pytest.mark.parametrize("bad", [{"kl": 0.0}, {"rows": 0.0}, {"shrink": 1.0}, {"tries": 0}, {"damping": -1.0}])
