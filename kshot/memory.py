@@ -4,7 +4,7 @@ A second-order meta-gradient keeps the graph of every inner step until the end. 
 of gradient descent, `phi' = phi - lr * dL(phi)`, is one Hessian-vector product, `v <- v - lr * H(phi) v`, and `phi` is
 all it takes to make that graph anew. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
 alone, and is run again when its gradient is wanted. So k steps take the memory of one beside their weights (which are
-small where the network shares them among positions, as convolutions do), for 1.1 to 1.7 times the time. Such functions
+small where the network shares them among positions, as convolutions do), for 1.2 to 1.8 times the time. Such functions
 can be nested: `recomputed` over two steps that are each `recomputed` keeps the weights before every second step alone
 (not under `torch.vmap`: torch 2.13 ends in an internal assertion there).
 

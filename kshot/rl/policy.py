@@ -65,10 +65,18 @@ class GaussianMLP(nn.Module):
         hidden: widths.
         std: initial standard deviation.
         least: the standard deviation does not go below it.
+        last: factor of the last layer's initial weights. With 1 (MAML's code) the means of a robot's policy begin
+            beyond -1..1, where actions are clipped and have no effect; with 0.01 they begin near 0.
     """
 
     def __init__(
-        self, observation: int, action: int, hidden: Sequence[int] = (100, 100), std: float = 1.0, least: float = 1e-6
+        self,
+        observation: int,
+        action: int,
+        hidden: Sequence[int] = (100, 100),
+        std: float = 1.0,
+        least: float = 1e-6,
+        last: float = 1.0,
     ):
         super().__init__()
         self.observation, self.action = observation, action
@@ -77,6 +85,8 @@ class GaussianMLP(nn.Module):
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        with torch.no_grad():
+            self.layers[-1].weight.mul_(last)  # pyright: ignore[reportCallIssue, reportArgumentType]
         self.log_std = nn.Parameter(torch.full((action,), math.log(std)))
         self.least = math.log(least)
 

@@ -30,6 +30,7 @@ class ControlRecipe:
         later: factor of the rate after the first step, at test.
         hidden: widths of the policy's hidden layers.
         std: the policy's standard deviation at the start.
+        last: factor of the initial weights of the policy's last layer.
         test_tasks: tasks of a test.
         test_rollouts: of each test task, after each step.
         test_steps: gradient steps at test.
@@ -44,6 +45,7 @@ class ControlRecipe:
     later: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
     std: float = 1.0
+    last: float = 1.0
     test_tasks: int = 40
     test_rollouts: int = 20
     test_steps: int = 3
@@ -76,7 +78,7 @@ def build(recipe: ControlRecipe) -> PolicyMAML:
     """The learner of a recipe, its weights drawn from `recipe.outer.seed`."""
     tasks = control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
-        policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std)
+        policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std, last=recipe.last)
     kind = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
     adapts = recipe.learner not in ("pretrained", "oracle")
     return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts)
