@@ -172,4 +172,4 @@ def to(task: Task, device: torch.device | str | None = None, dtype: torch.dtype 
         kind = dtype if leaf.is_floating_point() else None
         return leaf.to(device=device, dtype=kind, non_blocking=leaf.is_pinned())
 
-    return Task(Batch(*map(move, task.support)), Batch(*map(move, task.query)))
+    return Task(*(type(part)(*map(move, part)) for part in task))
