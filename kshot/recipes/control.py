@@ -24,7 +24,7 @@ def names() -> list[str]:
 
 
 def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
-    """40 tasks x 20 rollouts (ant direction: 40), one inner step of 0.1 (point: 0.5), KL 0.01 (cheetah direction: 0.02)."""
+    """40 tasks x 20 rollouts (ant direction 40), one step of 0.1 (point 0.5), KL 0.01 (cheetah direction 0.02)."""
     learner: Any = next(n for n in sorted(_LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
     tasks = name.removesuffix(f"-{learner}")
     outer = Outer(steps=_STEPS[tasks], rollouts=40 if tasks == "ant-direction" else 20)
