@@ -32,9 +32,19 @@ class PolicyMAML(Learner):
         first_order: do not differentiate through it (FOMAML).
         adapts: False: the meta-objective is that of the policy before any step. One policy is trained for all tasks,
             which is the paper's "pretrained", and its "oracle" where observations tell the goal.
+        ratio: the inner step's loss is the ratio to the policy that acted, in place of the likelihood, weighted by the
+            advantages. At that policy both have one gradient, so the step is the same, but only the ratio's second
+            derivative is an estimate of the expected return's (Rothfuss et al. 2019, arXiv:1810.06784, section 5).
     """
 
-    def __init__(self, policy: GaussianMLP, inner_lr: float = 0.1, first_order: bool = False, adapts: bool = True):
+    def __init__(
+        self,
+        policy: GaussianMLP,
+        inner_lr: float = 0.1,
+        first_order: bool = False,
+        adapts: bool = True,
+        ratio: bool = False,
+    ):
         super().__init__()
         if not inner_lr >= 0:
             raise ValueError(f"inner_lr={inner_lr}: pass a rate >= 0")
@@ -42,6 +52,7 @@ class PolicyMAML(Learner):
         self.inner_lr = inner_lr
         self.first_order = first_order
         self.adapts = adapts
+        self.ratio = ratio
 
     def init(self) -> Params:
         """The policy's weights."""
@@ -57,8 +68,11 @@ class PolicyMAML(Learner):
         return {name: p - scale * self.inner_lr * slope[name] for name, p in state.items()}
 
     def inner(self, policy: Gaussian, support: Steps) -> Tensor:
-        """The loss of the inner step: minus the likelihood of the actions, weighted by their advantages."""
-        return -(support.weights * support.advantages * policy.log_prob(support.actions)).sum()
+        """The loss of the inner step: minus the likelihood (or ratio) of the actions, weighted by their advantages."""
+        gain = policy.log_prob(support.actions)
+        if self.ratio:
+            gain = (gain - support.acted.log_prob(support.actions)).exp()
+        return -(support.weights * support.advantages * gain).sum()
 
     def adapt_path(self, state: Params, support: Steps) -> list[Params]:  # pyright: ignore
         """Before and after one step."""
@@ -125,15 +139,10 @@ class ProMP(PolicyMAML):
         clip: float = 0.3,
         penalty: float = 5e-4,
     ):
-        super().__init__(policy, inner_lr, first_order, adapts)
+        super().__init__(policy, inner_lr, first_order, adapts, ratio=True)
         if not (clip > 0 and penalty >= 0):
             raise ValueError(f"clip={clip} must be positive and penalty={penalty} not negative")
         self.clip, self.penalty = clip, penalty
-
-    def inner(self, policy: Gaussian, support: Steps) -> Tensor:
-        """Minus the ratio to the policy that acted, weighted by the advantages."""
-        ratio = (policy.log_prob(support.actions) - support.acted.log_prob(support.actions)).exp()
-        return -(support.weights * support.advantages * ratio).sum()
 
     def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
         """See `PolicyMAML.outer`."""

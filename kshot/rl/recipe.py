@@ -27,6 +27,7 @@ class ControlRecipe:
         learner: "maml"; "fomaml", which does not differentiate through the inner step; "e-maml"; "promp"; "pretrained",
             one policy for all tasks; or "oracle", one that sees the goal.
         inner_lr: rate of the inner step.
+        ratio: the inner step's loss by ratios, see `kshot.rl.maml.PolicyMAML` ("promp" always does so).
         later: factor of the rate after the first step, at test.
         hidden: widths of the policy's hidden layers.
         std: the policy's standard deviation at the start.
@@ -42,6 +43,7 @@ class ControlRecipe:
     tasks: str = "cheetah-direction"
     learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle"] = "maml"
     inner_lr: float = 0.1
+    ratio: bool = False
     later: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
     std: float = 1.0
@@ -79,9 +81,10 @@ def build(recipe: ControlRecipe) -> PolicyMAML:
     tasks = control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
         policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std, last=recipe.last)
-    kind = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
+    kind: Any = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
     adapts = recipe.learner not in ("pretrained", "oracle")
-    return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts)
+    own = {} if recipe.learner == "promp" else {"ratio": recipe.ratio}
+    return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts, **own)
 
 
 def settings(recipe: ControlRecipe) -> dict[str, Any]:
