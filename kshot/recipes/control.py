@@ -54,8 +54,6 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     if budget == "quick" and outer.method == "trpo":
         outer = replace(outer, rows=0.2)
         recipe = _differs(recipe, "a fifth of the samples in the products with the curvature")
-        if learner in ("maml", "e-maml"):
-            recipe = _differs(replace(recipe, ratio=True), "the inner step's loss by ratios")
     elif budget == "quick":
         outer = replace(outer, steps=outer.steps // 2)
         recipe = _differs(recipe, f"{outer.steps} outer steps")
