@@ -15,7 +15,7 @@ _V5 = dict.fromkeys(
 )
 _BODIES = {"ant-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
-_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle")
+_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2")
 
 
 def names() -> list[str]:
@@ -47,6 +47,14 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     elif learner == "promp":
         outer = replace(outer, method="ppo")
         recipe = replace(recipe, source="Rothfuss et al. 2019, arXiv:1810.06784, and its code")
+    elif learner == "rl2":  # as many steps of the environment as the others' two rounds
+        outer = replace(outer, method="ppo", rollouts=outer.rollouts // 2)
+        recipe = replace(
+            recipe,
+            hidden=(100,),
+            source="Duan et al. 2016, arXiv:1611.02779; trials and steps of the environment as MAML's",
+            differs="PPO in place of TRPO; trials of 4 rollouts",
+        )
     elif learner == "e-maml":
         recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
     elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two

@@ -8,13 +8,16 @@ advantages; the outer objective the same with ratios to the policy that acted, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kshot.core import Learner, Metrics
+from kshot.core import Metrics, Task, Trajectory
 from kshot.learners._inner import gradient
+from kshot.rl import returns
+from kshot.rl.learner import PolicyLearner
 
 if TYPE_CHECKING:
     from kshot.rl.policy import Gaussian, GaussianMLP, Params
@@ -23,7 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["EMAML", "PolicyMAML", "ProMP"]
 
 
-class PolicyMAML(Learner):
+class Feedforward:
+    """A policy without memory at work; see `kshot.rl.learner.Actor`."""
+
+    def __init__(self, policy: GaussianMLP, params: Params):
+        self.policy, self.params, self.width = policy, params, policy.action
+
+    def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
+        """See `Actor.react`."""
+        return x, self.policy.distribution(self.params, x)
+
+    def saw(self, actions: Tensor, rewards: Tensor, alive: Tensor) -> None:
+        """It remembers nothing."""
+
+
+class PolicyMAML(PolicyLearner):
     """`adapt` takes one step on the rollouts of one task; further steps fold in further rollouts.
 
     Args:
@@ -49,9 +66,11 @@ class PolicyMAML(Learner):
         if not inner_lr >= 0:
             raise ValueError(f"inner_lr={inner_lr}: pass a rate >= 0")
         self.policy = policy
+        self.observation, self.action = policy.observation, policy.action
         self.inner_lr = inner_lr
-        self.first_order = first_order
+        self.first_order = self.surrogate = first_order
         self.adapts = adapts
+        self.rounds = 2 if adapts else 1
         self.ratio = ratio
 
     def init(self) -> Params:
@@ -77,6 +96,19 @@ class PolicyMAML(Learner):
     def adapt_path(self, state: Params, support: Steps) -> list[Params]:  # pyright: ignore
         """Before and after one step."""
         return [state, self.adapt(state, support)]
+
+    def actor(self, states: Params) -> Feedforward:
+        """See `PolicyLearner.actor`."""
+        return Feedforward(self.policy, states)
+
+    def digest(self, trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Steps:
+        """`Steps` with a leading T."""
+        return returns.digest(trajectory, discount, lam)
+
+    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task:
+        """`Steps` before the inner step as the support and after it as the query; one set is both."""
+        digests = [self.digest(trajectory, discount, lam) for trajectory in trajectories]
+        return Task(digests[0], digests[-1])  # pyright: ignore
 
     def predict(self, state: Params, x: Tensor) -> Gaussian:  # pyright: ignore
         """The distribution of actions at observations `[M, D]`."""

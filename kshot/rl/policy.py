@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,9 @@ class GaussianMLP(nn.Module):
         hidden: widths.
         std: initial standard deviation.
         least: the standard deviation does not go below it.
+        activation: of the hidden layers, "relu" or "tanh".
+        init: of the weights: "xavier", as in MAML's code, or "uniform", within 1 / sqrt(inputs), as torch has it, which
+            makes smaller actions at first (see docs/control.md).
         last: factor of the last layer's initial weights. With 1 (MAML's code) the means of a robot's policy begin
             beyond -1..1, where actions are clipped and have no effect; with 0.01 they begin near 0.
     """
@@ -77,12 +80,19 @@ class GaussianMLP(nn.Module):
         std: float = 1.0,
         least: float = 1e-6,
         last: float = 1.0,
+        activation: Literal["relu", "tanh"] = "relu",
+        init: Literal["xavier", "uniform"] = "xavier",
     ):
         super().__init__()
+        if activation not in ("relu", "tanh"):
+            raise ValueError(f"activation must be 'relu' or 'tanh', got {activation!r}")
+        if init not in ("xavier", "uniform"):
+            raise ValueError(f"init must be 'xavier' or 'uniform', got {init!r}")
+        self.activation = activation
         self.observation, self.action = observation, action
         sizes = [observation, *hidden, action]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        for layer in self.layers:
+        for layer in self.layers if init == "xavier" else ():
             nn.init.xavier_uniform_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         with torch.no_grad():
@@ -96,7 +106,7 @@ class GaussianMLP(nn.Module):
         """
         for k in range(len(self.layers)):
             if k:
-                x = x.relu()
+                x = x.relu() if self.activation == "relu" else x.tanh()
             x = x @ params[f"layers.{k}.weight"].mT + params[f"layers.{k}.bias"].unsqueeze(-2)
         return Gaussian(x, params["log_std"].clamp_min(self.least).unsqueeze(-2))
 

@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from kshot import checkpoint, seeding
 from kshot.rl.control import Control, family
+from kshot.rl.learner import PolicyLearner
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import GaussianMLP
+from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.rl.train import Outer
 from kshot.train import restore_learner
 
@@ -25,13 +27,16 @@ class ControlRecipe:
     Attributes:
         tasks: a family of control tasks: "cheetah-direction", ...
         learner: "maml"; "fomaml", which does not differentiate through the inner step; "e-maml"; "promp"; "pretrained",
-            one policy for all tasks; or "oracle", one that sees the goal.
+            one policy for all tasks; "oracle", one that sees the goal; or "rl2", one with a memory.
         inner_lr: rate of the inner step.
         ratio: the inner step's loss by ratios, see `kshot.rl.maml.PolicyMAML` ("promp" always does so).
         later: factor of the rate after the first step, at test.
-        hidden: widths of the policy's hidden layers.
+        hidden: widths of the policy's hidden layers ("rl2": the last is the memory's).
+        episodes: rollouts of a trial in training ("rl2").
         std: the policy's standard deviation at the start.
         last: factor of the initial weights of the policy's last layer.
+        activation: of the policy's hidden layers.
+        init: of the policy's weights, "xavier" or "uniform".
         test_tasks: tasks of a test.
         test_rollouts: of each test task, after each step.
         test_steps: gradient steps at test.
@@ -41,13 +46,16 @@ class ControlRecipe:
     """
 
     tasks: str = "cheetah-direction"
-    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle"] = "maml"
+    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2"] = "maml"
     inner_lr: float = 0.1
     ratio: bool = False
     later: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
+    episodes: int = 4
     std: float = 1.0
     last: float = 1.0
+    activation: Literal["relu", "tanh"] = "relu"
+    init: Literal["xavier", "uniform"] = "xavier"
     test_tasks: int = 40
     test_rollouts: int = 20
     test_steps: int = 3
@@ -58,14 +66,14 @@ class ControlRecipe:
     @property
     def name(self) -> str:
         """As tables show it: "maml-trpo"."""
-        own = self.learner in ("pretrained", "oracle", "promp")
+        own = self.learner in ("pretrained", "oracle", "promp", "rl2")
         return self.learner if own else f"{self.learner}-{self.outer.method}"
 
 
 class PolicyRun(NamedTuple):
     """A trained policy with its recipe and the checkpoint's info."""
 
-    learner: PolicyMAML
+    learner: PolicyLearner
     recipe: ControlRecipe
     info: dict[str, Any]
     folder: Path
@@ -76,11 +84,23 @@ def control(recipe: ControlRecipe) -> Control:
     return family(recipe.tasks, seen=recipe.learner == "oracle")
 
 
-def build(recipe: ControlRecipe) -> PolicyMAML:
+def build(recipe: ControlRecipe) -> PolicyLearner:
     """The learner of a recipe, its weights drawn from `recipe.outer.seed`."""
     tasks = control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
-        policy = GaussianMLP(tasks.observation, tasks.action, recipe.hidden, recipe.std, last=recipe.last)
+        if recipe.learner == "rl2":
+            gated = GaussianGRU(tasks.observation, tasks.action, recipe.hidden[-1], recipe.std)
+            return RL2(gated, recipe.episodes)
+        policy = GaussianMLP(
+            tasks.observation,
+            tasks.action,
+            recipe.hidden,
+            recipe.std,
+            1e-6,
+            recipe.last,
+            recipe.activation,
+            recipe.init,
+        )
     kind: Any = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
     adapts = recipe.learner not in ("pretrained", "oracle")
     own = {} if recipe.learner == "promp" else {"ratio": recipe.ratio}

@@ -16,7 +16,7 @@ from torch import Tensor
 from kshot.core import Trajectory
 from kshot.rl.policy import Gaussian
 
-__all__ = ["Steps", "advantages", "baseline", "digest", "discounted"]
+__all__ = ["Steps", "advantages", "baseline", "digest", "discounted", "standardised"]
 
 
 class Steps(NamedTuple):
@@ -94,10 +94,9 @@ def advantages(rewards: Tensor, values: Tensor, alive: Tensor, discount: float, 
     return discounted((rewards + discount * after - values) * alive, discount * lam)
 
 
-def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Steps:
-    """The steps of T tasks `[T, N, ...]`, with advantages of mean 0 and deviation 1 within each task.
-
-    N is that of the task whose rollouts lived longest; the others are filled up with rows of weight 0.
+def standardised(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Advantages `[T, R, H]` of mean 0 and deviation 1 over each task's steps, and weights `[T, R, H]` of sum 1 over
+    them: equal for the steps that took place, 0 for the others.
 
     Args:
         trajectory: a leading T on every leaf.
@@ -107,17 +106,30 @@ def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> 
     alive = trajectory.alive
     rewards = trajectory.rewards.double() * alive
     values = baseline(trajectory.observations, discounted(rewards, discount), alive)
-    good = advantages(rewards, values, alive, discount, lam).flatten(1)  # [T, R * H]
-    alive = alive.flatten(1)
-    weights = alive / alive.sum(1, keepdim=True).clamp_min(1)
-    centred = (good - (good * weights).sum(1, keepdim=True)) * alive
-    spread = (centred.square() * weights).sum(1, keepdim=True).sqrt()
+    good = advantages(rewards, values, alive, discount, lam)
+    weights = alive / alive.sum((1, 2), keepdim=True).clamp_min(1)
+    centred = (good - (good * weights).sum((1, 2), keepdim=True)) * alive
+    spread = (centred.square() * weights).sum((1, 2), keepdim=True).sqrt()
+    dtype = trajectory.observations.dtype
+    return (centred / (spread + 1e-8)).to(dtype), weights.to(dtype)
+
+
+def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Steps:
+    """The steps of T tasks `[T, N, ...]`, with standardised advantages.
+
+    N is that of the task whose rollouts lived longest; the others are filled up with rows of weight 0.
+
+    Args:
+        trajectory, discount, lam: see `standardised`.
+    """
+    good, weights = standardised(trajectory, discount, lam)
+    alive = trajectory.alive.flatten(1)
     longest = int(alive.sum(1).max())
     # Steps that took place first, in their order; a stable sort, so that equal rollouts give equal rows.
     order = None if longest == alive.shape[1] else alive.logical_not().to(torch.int8).argsort(dim=1, stable=True)
 
     def rows(leaf: Tensor) -> Tensor:
-        leaf = leaf.flatten(1, 2) if leaf.ndim > 2 else leaf
+        leaf = leaf.flatten(1, 2)
         if order is None:
             return leaf
         index = order[:, :longest]
@@ -125,13 +137,13 @@ def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> 
             leaf.gather(1, index) if leaf.ndim == 2 else leaf.gather(1, index[..., None].expand(-1, -1, leaf.shape[2]))
         )
 
-    dtype, total = trajectory.observations.dtype, rewards.sum(-1).mean(-1)  # [T]
+    total = (trajectory.rewards.double() * trajectory.alive).sum(-1).mean(-1)  # [T]
     return Steps(
         rows(trajectory.observations),
         rows(trajectory.actions),
-        rows((centred / (spread + 1e-8)).to(dtype)),
-        rows(weights.to(dtype)),
+        rows(good),
+        rows(weights),
         rows(trajectory.mean),
         trajectory.log_std,
-        ((total - total.mean()) / (total.std(correction=0) + 1e-8)).to(dtype),
+        ((total - total.mean()) / (total.std(correction=0) + 1e-8)).to(good.dtype),
     )

@@ -1,7 +1,7 @@
 """Acting: the rollouts of many tasks at once, each task under weights of its own.
 
-trajectory = collect(policy, params, simulator, horizon, generator)       # a Trajectory with a leading T
-trajectory.returns                                                        # [T, R]
+trajectory = collect(learner.actor(states), simulator, horizon, generator)     # a Trajectory with a leading T
+returns(trajectory)                                                            # [T]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from kshot.core import Trajectory
 
 if TYPE_CHECKING:
-    from kshot.rl.policy import GaussianMLP, Params
+    from kshot.rl.learner import Actor
     from kshot.rl.sim import Simulator
 
 __all__ = ["Clock", "collect", "returns"]
@@ -40,18 +40,12 @@ class Clock:
 
 
 def collect(
-    policy: GaussianMLP,
-    params: Params,
-    simulator: Simulator,
-    horizon: int,
-    generator: torch.Generator,
-    clock: Clock | None = None,
+    actor: Actor, simulator: Simulator, horizon: int, generator: torch.Generator, clock: Clock | None = None
 ) -> Trajectory:
     """A rollout of each simulation: a Trajectory with a leading T, as many tasks as the simulator has.
 
     Args:
-        policy: draws the actions.
-        params: its weights, `{name: [...]}` for all tasks or `{name: [T, ...]}`.
+        actor: draws the actions.
         simulator: n = T * R simulations.
         horizon: H.
         generator: draws initial states and actions.
@@ -64,26 +58,27 @@ def collect(
     with torch.no_grad():
         with clock.on("simulation"):
             observed = simulator.reset(rng)
-        observations = torch.zeros(*shape, observed.shape[1])
         rewards, alive = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-        width = policy.action
-        noise = torch.randn(horizon, tasks, rollouts, width, generator=generator)
-        actions, means = torch.zeros(*shape, width), torch.zeros(*shape, width)
+        noise = torch.randn(horizon, tasks, rollouts, actor.width, generator=generator)
+        actions, means = torch.zeros(*shape, actor.width), torch.zeros(*shape, actor.width)
+        observations = log_std = torch.zeros(0)
         for h in range(horizon):
             with clock.on("policy"):
-                x = torch.from_numpy(observed).view(tasks, rollouts, -1).float()
-                what = policy.distribution(params, x)
+                x, what = actor.react(torch.from_numpy(observed).view(tasks, rollouts, -1).float())
                 action = what.sample(noise[h])
+                if h == 0:
+                    observations = x.new_zeros(*shape, x.shape[-1])
+                    log_std = what.log_std.expand(tasks, 1, actor.width).clone()
                 observations[:, :, h], actions[:, :, h], means[:, :, h] = x, action, what.mean
                 alive[:, :, h] = torch.from_numpy(simulator.alive).view(tasks, rollouts)
                 given = action.flatten(0, 1).double().numpy()
             with clock.on("simulation"):
                 observed, paid = simulator.step(given)
             rewards[:, :, h] = torch.from_numpy(paid).view(tasks, rollouts)
+            actor.saw(action, rewards[:, :, h], alive[:, :, h])
             if not simulator.alive.any():
                 break
-        log_std = policy.distribution(params, observations[:, :, 0]).log_std.expand(tasks, 1, width)
-    return Trajectory(observations, actions, rewards, alive, means, log_std.clone())
+    return Trajectory(observations, actions, rewards, alive, means, log_std)
 
 
 def returns(trajectory: Trajectory) -> torch.Tensor:

@@ -25,17 +25,14 @@ from torch import Tensor
 from kshot import checkpoint, engine, seeding, tree
 from kshot.core import Task
 from kshot.evaluate import interval95
-from kshot.rl.returns import digest
+from kshot.rl.learner import PolicyLearner, act, adapt_all
+from kshot.rl.maml import PolicyMAML
 from kshot.rl.rollouts import Clock, collect, returns
 from kshot.rl.trust import Region, Update, improve
 from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run, restore_learner, trim_records
 
 if TYPE_CHECKING:
-    from kshot.core import Trajectory
     from kshot.rl.control import Array, Control
-    from kshot.rl.maml import PolicyMAML
-    from kshot.rl.policy import Params
-    from kshot.rl.returns import Steps
 
 __all__ = ["Curve", "Outer", "evaluate", "meta_train"]
 
@@ -95,7 +92,7 @@ class Outer:
 
 
 def meta_train(
-    learner: PolicyMAML,
+    learner: PolicyLearner,
     family: Control,
     outer: Outer | None = None,
     *,
@@ -180,13 +177,13 @@ def meta_train(
         save(start)
 
 
-def check_fits(learner: PolicyMAML, family: Control) -> None:
+def check_fits(learner: PolicyLearner, family: Control) -> None:
     """Refuse a policy of another observation or action size than the tasks'.
 
     Raises:
         ValueError: with both sizes.
     """
-    own, theirs = (learner.policy.observation, learner.policy.action), (family.observation, family.action)
+    own, theirs = (learner.observation, learner.action), (family.observation, family.action)
     if own != theirs:
         raise ValueError(
             f"the policy takes {own[0]} observed numbers and gives {own[1]} actions, but {family.name} has {theirs[0]} "
@@ -195,53 +192,30 @@ def check_fits(learner: PolicyMAML, family: Control) -> None:
 
 
 def _act(
-    learner: PolicyMAML, family: Control, goals: Array, outer: Outer, step: int, clock: Clock
+    learner: PolicyLearner, family: Control, goals: Array, outer: Outer, step: int, clock: Clock
 ) -> tuple[Task, dict[str, float]]:
-    """Support and query of a batch of tasks, and what they tell."""
-    simulator = family.simulator(goals, outer.rollouts, torch.get_num_threads())
-    params: Params = tree.detach(learner.init())
-
-    def act(params: Params, purpose: str) -> tuple[Steps, Trajectory]:
-        generator = seeding.generator(outer.seed, purpose, step)
-        trajectory = collect(learner.policy, params, simulator, family.horizon, generator, clock)
-        with clock.on("baseline"):
-            return digest(trajectory, outer.discount, outer.lam), trajectory
-
-    if not learner.adapts:
-        query, acted = act(params, "query")
-        mean = float(returns(acted).mean())
-        found = {"return_before": mean, "return_after": mean, "steps": float(acted.alive.sum())}
-        return Task(query, query), found  # pyright: ignore
-    support, before = act(params, "support")
-    with clock.on("adapt"):
-        adapted = adapt_all(learner, params, support)
-    query, after = act(adapted, "query")
-    found = {"return_before": float(returns(before).mean()), "return_after": float(returns(after).mean())}
-    return Task(support, query), {**found, "steps": float(before.alive.sum() + after.alive.sum())}  # pyright: ignore
-
-
-def adapt_all(learner: PolicyMAML, states: Params, support: Steps, scale: float = 1.0) -> Params:
-    """`{name: [T, ...]}` after a step on each task's rollouts, from one state or from one for each task; no graph."""
-    batched = next(iter(states.values())).ndim > next(iter(learner.init().values())).ndim
-
-    def share(first: int, last: int) -> list[Params]:
-        with torch.no_grad():
-            return [
-                learner.adapt(tree.index(states, t) if batched else states, tree.index(support, t), scale)
-                for t in range(first, last)
-            ]
-
-    return tree.stack([state for part in engine.in_threads(len(support.x), share) for state in part])
+    """All rounds of a batch of tasks, and what they tell."""
+    last = learner.rounds - 1
+    purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]
+    generators = [seeding.generator(outer.seed, purpose, step) for purpose in purposes]
+    found = act(learner, family, goals, outer.rollouts, generators, outer.discount, outer.lam, clock)
+    with clock.on("baseline"):
+        task = learner.experience(found, outer.discount, outer.lam)
+    paid = [float(returns(trajectory).mean()) for trajectory in found]
+    steps = sum(float(trajectory.alive.sum()) for trajectory in found)
+    return task, {"return_before": paid[0], "return_after": paid[-1], "steps": steps}
 
 
 def _outer_step(
-    learner: PolicyMAML, task: Task, outer: Outer, optimizer: torch.optim.Optimizer | None, rows: torch.Generator
+    learner: PolicyLearner, task: Task, outer: Outer, optimizer: torch.optim.Optimizer | None, rows: torch.Generator
 ) -> Update:
     if optimizer is None:
+        assert isinstance(learner, PolicyMAML)
         return improve(learner, task, outer.region, rows)
+    plan = engine.Plan(learner.strategy, chunk_size=10 if learner.strategy == "vmap" else None)
     found: list[Update] = []
     for _ in range(outer.epochs if outer.method == "ppo" else 1):
-        gradients, outcome = engine.meta_gradient(learner, task, engine.Plan("threads"))
+        gradients, outcome = engine.meta_gradient(learner, task, plan)
         for name, param in learner.named_parameters():
             param.grad = gradients[name]
         optimizer.step()
@@ -253,7 +227,7 @@ def _outer_step(
 
 
 def _go_on(
-    learner: PolicyMAML,
+    learner: PolicyLearner,
     optimizer: torch.optim.Optimizer | None,
     outer: Outer,
     settings: dict[str, Any],
@@ -307,7 +281,7 @@ class Curve:
 
 
 def evaluate(
-    learner: PolicyMAML,
+    learner: PolicyLearner,
     family: Control,
     num_tasks: int = 40,
     rollouts: int = 20,
@@ -343,15 +317,15 @@ def evaluate(
     began = time.perf_counter()
     goals = family.sample(seeding.generator(seed, "test goals"), num_tasks)
     simulator = family.simulator(goals, rollouts, torch.get_num_threads())
-    state: Params = tree.detach(learner.init())
+    state = tree.detach(learner.init())
     rates = [learner.inner_lr * (later if k else 1.0) for k in range(steps)]
     found: list[Tensor] = []
     for k in range(steps + 1):
         generator = seeding.generator(seed, "test rollouts", k)
-        trajectory = collect(learner.policy, state, simulator, family.horizon, generator)
+        trajectory = collect(learner.actor(state), simulator, family.horizon, generator)
         found.append(returns(trajectory))
         if k < steps:
-            state = adapt_all(learner, state, digest(trajectory, discount, lam), later if k else 1.0)
+            state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
         if progress is not None:
             progress(k + 1, steps + 1)
     return Curve(

@@ -19,12 +19,12 @@ import torch
 from kshot import checkpoint, seeding, tree
 from kshot.rl.bodies import Bodies
 from kshot.rl.control import Array, Control, Mujoco, Seen, needs_mujoco
-from kshot.rl.returns import digest
+from kshot.rl.learner import adapt_all
 from kshot.rl.rollouts import collect
-from kshot.rl.train import adapt_all, check_fits
+from kshot.rl.train import check_fits
 
 if TYPE_CHECKING:
-    from kshot.rl.maml import PolicyMAML
+    from kshot.rl.learner import PolicyLearner
     from kshot.rl.sim import Simulator
 
 __all__ = ["Camera", "NoOpenGL", "film"]
@@ -115,7 +115,7 @@ def _opengl(width: int, height: int) -> Any:
 
 
 def film(
-    learner: PolicyMAML,
+    learner: PolicyLearner,
     tasks: Control,
     goal: Sequence[float] | Array,
     path: Path | str,
@@ -162,13 +162,13 @@ def film(
     for k in range(steps):
         simulator = tasks.simulator(goals, rollouts, torch.get_num_threads())
         generator = seeding.generator(seed, "film", k)
-        trajectory = collect(learner.policy, state, simulator, tasks.horizon, generator)
-        state = adapt_all(learner, state, digest(trajectory), later if k else 1.0)
-    after = tree.index(state, 0) if steps else before
+        trajectory = collect(learner.actor(state), simulator, tasks.horizon, generator)
+        state = adapt_all(learner, state, learner.digest(trajectory), later if k else 1.0)
+    after = learner.single(tree.index(state, 0)) if steps else before
     halves, paid = [], []
     try:
-        for params in (before, after):
-            frames, total = _filmed(learner, params, tasks, goals, camera, seed)
+        for state in (before, after):
+            frames, total = _filmed(learner, state, tasks, goals, camera, seed)
             halves.append(frames)
             paid.append(total)
     finally:
@@ -192,16 +192,18 @@ def film(
 
 
 def _filmed(
-    learner: PolicyMAML, params: Any, tasks: Control, goals: Array, camera: Camera, seed: int
+    learner: PolicyLearner, state: Any, tasks: Control, goals: Array, camera: Camera, seed: int
 ) -> tuple[list[Any], float]:
     """Pictures and return of one rollout of the policy's mean actions."""
     simulator = tasks.simulator(goals, 1, 1)
-    observed = simulator.reset(np.random.default_rng(seed))
+    observed, actor = simulator.reset(np.random.default_rng(seed)), learner.actor(state)
     frames, total = [camera.frame(simulator, 0)], 0.0
     for _ in range(tasks.horizon):
         with torch.no_grad():
-            action = learner.policy.distribution(params, torch.from_numpy(observed).float()).mean
-        observed, rewards = simulator.step(action.double().numpy())
+            action = actor.react(torch.from_numpy(observed).float()[None])[1].mean  # [1, 1, A]
+        alive = torch.from_numpy(simulator.alive)[None]
+        observed, rewards = simulator.step(action[0].double().numpy())
+        actor.saw(action, torch.from_numpy(rewards).float()[None], alive)
         total += float(rewards[0])
         frames.append(camera.frame(simulator, 0))
         if not simulator.alive[0]:

@@ -1,0 +1,171 @@
+"""What the outer loop of meta reinforcement learning asks of a learner, beyond the contract: how it acts.
+
+states = learner.init()
+for k in range(learner.rounds):                       # sets of rollouts of a task
+    trajectory = collect(learner.actor(states), simulator, horizon, generator)
+    states = ...                                      # adapt, task by task, on learner.digest(trajectory)
+task = learner.experience(trajectories)               # what `loss` is taken of
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from kshot import engine, tree
+from kshot.core import Learner, Metrics, Task, Trajectory
+from kshot.rl.rollouts import Clock, collect, returns
+
+if TYPE_CHECKING:
+    from kshot.rl.control import Array, Control
+    from kshot.rl.policy import Gaussian
+
+__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all"]
+
+
+class Actor(Protocol):
+    """A policy at work in T tasks x R rollouts, from their start to their end.
+
+    Attributes:
+        width: A, the numbers of an action.
+    """
+
+    width: int
+
+    def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
+        """What the policy takes in at observations `[T, R, D]`, and the distribution of its actions `[T, R, A]`."""
+        ...
+
+    def saw(self, actions: Tensor, rewards: Tensor, alive: Tensor) -> None:
+        """What became of actions `[T, R, A]`: rewards `[T, R]`, and in which rollouts they took place `[T, R]`."""
+        ...
+
+
+class PolicyLearner(Learner):
+    """A learner of control tasks.
+
+    Attributes:
+        observation, action: D and A of the tasks that it is made for.
+        rounds: sets of rollouts of each task in one outer step; the learner adapts between them.
+        inner_lr: the rate of an inner step, where there is one.
+        strategy: how the engine works on its tasks.
+    """
+
+    observation: int
+    action: int
+    rounds: int = 2
+    inner_lr: float = 0.0
+    strategy: ClassVar[Literal["threads", "vmap"]] = "threads"
+
+    @abstractmethod
+    def actor(self, states: Any) -> Actor:
+        """Who acts under one state for all tasks, or one for each `[T, ...]`."""
+
+    @abstractmethod
+    def digest(self, trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Any:
+        """What `adapt` takes, with a leading T, of the rollouts of T tasks."""
+
+    @abstractmethod
+    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task:
+        """What `loss` takes, with a leading T, of all rounds of T tasks."""
+
+    def single(self, state: Any) -> Any:
+        """A task's state for one rollout alone, where rollouts have states of their own."""
+        return state
+
+    @abstractmethod
+    def loss(self, task: Task) -> tuple[Tensor, Metrics]:
+        """The meta-objective of ONE task; its metrics are "kl", the divergence from the policy that acted, and
+        "entropy".
+        """
+
+
+def adapt_all(learner: PolicyLearner, states: Any, support: Any, scale: float = 1.0) -> Any:
+    """The states `[T, ...]` after each task's rollouts, from one state or from one for each task; no graph.
+
+    Args:
+        learner: adapts.
+        states: one for all tasks, or with a leading T.
+        support: the digest of the rollouts, with a leading T.
+        scale: factor of the inner rate, where there is one.
+    """
+    batched = tree.leaves(states)[0].ndim > tree.leaves(learner.init())[0].ndim
+    options = {} if scale == 1.0 else {"scale": scale}
+
+    def share(first: int, last: int) -> list[Any]:
+        with torch.no_grad():
+            return [
+                learner.adapt(tree.index(states, t) if batched else states, tree.index(support, t), **options)
+                for t in range(first, last)
+            ]
+
+    parts = engine.in_threads(len(tree.leaves(support)[0]), share)
+    return tree.stack([state for part in parts for state in part])
+
+
+def act(
+    learner: PolicyLearner,
+    family: Control,
+    goals: Array,
+    rollouts: int,
+    generators: Sequence[torch.Generator],
+    discount: float = 0.99,
+    lam: float = 1.0,
+    clock: Clock | None = None,
+) -> list[Trajectory]:
+    """All rounds of rollouts of a batch of tasks, the learner adapting between them.
+
+    Args:
+        learner: acts.
+        family: the tasks are of.
+        goals: `[T, G]` the tasks.
+        rollouts: R, of each task in each round.
+        generators: one for each round.
+        discount, lam: of the advantages.
+        clock: counts "simulation", "policy" and "adapt".
+    """
+    clock = clock or Clock()
+    simulator = family.simulator(goals, rollouts, torch.get_num_threads())
+    states, found = tree.detach(learner.init()), []
+    for k, generator in enumerate(generators):
+        if k:
+            with clock.on("adapt"):
+                states = adapt_all(learner, states, learner.digest(found[-1], discount, lam))
+        found.append(collect(learner.actor(states), simulator, family.horizon, generator, clock))
+    return found
+
+
+class Rollouts:
+    """A distribution of tasks whose data are what a learner acted in them (`kshot.testing.check_learner` takes it).
+
+    Args:
+        family: of control tasks.
+        learner: acts.
+        rollouts: R of each task in each round.
+    """
+
+    classification = False
+
+    def __init__(self, family: Control, learner: PolicyLearner, rollouts: int = 4):
+        self.family, self.learner, self.rollouts = family, learner, rollouts
+        self.input_shape = (family.observation,)
+
+    def by(self, learner: PolicyLearner) -> Rollouts:
+        """The same tasks, acted in by another learner."""
+        return Rollouts(self.family, learner, self.rollouts)
+
+    def _act(self, generator: torch.Generator, num_tasks: int) -> list[Trajectory]:
+        goals = self.family.sample(generator, num_tasks)
+        return act(self.learner, self.family, goals, self.rollouts, [generator] * self.learner.rounds)
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+        """`num_tasks` tasks: what `learner.loss` takes, with a leading T."""
+        return self.learner.experience(self._act(generator, num_tasks))
+
+    def returns(self, generator: torch.Generator, num_tasks: int) -> Tensor:
+        """`[T]` the mean return of each task's last round."""
+        return returns(self._act(generator, num_tasks)[-1])

@@ -1,0 +1,74 @@
+"""The public contract test on the learners of control tasks, and how many checks ran for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from kshot.rl.learner import PolicyLearner, Rollouts
+from kshot.rl.maml import EMAML, PolicyMAML, ProMP
+from kshot.rl.paper import Point
+from kshot.rl.policy import GaussianMLP
+from kshot.rl.recurrent import RL2, GaussianGRU
+from kshot.testing import LEARNER_CHECKS, ContractError, check_learner
+
+CUDA = int(torch.cuda.is_available())
+
+
+class Corner(Point):
+    """Goals in one corner, rollouts of 12 steps."""
+
+    horizon = 12
+    low, high = 0.3, 0.5
+
+
+def policy() -> GaussianMLP:
+    return GaussianMLP(2, 2, (8,), activation="tanh", last=0.1)
+
+
+# Not run, by design: six checks of classes; device (no CUDA); folding where not claimed; finite_difference where the
+# gradient is an estimator; support_order and queries_are_independent where each trial has a memory of its own.
+LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
+    "maml": (lambda: PolicyMAML(policy(), 0.3), 16),
+    "maml by ratios": (lambda: PolicyMAML(policy(), 0.3, ratio=True), 16),
+    "fomaml": (lambda: PolicyMAML(policy(), 0.3, first_order=True), 15),
+    "e-maml": (lambda: EMAML(policy(), 0.3), 16),
+    "promp": (lambda: ProMP(policy(), 0.3), 16),
+    "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 16),
+    "rl2": (lambda: RL2(GaussianGRU(2, 2, 8), episodes=2), 15),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learner(name: str) -> None:
+    make, expected = LEARNERS[name]
+    torch.manual_seed(0)
+    report = check_learner(make, Rollouts(Corner(), make(), 3))
+    assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS)
+    assert len(report.ran) == expected + CUDA, report
+
+
+def test_a_learner_that_goes_the_wrong_way_is_caught() -> None:
+    class Wrong(PolicyMAML):
+        def loss(self, task):
+            loss, metrics = super().loss(task)
+            return -loss, metrics
+
+    with pytest.raises(ContractError, match="the returns in 24 tasks changed"):
+        check_learner(
+            lambda: Wrong(policy(), 0.3), Rollouts(Corner(), Wrong(policy(), 0.3), 3), only=["better_than_chance"]
+        )
+
+
+def test_a_memory_that_forgets_is_caught() -> None:
+    class Forgets(RL2):
+        def adapt(self, state, support, scale=1.0):  # pyright: ignore
+            return super().adapt(self.init(), support)
+
+    def make() -> Forgets:
+        return Forgets(GaussianGRU(2, 2, 8), episodes=2)
+
+    with pytest.raises(ContractError, match="adapting on two halves in turn differs"):
+        check_learner(make, Rollouts(Corner(), make(), 3), only=["folding"])

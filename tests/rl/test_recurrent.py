@@ -1,0 +1,132 @@
+"""RL2: the unit beside torch's, acting beside adapting, trials whose rollouts end early, and that it learns a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kshot import seeding, tree
+from kshot.core import Trajectory
+from kshot.rl.learner import act
+from kshot.rl.paper import Point
+from kshot.rl.recurrent import RL2, GaussianGRU, Memory, digest
+from kshot.rl.train import Outer, evaluate, meta_train
+
+
+class Short(Point):
+    horizon = 15
+
+
+class Ends(Point):
+    """Half of the rollouts end early: a step of length 0.1 reaches goals this near."""
+
+    horizon = 15
+    low, high = -0.02, 0.02
+
+
+def learner(episodes: int = 2, hidden: int = 8) -> RL2:
+    with seeding.seeded(0, "weights"):
+        return RL2(GaussianGRU(2, 2, hidden), episodes)
+
+
+def test_the_unit_is_torchs() -> None:
+    policy = GaussianGRU(3, 2, 5).double()
+    theirs = nn.GRU(5, 5).double()
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(policy.gates.weight)
+        theirs.bias_ih_l0.copy_(policy.gates.bias)
+        theirs.weight_hh_l0.copy_(policy.recurrent.weight)
+        theirs.bias_hh_l0.copy_(policy.recurrent.bias)
+    x, hidden = torch.randn(4, 9, 7).double(), torch.randn(4, 5).double()
+    wanted, _ = theirs(policy.into(x).relu().transpose(0, 1), hidden[None])
+    torch.testing.assert_close(policy(x, hidden), wanted.transpose(0, 1))
+
+
+def rounds(own: RL2, family: Any, rollouts: int = 6) -> list[Trajectory]:
+    goals = family.sample(seeding.generator(0, "goals"), 3)
+    return act(own, family, goals, rollouts, [seeding.generator(0, "round", k) for k in range(own.rounds)])
+
+
+def test_adapting_on_what_was_acted_gives_the_memory_that_acted() -> None:
+    """The second round begins with the memory at the end of the first, also where rollouts ended early."""
+    for family in (Short(), Ends()):
+        own = learner(3)
+        found = rounds(own, family)
+        if isinstance(family, Ends):
+            assert 0 < found[0].alive.double().mean() < 1
+        goals = family.sample(seeding.generator(0, "goals"), 3)
+        simulator = family.simulator(goals, 6, 1)
+        actor = own.actor(own.init())
+        for trajectory in found:  # the same actions again, one by one
+            observed, begins = simulator.reset(np.random.default_rng(0)), actor.memory
+            actor = own.actor(begins)
+            for h in range(family.horizon):
+                x, what = actor.react(torch.from_numpy(observed).view(3, 6, -1).float())
+                there = trajectory.alive[:, :, h]
+                torch.testing.assert_close(x[there], trajectory.observations[:, :, h][there], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(what.mean[there], trajectory.mean[:, :, h][there], rtol=1e-4, atol=1e-5)
+                alive = torch.from_numpy(simulator.alive).view(3, 6)
+                observed, paid = simulator.step(trajectory.actions[:, :, h].flatten(0, 1).double().numpy())
+                actor.saw(trajectory.actions[:, :, h], torch.from_numpy(paid).view(3, 6).float(), alive)
+                if not simulator.alive.any():
+                    break
+
+
+def test_what_comes_after_the_end_of_a_rollout_means_nothing() -> None:
+    own = learner(2)
+    found = rounds(own, Ends())
+    assert not found[0].alive.all()
+
+    def spoilt(leaf: torch.Tensor) -> torch.Tensor:
+        mask = found[0].alive if leaf.ndim == 3 else found[0].alive[..., None]
+        return torch.where(mask, leaf, 7.0)
+
+    o, a, r, alive, mean, log_std = found[0]
+    other = Trajectory(spoilt(o), spoilt(a), spoilt(r), alive, spoilt(mean), log_std)
+    for t in range(3):
+        states = [own.adapt(own.init(), tree.index(digest(x), t)) for x in (found[0], other)]
+        torch.testing.assert_close(*states)
+    losses = [own.loss(tree.index(own.experience([x, found[1]]), 1))[0] for x in (found[0], other)]
+    torch.testing.assert_close(*losses)
+
+
+def test_trials_keep_their_order_and_their_weights() -> None:
+    own = learner(2)
+    found = rounds(own, Ends())
+    trials: Any = own.experience(found).query
+    lengths = sum(x.alive.sum(2) for x in found)  # [T, R]
+    assert trials.x.shape[2] == int(lengths.max())
+    assert lengths.min() < 2 * Ends.horizon
+    assert ((trials.weights > 0).sum(2) == lengths).all()
+    torch.testing.assert_close(trials.weights.sum((1, 2)), torch.ones(3))
+    begins = trials.x[..., -1] * (trials.weights > 0)
+    assert (begins.sum(2) == 2).all()  # two rollouts began in each trial
+    for t, r in ((0, 0), (2, 5)):
+        kept = torch.cat([x.actions[t, r][x.alive[t, r]] for x in found])
+        torch.testing.assert_close(trials.actions[t, r, : len(kept)], kept)
+
+
+def test_nothing_read_leaves_the_memory() -> None:
+    own = learner(1)
+    trials: Any = tree.index(digest(rounds(own, Short())[0]), 0)
+    nothing = trials._replace(weights=torch.zeros_like(trials.weights))
+    state = Memory(torch.randn(6, 8), torch.randn(6, 2), torch.randn(6, 1))
+    torch.testing.assert_close(own.adapt(state, nothing), state)
+
+
+def test_it_learns_to_find_the_goal_from_what_it_was_paid() -> None:
+    """One of two goals, which it cannot see: after training the second rollout of a trial beats the first."""
+
+    class Two(Short):
+        def sample(self, generator: torch.Generator, num_tasks: int) -> Any:
+            sign = torch.randint(2, (num_tasks, 1), generator=generator).double().numpy() * 2 - 1
+            return sign * np.array([[0.5, 0.0]])
+
+    own = learner(2, 16)
+    outer = Outer(batch=10, rollouts=10, method="ppo", meta_lr=0.01)
+    list(meta_train(own, Two(), outer, steps=40))
+    curve = evaluate(own, Two(), 20, 20, 1)
+    assert curve.mean[1] > curve.mean[0] + 0.3
