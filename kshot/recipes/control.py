@@ -38,7 +38,9 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     if tasks == "cheetah-direction":  # the authors' published file: maml1_fbs20_mbs40_flr_0.1_mlr0.02, iteration 100
         outer = replace(outer, kl=0.02)
     if tasks in _V5:
-        recipe = replace(recipe, hidden=(64, 64), source="Rothfuss et al. 2019, arXiv:1810.06784, and its code")
+        recipe = replace(
+            recipe, hidden=(64, 64), activation="tanh", source="Rothfuss et al. 2019, arXiv:1810.06784, and its code"
+        )
     elif tasks in _BODIES:
         recipe = replace(recipe, source="MAML's settings; no paper has these tasks", differs="")
     if learner == "maml-vpg":

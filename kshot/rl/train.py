@@ -120,10 +120,12 @@ def meta_train(
     Raises:
         NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was.
         CheckpointError: a checkpoint that cannot be written or read.
-        ValueError: a policy for observations or actions of another size.
+        ValueError: a policy for observations or actions of another size; a trust region for a learner that has none.
     """
     outer = Outer(**{**asdict(outer or Outer()), **overrides})
     check_fits(learner, family)
+    if outer.method == "trpo" and not isinstance(learner, PolicyMAML):
+        raise ValueError(f"{type(learner).__name__} has no trust region: pass method='ppo' or method='vpg'")
     folder = Path(out) if out is not None else None
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
     start, env_steps = 0, 0

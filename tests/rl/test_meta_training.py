@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from kshot import seeding
+from kshot import checkpoint, seeding
 from kshot.checkpoint import CheckpointError
 from kshot.rl import recipe as recipes
 from kshot.rl.control import family
@@ -115,9 +117,11 @@ def test_stop_saves(tmp_path: Path) -> None:
     assert (tmp_path / "last.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle"])
+@pytest.mark.parametrize("name", ["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2"])
 def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
-    recipe = ControlRecipe("point", name, hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))  # type: ignore
+    method = "ppo" if name in ("promp", "rl2") else "trpo"
+    outer = Outer(steps=1, batch=2, rollouts=2, method=method)  # type: ignore
+    recipe = ControlRecipe("point", name, hidden=(8,), outer=outer)  # type: ignore
     own = recipes.build(recipe)
     list(meta_train(own, recipes.control(recipe), recipe.outer, out=tmp_path, settings=recipes.settings(recipe)))
     assert recipes.is_control(tmp_path)
@@ -151,3 +155,36 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     wrong = kshot("train", "cheetah-sideways-maml", "--out", str(tmp_path / "x"))
     assert wrong.returncode == 2
     assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_run_broken_off_in_the_middle_of_an_outer_step_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Ctrl-C saves and says how to go on; a kill loses what came after the last checkpoint."""
+    small = ("--batch", "3", "--rollouts", "3", "--steps", "12", "--hidden", "8", "--save-every", "2")
+    command = [sys.executable, "-m", "kshot", "train", "point-maml", *small]
+    assert kshot(*command[3:], "--out", str(tmp_path / "whole")).returncode == 0
+    out = tmp_path / "broken"
+    with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as run:
+        records = out / "records.jsonl"
+        for _ in range(2000):
+            if records.exists() and len(records.read_text().splitlines()) >= 3:
+                break
+            time.sleep(0.02)
+        run.send_signal(getattr(signal, name))
+        said, _ = run.communicate(timeout=60)
+    if name == "SIGINT":
+        assert run.returncode == 128 + signal.SIGINT
+        assert "stopped at step" in said
+        assert "--resume" in said
+    assert kshot(*command[3:], "--out", str(out), "--resume").returncode == 0
+    weights = [checkpoint.load(tmp_path / folder / "last.safetensors")[0] for folder in ("whole", "broken")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    lines = [json.loads(line)["step"] for line in (out / "records.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 13))
+
+
+def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:
+    own = recipes.build(ControlRecipe("point", "rl2", hidden=(8,)))
+    with pytest.raises(ValueError, match="RL2 has no trust region: pass method='ppo'"):
+        next(meta_train(own, Short(), SMALL))
