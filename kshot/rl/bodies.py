@@ -105,7 +105,12 @@ class _One(Mujoco):
         self.horizon, self.observation, self.action, self.goal = (
             whole.horizon, whole.observation, whole.action, whole.goal,
         )  # fmt: skip
-        self.torso, self.stage, self.frame_skip = whole.torso, whole.stage, whole.frame_skip
+        self.torso, self.stage, self.frame_skip, self.backend = (
+            whole.torso,
+            whole.stage,
+            whole.frame_skip,
+            whole.backend,
+        )
         self.models = [whole.body(goal) for goal in goals]
         first = self.models[0]
         named = [first.joint(j).name for j in range(first.njnt)]

@@ -102,6 +102,7 @@ class Mujoco(Control):
         file: gymnasium's model.
         torso: the root body's name; its subtree is the whole robot.
         frame_skip: physics steps of an action.
+        backend: "mujoco", or "warp" (`kshot.rl.warp`).
         stage: up to where the forward pass at the new state goes: "vel" (positions and velocities) or "acc" (forces).
     """
 
@@ -109,6 +110,7 @@ class Mujoco(Control):
     torso: str = "torso"
     frame_skip: int = 1
     stage: str = "vel"
+    backend: str = "mujoco"
 
     @functools.cached_property
     def model(self) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kshot import checkpoint, seeding
-from kshot.rl.control import Control, family
+from kshot.rl.control import Control, Mujoco, Seen, family
 from kshot.rl.learner import PolicyLearner
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import GaussianMLP
@@ -37,6 +37,7 @@ class ControlRecipe:
         last: factor of the initial weights of the policy's last layer.
         activation: of the policy's hidden layers.
         init: of the policy's weights, "xavier" or "uniform".
+        backend: of the simulation, "mujoco" (CPU) or "warp" (GPU; needs kshot[warp]).
         test_tasks: tasks of a test.
         test_rollouts: of each test task, after each step.
         test_steps: gradient steps at test.
@@ -56,6 +57,7 @@ class ControlRecipe:
     last: float = 1.0
     activation: Literal["relu", "tanh"] = "relu"
     init: Literal["xavier", "uniform"] = "xavier"
+    backend: Literal["mujoco", "warp"] = "mujoco"
     test_tasks: int = 40
     test_rollouts: int = 20
     test_steps: int = 3
@@ -81,7 +83,10 @@ class PolicyRun(NamedTuple):
 
 def control(recipe: ControlRecipe) -> Control:
     """The family of tasks of a recipe; an oracle's observations tell the goal."""
-    return family(recipe.tasks, seen=recipe.learner == "oracle")
+    tasks = family(recipe.tasks)
+    if isinstance(tasks, Mujoco):
+        tasks.backend = recipe.backend
+    return Seen(tasks) if recipe.learner == "oracle" else tasks
 
 
 def build(recipe: ControlRecipe) -> PolicyLearner:

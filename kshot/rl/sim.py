@@ -142,7 +142,7 @@ class Mujocos:
         self.tasks, self.rollouts = len(goals), rollouts
         self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
         each = None if models is None else [model for model in models for _ in range(rollouts)]
-        self.physics = Physics(family, len(self.goals), threads, each)
+        self.physics = _physics(family, len(self.goals), threads, each)
         self.alive = np.ones(len(self.goals), dtype=bool)
         self.observed = np.zeros((len(self.goals), family.observation))
         self.faults = self.physics.diverged.sum(1)
@@ -190,6 +190,18 @@ class Mujocos:
             f"{' and others' if len(tasks) > 5 else ''}: actions or states are no longer finite, or huge",
             stacklevel=3,
         )
+
+
+def _physics(family: Mujoco, count: int, threads: int, models: Sequence[Any] | None) -> Any:
+    if family.backend == "mujoco":
+        return Physics(family, count, threads, models)
+    if family.backend != "warp":
+        raise ValueError(f"unknown backend {family.backend!r}: use 'mujoco' or 'warp'")
+    if models is not None:
+        raise ValueError(f"{family.name} has a model for each task, which the backend 'warp' has not: use 'mujoco'")
+    from kshot.rl.warp import WarpPhysics
+
+    return WarpPhysics(family, count)
 
 
 class Mixed:
