@@ -8,8 +8,9 @@ The state lies in Warp's arrays, which are torch tensors without a copy; what an
 positions, velocities and forces anew at the new state) is recorded once as a CUDA graph and replayed. Rewards and
 observations are made on the host, from what one step copies there: some sixty numbers of each simulation.
 
-Agrees with MuJoCo to float32's accuracy over short horizons (tests/rl/test_warp.py); contacts make trajectories part
-after that, as they do between two machines.
+Agrees with MuJoCo to float32's accuracy over short horizons with elliptic cones of friction (tests/rl/test_warp.py).
+The models here have pyramids, whose axes the two lay differently in a contact's plane: sliding feet then differ by a
+few percent of the friction, and trajectories part.
 """
 
 from __future__ import annotations
