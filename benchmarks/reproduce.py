@@ -77,6 +77,29 @@ def _augmentation() -> list[Job]:
     ]
 
 
+def _control() -> list[Job]:
+    """Policies; those that others are tested beside come first."""
+    direction, v5 = "cheetah-direction", "v5-cheetah-direction"
+    half = ("--batch", "20", "--steps", "40")  # equal steps of the environment for all three
+    seeds = [Job(f"{direction}-maml", ("--seed", seed), {}, f"{direction}-maml-seed{seed}") for seed in ("1", "2")]
+    others = [Job(f"{direction}-{name}", ("--steps", "100"), {}) for name in ("pretrained", "oracle")]
+    beside = [part for job in (*seeds, *others) for part in ("--beside", f"runs/{name(job)}")]
+    return [
+        *seeds,
+        *others,
+        Job(f"{direction}-maml", (), {"": tuple(beside)}),
+        Job("point-maml", (), {"": ()}),
+        Job(f"{v5}-promp", half, {}),
+        Job(f"{v5}-rl2", half, {}),
+        Job(f"{v5}-maml", half, {"": ("--beside", f"runs/{v5}-promp", "--beside", f"runs/{v5}-rl2")}),
+    ]
+
+
+def name(job: Job) -> str:
+    """The name of the run and of its results."""
+    return job.name or job.recipe
+
+
 JOBS = [
     Job(
         "omniglot-5way-1shot-protonet",
@@ -113,12 +136,8 @@ JOBS = [
         }.items()
     ),
     *_augmentation(),
+    *_control(),
 ]  # fmt: skip
-
-
-def name(job: Job) -> str:
-    """The name of the run and of its results."""
-    return job.name or job.recipe
 
 
 def run(job: Job, budget: str, threads: int) -> str:

@@ -111,7 +111,8 @@ class EvaluateControl:
     seed: int = 1
     """Of the test tasks."""
     beside: tuple[Path, ...] = ()
-    """Folders of other policies for the same tasks ("pretrained", "oracle", other seeds), tested beside it."""
+    """Folders of other policies for the same tasks ("pretrained", "oracle", other seeds), tested beside it. Of runs
+    that differ in their seed alone, the mean is shown too, with its interval over seeds."""
     floors: bool = True
     """Show an untrained policy beside it."""
     json: Path | None = None
@@ -124,7 +125,7 @@ class EvaluateControl:
     def run(self) -> int:
         from dataclasses import replace
 
-        from kshot.rl.train import evaluate
+        from kshot.rl.train import evaluate, over_seeds
 
         runs = [recipes.load_run(folder) for folder in (self.folder, *self.beside)]
         first = runs[0].recipe
@@ -146,6 +147,11 @@ class EvaluateControl:
                     self.rollouts or first.test_rollouts, steps, self.seed, later=recipe.later,
                     discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
                 ))  # fmt: skip
+        alike: dict[str, list[Curve]] = {}
+        for (_, recipe, _), curve in zip(rows, curves, strict=True):
+            own = replace(recipe, outer=replace(recipe.outer, seed=0))
+            alike.setdefault(repr((curve.name, own)), []).append(curve)
+        curves += [over_seeds(same) for same in alike.values() if len(same) > 1]
         say.print(_table(curves))
         if self.json is not None:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}

@@ -34,7 +34,7 @@ from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
 
-__all__ = ["Curve", "Outer", "evaluate", "meta_train"]
+__all__ = ["Curve", "Outer", "evaluate", "meta_train", "over_seeds"]
 
 
 @dataclass(frozen=True)
@@ -335,3 +335,31 @@ def evaluate(
         [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
         time.perf_counter() - began, checkpoint.versions(),
     )  # fmt: skip
+
+
+def over_seeds(curves: list[Curve]) -> Curve:
+    """The mean of policies that differ in the seed of their training, with the 95 % interval over these seeds.
+
+    Args:
+        curves: at least two, of the same test tasks.
+
+    Returns:
+        A Curve whose `per_task` has a column for each seed in place of a task: the mean over that policy's tasks.
+
+    Raises:
+        ValueError: fewer than two, or tests of other tasks.
+    """
+    if len(curves) < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 policies, got {len(curves)}")
+    one = curves[0]
+    if any(c.goals != one.goals or len(c.mean) != len(one.mean) or c.rollouts != one.rollouts for c in curves):
+        raise ValueError("the policies were tested on other tasks, steps or rollouts: test them in one call")
+    means = [list(column) for column in zip(*(c.mean for c in curves), strict=True)]  # [steps + 1][seeds]
+    return dataclasses.replace(
+        one,
+        name=f"{one.name}, {len(curves)} seeds",
+        per_task=means,
+        mean=[sum(m) / len(m) for m in means],
+        interval95=[interval95(m) for m in means],
+        seconds=sum(c.seconds for c in curves),
+    )

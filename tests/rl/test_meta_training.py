@@ -20,7 +20,7 @@ from kshot.rl.maml import PolicyMAML
 from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
-from kshot.rl.train import Outer, evaluate, meta_train
+from kshot.rl.train import Outer, evaluate, meta_train, over_seeds
 
 SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
 
@@ -188,3 +188,18 @@ def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:
     own = recipes.build(ControlRecipe("point", "rl2", hidden=(8,)))
     with pytest.raises(ValueError, match="RL2 has no trust region: pass method='ppo'"):
         next(meta_train(own, Short(), SMALL))
+
+
+def test_seeds_are_averaged_with_the_interval_over_them() -> None:
+    own = learner()
+    curves = [evaluate(own, Short(), 4, 3, 1) for _ in range(3)]
+    for shift, curve in zip((0.0, 1.0, 2.0), curves, strict=True):
+        curve.mean[:] = [10.0 + shift, 20.0 + 2 * shift]
+    pooled = over_seeds(curves)
+    assert pooled.mean == [11.0, 22.0]
+    # Student's t with 2 degrees of freedom, 97.5 %: 4.3027; standard deviations 1 and 2
+    assert pooled.interval95 == pytest.approx([4.3027 / 3**0.5, 2 * 4.3027 / 3**0.5], rel=1e-4)
+    with pytest.raises(ValueError, match="at least 2"):
+        over_seeds(curves[:1])
+    with pytest.raises(ValueError, match="other tasks"):
+        over_seeds([curves[0], evaluate(own, Short(), 4, 3, 1, 7)])
