@@ -83,15 +83,15 @@ def _control() -> list[Job]:
     half = ("--batch", "20", "--steps", "40")  # equal steps of the environment for all three
     seeds = [Job(f"{direction}-maml", ("--seed", seed), {}, f"{direction}-maml-seed{seed}") for seed in ("1", "2")]
     others = [Job(f"{direction}-{name}", ("--steps", "100"), {}) for name in ("pretrained", "oracle")]
-    beside = [part for job in (*seeds, *others) for part in ("--beside", f"runs/{name(job)}")]
+    beside = ("--beside", *(f"runs/{name(job)}" for job in (*seeds, *others)))
     return [
         *seeds,
         *others,
-        Job(f"{direction}-maml", (), {"": tuple(beside)}),
+        Job(f"{direction}-maml", (), {"": beside}),
         Job("point-maml", (), {"": ()}),
         Job(f"{v5}-promp", half, {}),
         Job(f"{v5}-rl2", half, {}),
-        Job(f"{v5}-maml", half, {"": ("--beside", f"runs/{v5}-promp", "--beside", f"runs/{v5}-rl2")}),
+        Job(f"{v5}-maml", half, {"": ("--beside", f"runs/{v5}-promp", f"runs/{v5}-rl2")}),
     ]
 
 
