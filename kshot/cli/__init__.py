@@ -1,4 +1,4 @@
-"""The command line: `kshot demo | train | evaluate | compare | video | list | data`; each has a `--help`.
+"""The command line: `kshot demo | train | evaluate | compare | video | fit | predict | list | data`; see `--help`.
 
 Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
 code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
@@ -18,6 +18,7 @@ import tyro
 
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
+from kshot.cli.classify import Fit, Predict
 from kshot.cli.control import EvaluateControl, TrainControl, Video
 from kshot.cli.demo import Demo
 from kshot.cli.listing import Data, List
@@ -34,7 +35,7 @@ __all__ = ["Figures", "Test", "main"]
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data,
-    "video": Video,
+    "video": Video, "fit": Fit, "predict": Predict,
 }  # fmt: skip
 
 

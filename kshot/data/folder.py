@@ -10,7 +10,6 @@ Hidden files are ignored. A class may lie deeper (`animals/cat/1.jpg` is of clas
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import warnings
@@ -24,13 +23,11 @@ import numpy as np
 import torch
 
 from kshot.data.bank import Bank, DataError, _few, cached, identity, split_names
+from kshot.data.images import MAX_BYTES, SUFFIXES, is_grey, open_image, square
 
-__all__ = ["load_all"]
+__all__ = ["classes", "load_all"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-MAX_PIXELS = 50_000_000  # of one image; larger ones are taken for decompression bombs
-MAX_BYTES = 256 << 20  # of one file
 
 
 def load_all(
@@ -84,6 +81,15 @@ def load_all(
             raise DataError(f'{message}. Mend or remove them, or pass on_bad="skip".')
         warnings.warn(f"{message}. They are left out.", stacklevel=3)
     return bank, _split(bank, path, parts, splits, fractions, seed)
+
+
+def classes(path: Path) -> dict[str, list[str]]:
+    """Class -> its files, relative to the folder; see `load_all`.
+
+    Raises:
+        DataError: no class folders.
+    """
+    return _classes(path, *_listing(path))[0]
 
 
 def _listing(path: Path) -> tuple[list[str], list[str]]:
@@ -186,7 +192,8 @@ def _decode(path: Path, tree: dict[str, list[str]], size: int, name: str) -> tup
 
     def read(item: tuple[str, str]) -> tuple[np.ndarray, bool] | str:
         try:
-            return _square(_bytes(path, archive, item[1]), size)
+            image = open_image(_bytes(path, archive, item[1]))
+            return square(image, size), not is_grey(image)
         except Exception as error:  # a decoder may raise anything on a foreign file
             return f"{item[1]} ({error or type(error).__name__})".replace("<_io.BytesIO object at ", "<")
 
@@ -218,24 +225,3 @@ def _bytes(path: Path, archive: zipfile.ZipFile | None, file: str) -> bytes:
     if length > MAX_BYTES:
         raise ValueError(f"{length >> 20} MiB, larger than {MAX_BYTES >> 20} MiB")
     return archive.read(file) if archive else (path / file).read_bytes()
-
-
-def _square(blob: bytes, size: int) -> tuple[np.ndarray, bool]:
-    """uint8 [size, size, 3] of an encoded image, and whether it is stored in colour."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(blob), formats=["JPEG", "PNG", "WEBP"])
-    except UnidentifiedImageError:
-        raise ValueError("not a JPEG, PNG or WebP image") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-    colour = not image.mode.startswith(("1", "L", "I"))
-    image.draft("RGB" if colour else "L", (2 * size, 2 * size))  # let the JPEG decoder skip detail of large photos
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image), colour

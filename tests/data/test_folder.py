@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from kshot import data
-from kshot.data import folder
+from kshot.data import images
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -92,7 +92,7 @@ def test_bad_files_are_named_and_skipped_or_refused(tmp_path):
 def test_bombs_are_not_decoded(tmp_path, monkeypatch):
     photos(tmp_path, "a")
     picture(tmp_path / "a" / "bomb.png", size=(300, 300), mode="1")
-    monkeypatch.setattr(folder, "MAX_PIXELS", 80_000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 80_000)
     with pytest.warns(UserWarning, match=r"bomb.png \(300x300 pixels"):
         assert len(data.load(f"folder:{tmp_path}", "all", size=8)) == 3
 

@@ -1,0 +1,303 @@
+"""`kshot fit` and `kshot predict`: a classifier from folders of pictures, and what it says of others."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from kshot.cli._shared import InputError, command, console, machine, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kshot.estimators import FewShotClassifier
+
+__all__ = ["Fit", "Predict"]
+
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Make a classifier from a folder with one folder of pictures per class, 1 to 50 each."""
+
+    support: Annotated[Path, tyro.conf.Positional]
+    """The folder: support/<class>/*.jpg, .png or .webp."""
+    out: Path
+    """The classifier, a .kshot file."""
+    model: str = "auto"
+    """A shipped body, or the folder of a 'kshot train'; "auto" takes the one for photos or for drawings."""
+    learner: str | None = None
+    """"protonet", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was trained with."""
+    open_set: bool = True
+    """Let 'kshot predict' answer "none of these"."""
+    on_bad: Literal["skip", "refuse"] = "skip"
+    """Leave files that cannot be read out (they are named), or stop."""
+    json: Path | None = None
+    """Write what was found to this file."""
+
+    def run(self) -> int:
+        from kshot.data import folder
+        from kshot.evaluate import interval95
+
+        if not self.support.is_dir():
+            raise InputError(f"{self.support} is no folder: give one that has a folder of pictures for each class")
+        tree = folder.classes(self.support)
+        say, bad = console(), []
+        X, y = [], []
+        for label, files in tree.items():
+            for file in files:
+                try:
+                    _decoded(self.support / file)
+                except (ValueError, OSError) as error:
+                    bad.append(f"{file} ({error})")
+                else:
+                    X.append(str(self.support / file))
+                    y.append(label)
+        if bad and self.on_bad == "refuse":
+            raise InputError(f"{len(bad)} files cannot be read: {'; '.join(bad[:10])}. Mend them, or --on-bad skip")
+        for text in bad:
+            say.print(f"left out: {text}")
+        if gone := sorted(set(tree) - set(y)):
+            say.print(f"left out, since nothing in them can be read: {', '.join(gone)}")
+        if not X:
+            raise InputError(f"{self.support}: no picture can be read")
+        classifier = _estimator()(self.model, self.learner, open_set=self.open_set).fit(X, y)
+        classifier.save(self.out)
+        counts = {label: y.count(label) for label in classifier.classes_.tolist()}
+        say.print(
+            f"{len(X)} pictures of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each), "
+            f"model {classifier.model_.name}, learner {self.learner or classifier.model_.kind}: {self.out}"
+        )
+        values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": bad}
+        seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
+        if len(seen) > 1:
+            right = [float(true == guess) for true, guess in seen]
+            mean, half = sum(right) / len(right), interval95(right)
+            say.print(
+                f"each classified by the others: {100 * mean:.1f} ± {100 * half:.1f} % right of {len(right)} (95 %); "
+                "pictures that are alike make this too good"
+            )
+            values |= {"left_out_accuracy": mean, "interval95": half, "left_out": len(right)}
+            pairs: dict[str, int] = {}
+            for true, guess in seen:
+                if true != guess:
+                    pairs[f"{true} taken for {guess}"] = pairs.get(f"{true} taken for {guess}", 0) + 1
+            most = sorted(pairs.items(), key=lambda pair: -pair[1])[:5]
+            if most:
+                say.print(f"most confused: {', '.join(f'{what} ({n})' for what, n in most)}")
+            values["confused"] = dict(most)
+        else:
+            say.print("one picture per class: how good it is cannot be said without more")
+        same, odd = _duplicates(classifier, X), _odd(classifier, X)
+        for a, b in same:
+            say.print(f"the same picture twice: {a} and {b}")
+        for file in odd:
+            say.print(f"looks unlike its class: {file}")
+        values |= {"duplicates": same, "odd": odd}
+        if self.json is not None:
+            write_json(self.json, values)
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify pictures: file, label, probability, runner-up; "none of these" where the classifier may say so."""
+
+    classifier: Annotated[Path, tyro.conf.Positional]
+    """A .kshot file of 'kshot fit'."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files, folders (with all below them) and patterns such as 'photos/*.jpg'."""
+    csv: Path | None = None
+    """Write a table to this file."""
+    resume: bool = False
+    """Go on with the table that was broken off."""
+    sort_into: Path | None = None
+    """Copy each file into the folder of its label below this one; nothing is overwritten."""
+    dry_run: bool = False
+    """With --sort-into: say what would be copied."""
+
+    def run(self) -> int:
+        from rich.progress import Progress
+
+        classifier = _estimator().load(self.classifier)
+        files = list(_expanded(self.paths))
+        if not files:
+            raise InputError(f"no JPEG, PNG or WebP file in {', '.join(self.paths)}")
+        say, bad, shown = console(), 0, 0
+        part = self.csv.with_name(f".{self.csv.name}.part") if self.csv else None
+        head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
+        done = _begun(part, head) if part is not None and self.resume else {}
+        if part is not None and not done:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(head) + "\n", "utf-8")
+        rows: list[dict[str, str]] = []
+        with Progress(console=say, disable=not say.is_terminal) as bar:
+            task = bar.add_task("classifying", total=len(files))
+            for first in range(0, len(files), CHUNK):
+                chunk = files[first : first + CHUNK]
+                fresh = [file for file in chunk if file not in done]
+                found = dict(zip(fresh, _classified(classifier, fresh), strict=True))
+                if part is not None and fresh:
+                    with open(part, "a", encoding="utf-8") as out:
+                        out.writelines(json.dumps(found[file]) + "\n" for file in fresh)
+                for file in chunk:
+                    row = done.get(file) or found[file]
+                    rows.append(row)
+                    bad += bool(row["error"])
+                    if row["error"]:
+                        say.print(f"{file}: left out, {row['error']}")
+                    elif part is None and self.sort_into is None:
+                        say.print(f"{file}: {row['label']} ({row['probability']}), then {row['runner_up']}")
+                        shown += 1
+                    if self.sort_into is not None and not row["error"]:
+                        self._copy(Path(file), row["label"])
+                bar.update(task, completed=first + len(chunk))
+        if self.csv is not None and part is not None:
+            from kshot.checkpoint import write_beside
+
+            def write(path: Path) -> None:
+                with open(path, "w", encoding="utf-8", newline="") as out:
+                    table = csv.DictWriter(out, list(rows[0]))
+                    table.writeheader()
+                    table.writerows(rows)
+
+            write_beside(self.csv, write)
+            part.unlink(missing_ok=True)
+            say.print(f"{len(rows)} files, {bad} of them not readable: {self.csv}")
+        return 0
+
+    def _copy(self, file: Path, label: str) -> None:
+        assert self.sort_into is not None
+        safe = "".join("_" if c in '/\\:*?"<>|\0' else c for c in label).strip(". ") or "_"
+        target = self.sort_into / safe / file.name
+        for k in range(1, 1_000_000):
+            if not target.exists() or target.read_bytes() == file.read_bytes():
+                break
+            target = target.with_name(f"{file.stem}-{k}{file.suffix}")
+        if self.dry_run:
+            console().print(f"{file} -> {target}")
+        elif not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+
+
+def _estimator() -> type[FewShotClassifier]:
+    try:
+        from kshot.estimators import FewShotClassifier
+    except ImportError as error:
+        raise InputError("this command needs scikit-learn: pip install 'kshot[sklearn]'") from error
+    return FewShotClassifier
+
+
+def _decoded(path: Path) -> Any:
+    from kshot.data.images import open_image
+
+    image = open_image(path)
+    try:
+        image.load()
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise ValueError(f"damaged: {error or type(error).__name__}") from error
+    return image
+
+
+def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
+    """Every picture once, in order."""
+    from kshot.data.images import SUFFIXES
+
+    seen: set[str] = set()
+    for given in paths:
+        found = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        if not found:
+            raise InputError(f"{given}: no such file, folder or pattern")
+        for name in found:
+            path = Path(name)
+            inside = [name]
+            if path.is_dir():
+                inside = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+            for file in inside:
+                if file not in seen:
+                    seen.add(file)
+                    yield file
+
+
+def _begun(part: Path, head: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The rows of a table that was broken off, by file; none where there is none."""
+    if not part.exists():
+        return {}
+    lines = part.read_text("utf-8").split("\n")[:-1]  # what follows the last line break was not finished
+    if not lines or json.loads(lines[0]) != head:
+        raise InputError(f"{part} was begun with another classifier: leave --resume out to begin anew")
+    part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return {row["file"]: row for row in map(json.loads, lines[1:])}
+
+
+def _classified(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:
+    def read(file: str) -> np.ndarray | str:
+        try:
+            return classifier.model_.picture(_decoded(Path(file)))
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    if not classifier.model_.takes_images:
+        raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pictures = list(pool.map(read, files))
+    good = [picture for picture in pictures if not isinstance(picture, str)]
+    labels = classifier.predict(good).tolist() if good else []
+    chances = classifier.predict_proba(good).tolist() if good else []
+    rows, known = [], iter(zip(labels, chances, strict=True))
+    names = classifier.classes_.tolist()
+    for file, picture in zip(files, pictures, strict=True):
+        row = dict.fromkeys(("file", "label", "probability", "runner_up", "runner_up_probability", "error"), "")
+        row["file"] = file
+        if isinstance(picture, str):
+            row["error"] = picture
+        else:
+            label, chance = next(known)
+            order = sorted(range(len(names)), key=lambda k: -chance[k])
+            row |= {"label": str(label), "probability": f"{chance[order[0]]:.4f}"}
+            second = order[0] if label == classifier.none_label_ else order[1] if len(order) > 1 else None
+            if second is not None:
+                row |= {"runner_up": str(names[second]), "runner_up_probability": f"{chance[second]:.4f}"}
+        rows.append(row)
+    return rows
+
+
+def _duplicates(classifier: FewShotClassifier, files: list[str]) -> list[list[str]]:
+    """Pairs of files that are one picture after resizing."""
+    seen: dict[bytes, str] = {}
+    found = []
+    for file, image in zip(files, classifier.images_ if classifier.images_ is not None else [], strict=False):
+        key = image.numpy().tobytes()
+        if key in seen:
+            found.append([seen[key], file])
+        seen.setdefault(key, file)
+    return found
+
+
+def _odd(classifier: FewShotClassifier, files: list[str]) -> list[str]:
+    """Files further from their class, left out, than three times the usual distance, and taken for another."""
+    import torch
+
+    x = classifier.support_.flatten(1)
+    found, far = [], []
+    for i, label in enumerate(classifier.labels_):
+        same = [j for j, other in enumerate(classifier.labels_) if other == label and j != i]
+        far.append(float((x[i] - x[same].mean(0)).norm()) if same else 0.0)
+    usual = float(torch.tensor([f for f in far if f] or [0.0]).median())
+    for file, distance, label, guess in zip(files, far, classifier.labels_, classifier.left_out_, strict=True):
+        if guess is not None and guess != label and distance > 1.5 * usual:
+            found.append(file)
+    return found

@@ -1,0 +1,456 @@
+"""A classifier from a few pictures of each class, with scikit-learn's conventions. Needs `kshot[sklearn]`.
+
+    classifier = FewShotClassifier("omniglot").fit(pictures, names)      # paths, arrays, tensors, Pillow's images
+    classifier.predict(others)
+    classifier.predict_proba(others)
+    classifier.partial_fit(more_pictures, new_names)                     # classes may be new
+    classifier.save("characters.kshot"); FewShotClassifier.load("characters.kshot")
+
+A meta-trained body turns pictures into features (`kshot.models`), a learner adapts to them. How sure it is, and what
+is "none of these", is set on the support set itself: each picture is classified by the others (leave one out).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from kshot import checkpoint, models
+from kshot.core import PADDING, Batch
+
+__all__ = ["FewShotClassifier", "FileError"]
+
+FORMAT = 1
+MOST_LEFT_OUT = 200  # support pictures up to which each is left out alone; above, in this many parts
+MOST_BYTES = 1 << 30  # of a .kshot file's content
+
+
+class FileError(ValueError):
+    """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """Classes from a few examples each.
+
+    Args:
+        model: a name of `kshot.models.get`: a shipped body, a training folder, or "features" for vectors `[n, d]`.
+            "auto": "features" where X is a table of numbers, else the shipped body for photos or for drawings.
+        learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any body; None: the
+            one that the model was trained with, which may also be one that adapts the body ("maml", ...).
+        unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
+            known ones by soft k-means (Ren et al. 2018, arXiv:1803.00676, "protonet" alone); False refuses them.
+        open_set: `predict` may answer "none of these" (`none_label_`), where a picture is further from all classes than
+            a threshold that is set on the support set.
+        steps: of soft k-means.
+
+    Attributes:
+        classes_: `[C]` sorted labels.
+        n_features_in_: d, where X was a table.
+        temperature_: what scores are multiplied by before the softmax; chosen by leaving support examples out.
+        left_out_: labels that the support examples got when left out, in the order of the fit; where that leaves a
+            class empty, None.
+        threshold_: novelty above which `predict` answers "none of these" (with `open_set`).
+        none_label_: -1 for integers, nan for floats, "none of these" for strings.
+        model_: the `kshot.models.Model`.
+
+    A class may have any number of examples, one is enough; there may be one class only.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "auto",
+        learner: str | None = None,
+        *,
+        unlabelled: bool = False,
+        open_set: bool = False,
+        steps: int = 5,
+    ):
+        self.model = model
+        self.learner = learner
+        self.unlabelled = unlabelled
+        self.open_set = open_set
+        self.steps = steps
+
+    # ------------------------------------------------------------------------------------------------------- learning
+
+    def fit(self, X: Any, y: Any) -> FewShotClassifier:
+        """Learn from examples X `[n, ...]` and labels y `[n]`, and forget what was learned before.
+
+        Raises:
+            ValueError: what cannot be read is named by its index; an unknown model or learner.
+        """
+        self.model_ = self._model(X)
+        return self._learn(*self._given(X, y, first=True))
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FewShotClassifier:
+        """Learn further examples; their classes may be new. On a fresh classifier this is `fit`.
+
+        Args:
+            X, y: as in `fit`.
+            classes: scikit-learn's, the labels that may come; not needed, and checked where it is given.
+        """
+        if classes is not None and (strange := sorted(set(np.asarray(y).tolist()) - set(np.asarray(classes).tolist()))):
+            raise ValueError(f"y has the labels {strange}, which are not in classes")
+        if not hasattr(self, "support_"):
+            return self.fit(X, y)
+        x, labels, images = self._given(X, y, first=False)
+        if labels.dtype.kind != self.labels_.dtype.kind and {labels.dtype.kind, self.labels_.dtype.kind} & set("US"):
+            raise ValueError(f"labels of type {labels.dtype} cannot be added to labels of type {self.labels_.dtype}")
+        images = None if images is None or self.images_ is None else torch.cat([self.images_, images])
+        return self._learn(torch.cat([self.support_, x]), np.concatenate([self.labels_, labels]), images)
+
+    def _model(self, X: Any) -> models.Model:
+        if self.model != "auto":
+            return models.get(self.model)  # type: ignore[arg-type]
+        if _is_table(X):
+            return models.get("features")
+        drawn = "glyphs" if "glyphs" in models.shipped() else "omniglot"
+        first = X[0] if len(X) else None
+        colour = first is not None and not models.pictures.is_grey(models.pictures.open_image(first))
+        return models.get("photos-small" if colour and "photos-small" in models.shipped() else drawn)
+
+    def _given(self, X: Any, y: Any, first: bool) -> tuple[Tensor, np.ndarray, Tensor | None]:
+        """What the learner takes, the labels, and the pictures as bytes."""
+        if not self.model_.takes_images:
+            X, y = validate_data(self, _plain(X), y, reset=first, dtype=np.float64, ensure_min_samples=1)
+            check_classification_targets(y)
+            return torch.from_numpy(np.asarray(X, np.float32)), np.asarray(y), None
+        labels = np.asarray(y)
+        if labels.dtype.kind == "O":
+            labels = np.array(["" if label is None else str(label) for label in labels])
+        if labels.ndim != 1 or len(labels) != len(X) or not len(labels):
+            raise ValueError(f"{len(X)} examples need as many labels in one row, got y of shape {list(labels.shape)}")
+        check_classification_targets(labels)
+        images = self._pictures(X)
+        return self.model_.encode(images), labels, images
+
+    def _pictures(self, X: Any) -> Tensor:
+        found = []
+        for i, source in enumerate(X):
+            try:
+                found.append(self.model_.picture(source))
+            except (ValueError, OSError) as error:
+                shown = f" ({source})" if isinstance(source, (str, os.PathLike)) else ""
+                raise ValueError(f"example {i}{shown} is no picture that can be read: {error}") from error
+        if not found:
+            raise ValueError("there are no examples: Found array with 0 sample(s) while a minimum of 1 is required")
+        return torch.from_numpy(np.stack(found))
+
+    def _learn(self, x: Tensor, labels: np.ndarray, images: Tensor | None) -> FewShotClassifier:
+        known = np.ones(len(labels), dtype=bool)
+        if self.unlabelled:
+            known = labels != ("" if labels.dtype.kind == "U" else -1)
+        if not known.any():
+            raise ValueError("all examples are unlabelled: give at least one of them a label")
+        self.classes_, index = np.unique(labels[known], return_inverse=True)
+        y = torch.full((len(labels),), -1, dtype=torch.int64)
+        y[torch.from_numpy(known)] = torch.from_numpy(index)
+        self.support_, self.labels_, self.images_, self._y = x, labels, images, y
+        kind = labels.dtype.kind
+        self.none_label_ = -1 if kind in "iu" else math.nan if kind == "f" else "none of these"
+        self._learner = self.model_.learner(len(self.classes_), self.learner, x.shape[1] if x.ndim == 2 else None)
+        self._state = self._adapt(y)
+        self._look_at_itself()
+        return self
+
+    def _adapt(self, y: Tensor) -> Any:
+        """The learner's state after the support set with these labels: class ids, -1 unlabelled, -2 left out."""
+        learner, known = self._learner, y >= 0
+        with torch.no_grad():
+            state = learner.adapt(learner.init(), Batch(self.support_[known], y[known]))
+        if not (self.unlabelled and (y == -1).any()):
+            return state
+        if not hasattr(state, "sums"):
+            raise ValueError("unlabelled examples are used by learner='protonet' alone")
+        labelled, free = state, self.support_[y == -1]
+        for _ in range(self.steps):  # soft k-means: each is shared among the classes by how near it is
+            with torch.no_grad():
+                share = learner.predict(state, free).softmax(1)  # [U, C]
+            state = labelled._replace(sums=labelled.sums + share.T @ free, counts=labelled.counts + share.sum(0))
+        return state
+
+    def _look_at_itself(self) -> None:
+        """Temperature, threshold and left-out labels, from classifying support examples by the others."""
+        y, classes = self._y, len(self.classes_)
+        rows = torch.nonzero(y >= 0)[:, 0]
+        counts = torch.bincount(y[rows], minlength=classes)
+        alone = len(rows) <= MOST_LEFT_OUT and self.model_.kind in (*models.METRIC, None)
+        parts = _parts(y[rows], len(rows) if alone else 10)
+        scores = torch.full((len(y), classes), math.nan)
+        left = [None] * len(y)
+        for part in parts:
+            out = rows[part]
+            without = y.clone()
+            without[out] = PADDING
+            if len(torch.unique(without[without >= 0])) < classes:  # a class would be empty
+                continue
+            with torch.no_grad():
+                scores[out] = self._learner.predict(self._adapt(without), self.support_[out])
+        seen = ~scores.isnan().any(1)
+        for i in torch.nonzero(seen)[:, 0].tolist():
+            left[i] = self.classes_[int(scores[i].argmax())]
+        self.left_out_ = left
+        start = self._scale()
+        self.temperature_ = _temperature(scores[seen], y[seen], start) if classes > 1 else start
+        self.threshold_ = self._threshold(scores, seen, counts)
+
+    def _scale(self) -> float:
+        """The temperature before anything was seen: 1 for a trained learner, which is sure as it was trained to be; for
+        other bodies such that the nearest class mean, of two at the usual distance, has e times the other's chance.
+        """
+        if self.model_.kind is not None and self.learner in (None, self.model_.kind):
+            return 1.0
+        with torch.no_grad():
+            scores = self._learner.predict(self._state, self.support_)
+        spread = (scores.amax(1) - scores.mean(1)).median() if scores.shape[1] > 1 else torch.tensor(0.0)
+        return float(1 / spread) if spread > 1e-12 else 1.0
+
+    def _threshold(self, scores: Tensor, seen: Tensor, counts: Tensor) -> float:
+        """Between what support examples of their own classes are like, left out, and of classes that are left out."""
+        y, classes = self._y, len(self.classes_)
+        if not self.open_set:
+            return math.inf
+        own = -scores[seen].amax(1)  # how far from the nearest class
+        strange = []
+        for c in range(classes if classes > 1 else 0):
+            without = y.clone()
+            without[y == c] = PADDING
+            with torch.no_grad():
+                found = self._learner.predict(self._adapt(without), self.support_[y == c])
+            others = [k for k in range(classes) if k != c]
+            strange.append(-found[:, others].amax(1))
+        far = torch.cat(strange) if strange else own.new_zeros(0)
+        if not len(own) and not len(far):
+            return math.inf
+        if not len(own):
+            return float(far.min())
+        if not len(far):
+            return float(own.max())
+        grid = torch.cat([own, far]).sort().values
+        middle = (grid[1:] + grid[:-1]) / 2
+        right = (own[None] <= middle[:, None]).float().mean(1) + (far[None] > middle[:, None]).float().mean(1)
+        return float(middle[right.argmax()])
+
+    # ------------------------------------------------------------------------------------------------------ answering
+
+    def _scores(self, X: Any) -> Tensor:
+        check_is_fitted(self, "classes_")
+        if not self.model_.takes_images:
+            x = torch.from_numpy(np.asarray(validate_data(self, _plain(X), reset=False, dtype=np.float64), np.float32))
+        else:
+            x = self.model_.encode(self._pictures(X))
+        with torch.no_grad():
+            found = [self._learner.predict(self._state, part) for part in x.split(models.BATCH)]
+        return torch.cat(found)[:, : len(self.classes_)]
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores `[n, C]`; `[n]` for two classes, positive for the second, as scikit-learn has it."""
+        scores = self._scores(X).double().numpy()
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities `[n, C]`, calibrated on the support set; "none of these" has no share in them."""
+        return (self._scores(X).double() * self.temperature_).softmax(1).numpy()
+
+    def novelty(self, X: Any) -> np.ndarray:
+        """`[n]`: how far from all classes; above `threshold_` it is "none of these" (with `open_set`)."""
+        return -self._scores(X).amax(1).double().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels `[n]`."""
+        scores = self._scores(X)
+        found = self.classes_[scores.argmax(1).numpy()]
+        none = (-scores.amax(1)).numpy() > self.threshold_
+        if none.any():
+            if found.dtype.kind == "U":
+                found = found.astype(f"U{max(found.dtype.itemsize // 4, len(str(self.none_label_)))}")
+            elif found.dtype.kind not in "if":
+                found = found.astype(object)
+            found[none] = self.none_label_
+        return found
+
+    def __sklearn_tags__(self) -> Any:
+        """Tables of numbers, and lists of pictures."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+    # ---------------------------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.kshot` file: a zip of `manifest.json` and safetensors, no code (docs/kshot-file.md).
+
+        Holds the settings, the support set (features, labels, and small pictures of it), and the model: its name and
+        fingerprint where it is shipped with kshot, its weights otherwise.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; what was there is untouched.
+        """
+        check_is_fitted(self, "classes_")
+        model = self.model_
+        own = model.takes_images and str(model.name) not in models.shipped()
+        labels = self.labels_.tolist()
+        manifest = {
+            "kshot": FORMAT,
+            "versions": checkpoint.versions(),
+            "settings": {**self.get_params(), "model": str(self.model)},
+            "model": {"name": str(model.name), "fingerprint": model.fingerprint, "weights": own},
+            "labels": labels,
+            "label_kind": self.labels_.dtype.str,
+            "n_features_in": getattr(self, "n_features_in_", None),
+        }
+        tensors = {"support": self.support_}
+        if self.images_ is not None:
+            tensors["images"] = self.images_
+        parts = {"manifest.json": json.dumps(manifest).encode(), "support.safetensors": _packed(tensors)}
+        if own:
+            assert model.trained is not None
+            weights = {f"learner.{n}": t for n, t in model.trained.state_dict().items()}
+            parts["model.safetensors"] = _packed(weights, {"settings": model.about["settings"]})
+
+        def write(file: Path) -> None:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in parts.items():
+                    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+
+        checkpoint.write_beside(Path(path), write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FewShotClassifier:
+        """The classifier of a `.kshot` file. Nothing in it is run.
+
+        Raises:
+            FileError: a file that is damaged, foreign, of a newer kshot, too large or inconsistent; in one line.
+            FileNotFoundError: none there.
+        """
+        path = Path(path)
+        manifest, parts = _unpacked(path)
+        try:
+            settings, told = manifest["settings"], manifest["model"]
+            names = {"model", "learner", "unlabelled", "open_set", "steps"}
+            if set(settings) != names:
+                raise FileError(f"{path}: settings {sorted(set(settings) ^ names)} do not fit this version of kshot")
+            classifier = cls(**settings)
+            if told["weights"]:
+                tensors, info = _tensors(parts["model.safetensors"])
+                classifier.model_ = models.loaded(told["name"], tensors, info)
+            else:
+                known = {"features", *models.shipped()}
+                if told["name"] not in known:
+                    raise FileError(f"{path} needs the model {told['name']!r}, which this kshot has not: update it")
+                classifier.model_ = models.get(told["name"])
+            if classifier.model_.fingerprint != told["fingerprint"]:
+                raise FileError(f"{path} was made with other weights of {told['name']!r}: fit it anew with this kshot")
+            tensors, _ = _tensors(parts["support.safetensors"])
+            support, images = tensors["support"].float(), tensors.get("images")
+            labels = np.array(manifest["labels"], dtype=np.dtype(manifest["label_kind"]))
+            model = classifier.model_
+            shape = [len(labels), model.channels, model.size, model.size]
+            if labels.dtype.kind not in "iufbU" or labels.ndim != 1 or len(support) != len(labels) or not len(labels):
+                raise FileError(f"{path}: {len(support)} examples and {labels.shape} labels do not fit together")
+            if not torch.isfinite(support).all():
+                raise FileError(f"{path}: features that are not finite")
+            if images is not None and (list(images.shape) != shape or images.dtype != torch.uint8):
+                raise FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
+            if manifest["n_features_in"] is not None:
+                setattr(classifier, "n_features_in_", int(manifest["n_features_in"]))  # noqa: B010  scikit-learn's
+            return classifier._learn(support, labels, images)
+        except FileError:
+            raise
+        except Exception as error:  # whatever a file may hold: one line, and nothing of it is used
+            raise FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def _is_table(X: Any) -> bool:
+    """Whether X is rows of numbers, and not pictures, paths or files."""
+    if isinstance(X, Tensor):
+        return X.ndim not in (3, 4)
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "OUS":
+        return X.ndim not in (3, 4)
+    if not isinstance(X, (list, tuple, np.ndarray)):
+        return True  # a data frame, a sparse matrix, ...
+    first: Any = X[0] if len(X) else None
+    return isinstance(first, (list, tuple, int, float, np.number)) or getattr(first, "ndim", 0) == 1
+
+
+def _plain(X: Any) -> Any:
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+
+
+def _parts(y: Tensor, count: int) -> list[Tensor]:
+    """Rows in parts, each class spread evenly over them; as many parts as rows: one each."""
+    order = y.argsort(stable=True)
+    return [order[k::count] for k in range(min(count, len(y)))]
+
+
+def _temperature(scores: Tensor, y: Tensor, start: float) -> float:
+    """The s whose softmax(s * scores) fits the labels best, held near `start` by a normal prior of log s with deviation
+    1: a few examples that are all right would make it infinite.
+    """
+    if not len(y):
+        return start
+    steps = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    logits = scores.double()[None] * (steps.exp() * start)[:, None, None]
+    loss = -(logits.log_softmax(-1)[:, torch.arange(len(y)), y]).sum(1) + steps.square() / 2
+    return float(steps[loss.argmin()].exp() * start)
+
+
+def _packed(tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> bytes:
+    from safetensors import torch as safetensors
+
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.save(own, metadata={"kshot": json.dumps(info or {})})
+
+
+def _tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import torch as safetensors
+
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return safetensors.load(content), json.loads(header.get("__metadata__", {}).get("kshot", "{}"))
+
+
+def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the files of a .kshot file, each of a known name and a bounded size."""
+    blob = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            listed = archive.infolist()
+            names = [info.filename for info in listed]
+            allowed = {"manifest.json", "support.safetensors", "model.safetensors"}
+            if strange := sorted(set(names) - allowed):
+                raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
+            if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
+                raise FileError(f"{path} is no .kshot file: it holds {names}")
+            if sum(info.file_size for info in listed) > MOST_BYTES:
+                raise FileError(f"{path} unpacks to more than {MOST_BYTES >> 30} GiB")
+            parts = {}
+            for info in listed:
+                with archive.open(info) as file:
+                    parts[info.filename] = file.read(info.file_size + 1)
+                if len(parts[info.filename]) != info.file_size:
+                    raise FileError(f"{path}: {info.filename} is larger than it says")
+        manifest = json.loads(parts["manifest.json"])
+        version = int(manifest["kshot"])
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path} is no .kshot file, or a damaged one: {type(error).__name__}: {error}") from error
+    if version > FORMAT:
+        raise FileError(f"{path} has format {version} and this kshot reads up to {FORMAT}: update kshot")
+    return manifest, parts

@@ -1,0 +1,187 @@
+"""Bodies by name: what turns a picture into features (or, with a learner that adapts its weights, into a task).
+
+    model = models.get("glyphs")                    # shipped with the package
+    model = models.get("runs/omniglot-protonet")    # the folder of `kshot train`
+    x = model.encode(images)                        # [N, D]
+    learner = model.learner(ways=5)                 # adapts on these
+
+"features" takes vectors `[N, D]` as they are. Shipped files are checkpoints without an optimiser, made by
+`python benchmarks/models.py`; each tells in its header how it was trained and on which classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kshot import checkpoint, config, learners
+from kshot.core import Learner
+from kshot.data import images as pictures
+from kshot.train import restore_learner
+
+__all__ = ["METRIC", "Features", "Model", "export", "get", "shipped"]
+
+METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
+"""Learners that work on features alone, so that they can take any body."""
+BATCH = 256
+
+
+class Features(nn.Module):
+    """A body that gives its input back: features `[N, D]`."""
+
+    def __init__(self, out_features: int):
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass
+class Model:
+    """A body (or a whole learner) with what its inputs look like.
+
+    Attributes:
+        name: as it was asked for.
+        kind: the learner that it was trained with; None for "features".
+        trained: that learner; None for "features".
+        channels, size: of its images: C, and height and width.
+        ink: whether it takes drawings, 0 for paper and 1 for ink.
+        fingerprint: sha256 of its weights.
+        about: how it was trained, from its header.
+    """
+
+    name: str
+    kind: str | None
+    trained: Learner | None
+    channels: int
+    size: int
+    ink: bool
+    fingerprint: str
+    about: dict[str, Any]
+
+    @property
+    def takes_images(self) -> bool:
+        """False for "features"."""
+        return self.trained is not None
+
+    def picture(self, source: Any) -> np.ndarray:
+        """uint8 `[C, size, size]` of a path, bytes, array, tensor or Pillow's image; see `kshot.data.images`."""
+        rgb = pictures.square(pictures.open_image(source), self.size)
+        if self.channels == 3:
+            return np.moveaxis(rgb, 2, 0)
+        grey = (rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).round().clip(0, 255)
+        grey = grey.astype(np.uint8)
+        return (pictures.ink(grey) if self.ink else grey)[None]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What a learner of `learner` takes: features `[N, D]` of uint8 images `[N, C, size, size]`, or the images as
+        floats where the learner adapts the body itself.
+        """
+        x = images.float() / 255
+        if self.kind not in METRIC:
+            return x
+        body: Any = getattr(self.trained, "body", None)
+        with torch.no_grad():
+            parts = [body(part) for part in x.split(BATCH)]
+        return torch.cat(parts) if parts else x.new_zeros(0, body.out_features)
+
+    def learner(self, ways: int, name: str | None = None, features: int | None = None) -> Learner:
+        """A learner for what `encode` gives.
+
+        Args:
+            ways: classes.
+            name: one of `METRIC`; None: the one that the model was trained with ("protonet" for "features").
+            features: D, for "features".
+
+        Raises:
+            ValueError: a learner that needs a body of its own, or more classes than a trained one has room for.
+        """
+        name = name or self.kind or "protonet"
+        if self.trained is not None and self.kind not in METRIC:
+            if name != self.kind:
+                raise ValueError(
+                    f"the model {self.name!r} was trained with {self.kind}, which adapts all of it: pass "
+                    f"learner={self.kind!r} or None"
+                )
+            most = getattr(self.trained, "ways", ways)
+            if ways > most:
+                raise ValueError(f"the model {self.name!r} tells at most {most} classes apart, got {ways}")
+            return self.trained
+        if name not in METRIC:
+            raise ValueError(f"learner {name!r} cannot take a body of features: choose from {', '.join(METRIC)}")
+        size = features if features is not None else self.trained.body.out_features  # pyright: ignore
+        own = learners.build(name, Features(int(size)), ways)  # pyright: ignore
+        if name == self.kind and self.trained is not None:
+            rest = {n: t for n, t in self.trained.state_dict().items() if not n.startswith("body.")}
+            own.load_state_dict(rest, strict=False)
+        return own.eval()
+
+
+def shipped() -> dict[str, Path]:
+    """`{name: file}` of the bodies in the package."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+
+
+def get(name: str | Path) -> Model:
+    """The model of that name: "features", a shipped one, a training folder, or a file that `export` wrote.
+
+    Raises:
+        ValueError: an unknown name; with those that there are.
+        CheckpointError: a damaged file, or one of another program.
+    """
+    if str(name) == "features":
+        return Model("features", None, None, 0, 0, False, "", {})
+    path = shipped().get(str(name), Path(name))
+    if path.is_dir():
+        path = path / ("best.safetensors" if (path / "best.safetensors").exists() else "last.safetensors")
+    if not path.is_file():
+        known = ", ".join(["features", *shipped()])
+        raise ValueError(f"unknown model {str(name)!r}: choose from {known}, or give the folder of a 'kshot train'")
+    return loaded(str(name), *checkpoint.load(path))
+
+
+def loaded(name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> Model:
+    """The model of a checkpoint's tensors and info.
+
+    Raises:
+        ValueError: a checkpoint that tells no settings, or is of another kind (a policy, a regression).
+    """
+    settings = dict(info.get("settings") or {})
+    classes = tuple(settings.pop("train_classes", ()))
+    settings.pop("job", None)
+    if "learner" not in settings or "tasks" in settings:
+        raise ValueError(f"the model {name!r} is no classifier of images (its checkpoint tells other settings)")
+    recipe = config.from_dict(settings)
+    if recipe.regression:
+        raise ValueError(f"the model {name!r} was trained on functions, not on classes of images")
+    learner = config.build(recipe).eval()
+    restore_learner(learner, {n: t for n, t in tensors.items() if not n.startswith("optimizer.")}, Path(name))
+    digest = hashlib.sha256()
+    for key, tensor in sorted(learner.state_dict().items()):
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    drawn = recipe.data in ("omniglot", "glyphs", "mnist")
+    about = {"settings": settings, "train_classes": list(classes), "step": info.get("step")}
+    return Model(name, recipe.learner, learner, recipe.channels, recipe.size, drawn, digest.hexdigest(), about)
+
+
+def export(folder: Path | str, path: Path | str, about: dict[str, Any] | None = None) -> None:
+    """Write the learner of a training folder to one file: a checkpoint without an optimiser.
+
+    Args:
+        folder: of `kshot train`.
+        path: the file.
+        about: JSON-able, kept in its header: the command, the figures.
+    """
+    folder = Path(folder)
+    source = folder / ("best.safetensors" if (folder / "best.safetensors").exists() else "last.safetensors")
+    tensors, info = checkpoint.load(source)
+    own = {n: t for n, t in tensors.items() if n.startswith("learner.")}
+    kept = {name: info.get(name) for name in ("step", "settings", "versions")}
+    checkpoint.save(path, own, {**kept, "about": about or {}})

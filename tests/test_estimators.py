@@ -1,0 +1,305 @@
+"""FewShotClassifier: scikit-learn's checks, what it learns, its files; the commands `kshot fit` and `kshot predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from kshot import models
+from kshot.data import load
+from kshot.estimators import FewShotClassifier, FileError
+
+WAYS, SHOTS = 5, 3
+
+
+def drawings(split: str = "test", seed: int = 0, ways: int = WAYS) -> tuple[list[Any], list[str], list[Any], list[str]]:
+    """Support and queries: letters of the embedded fonts, black on white, with their names."""
+    bank, rng = load("glyphs", split), np.random.default_rng(seed)
+    many = [c for c in range(len(bank.classes)) if bank.counts[c] >= SHOTS + 4]
+    parts: tuple[Any, ...] = [], [], [], []
+    for c in rng.choice(many, ways, replace=False):
+        rows = int(bank.starts[c]) + rng.permutation(int(bank.counts[c]))[: SHOTS + 4]
+        pictures = [255 - bank.images[r, 0].numpy() for r in rows]
+        for where, some in ((0, pictures[:SHOTS]), (2, pictures[SHOTS:])):
+            parts[where].extend(some)
+            parts[where + 1].extend([f"{c}"] * len(some))
+    return parts
+
+
+def test_scikit_learns_checks() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(FewShotClassifier(), on_fail=None)
+    assert len(found) > 50
+    bad = [f"{c['check_name']}: {c['exception']}" for c in found if c["status"] not in ("passed", "skipped")]
+    assert not bad
+    # Skipped: scikit-learn itself leaves these out, for want of array-api support or of pandas.
+    skipped = {c["check_name"] for c in found if c["status"] == "skipped"}
+    assert skipped <= {"check_array_api_input", "check_classifier_data_not_an_array"}
+
+
+def test_on_vectors_it_is_the_nearest_centroid() -> None:
+    X, y = load_iris(return_X_y=True)
+    theirs = NearestCentroid().fit(X, y).predict(X)
+    assert (FewShotClassifier("features").fit(X, y).predict(X) == theirs).all()
+
+
+def test_pipelines_searches_and_clones() -> None:
+    X, y = load_iris(return_X_y=True)
+    pipe = make_pipeline(StandardScaler(), FewShotClassifier())
+    assert cross_val_score(pipe, X, y, cv=3).mean() > 0.8
+    search = GridSearchCV(FewShotClassifier("features"), {"learner": ["protonet", "r2d2"]}, cv=3).fit(X, y)
+    assert search.best_params_["learner"] in ("protonet", "r2d2")
+    twin = clone(FewShotClassifier("omniglot", open_set=True))
+    assert twin.get_params()["open_set"] is True
+
+
+def test_drawings_of_scripts_never_seen() -> None:
+    scores, floor = [], []
+    for seed in range(5):
+        X, y, Q, truth = drawings(seed=seed)
+        scores.append(FewShotClassifier("omniglot").fit(X, y).score(Q, truth))
+        flat = [np.asarray(x).reshape(-1) / 255.0 for x in (*X, *Q)]
+        floor.append(NearestCentroid().fit(flat[: len(X)], y).score(flat[len(X) :], truth))
+    assert np.mean(scores) > 0.9
+    assert np.mean(scores) > np.mean(floor) + 0.1
+
+
+def test_one_picture_may_be_given_in_any_form(tmp_path: Path) -> None:
+    X, y, Q, _ = drawings()
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    wanted = classifier.decision_function(Q[:1])
+    image, file = Image.fromarray(Q[0]), tmp_path / "a.png"
+    image.save(file)
+    blob = file.read_bytes()
+    forms = [image, str(file), file, blob, Q[0] / 255.0, torch.from_numpy(Q[0]), Q[0][..., None], np.stack([Q[0]] * 3)]
+    for form in forms:
+        np.testing.assert_allclose(classifier.decision_function([form]), wanted, atol=1e-3)
+    inverted = classifier.decision_function([255 - Q[0]])  # white on black is turned over
+    np.testing.assert_allclose(inverted, wanted, atol=1e-3)
+
+
+def test_partial_fit_equals_fit_on_all_and_takes_new_classes() -> None:
+    X, y, Q, _ = drawings(ways=6)
+    first = [i for i, label in enumerate(y) if label in sorted(set(y))[:3]]
+    rest = [i for i in range(len(y)) if i not in first]
+    parts = FewShotClassifier("omniglot")
+    for rows in (first, rest):
+        parts.partial_fit([X[i] for i in rows], [y[i] for i in rows])
+    whole = FewShotClassifier("omniglot").fit([X[i] for i in (*first, *rest)], [y[i] for i in (*first, *rest)])
+    assert parts.classes_.tolist() == whole.classes_.tolist()
+    np.testing.assert_array_equal(parts.decision_function(Q), whole.decision_function(Q))
+
+
+def test_left_out_labels_are_those_of_a_fit_without_them() -> None:
+    X, y, _, _ = drawings(ways=3)
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    for i in range(0, len(X), 2):
+        others = [k for k in range(len(X)) if k != i]
+        alone = FewShotClassifier("omniglot").fit([X[k] for k in others], [y[k] for k in others])
+        assert alone.predict([X[i]])[0] == classifier.left_out_[i]
+
+
+def test_probabilities_are_calibrated_on_the_support_set() -> None:
+    """Features whose scores are a hundred times too large: the temperature takes it back."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((4, 8))
+    X = np.repeat(centres, 15, 0) + 1.0 * rng.standard_normal((60, 8))
+    y = np.repeat(np.arange(4), 15)
+    Q = np.repeat(centres, 200, 0) + 1.0 * rng.standard_normal((800, 8))
+    truth = np.repeat(np.arange(4), 200)
+    for factor in (1.0, 10.0):
+        classifier = FewShotClassifier("features").fit(factor * X, y)
+        chance = classifier.predict_proba(factor * Q)
+        right = chance.argmax(1) == truth
+        assert abs(chance.max(1).mean() - right.mean()) < 0.08
+        np.testing.assert_allclose(chance.sum(1), 1)
+
+
+def test_unlabelled_examples_help() -> None:
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(20):
+        centres = 1.2 * rng.standard_normal((4, 6))
+        X, Q = centres + rng.standard_normal((4, 6)), np.repeat(centres, 50, 0) + rng.standard_normal((200, 6))
+        free, truth = np.repeat(centres, 20, 0) + rng.standard_normal((80, 6)), np.repeat(np.arange(4), 50)
+        plain = FewShotClassifier("features").fit(X, np.arange(4)).score(Q, truth)
+        both, labels = np.concatenate([X, free]), np.concatenate([np.arange(4), np.full(80, -1)])
+        gains.append(FewShotClassifier("features", unlabelled=True).fit(both, labels).score(Q, truth) - plain)
+    assert np.mean(gains) > 4 * np.std(gains) / np.sqrt(len(gains)) > 0
+
+
+def test_none_of_these() -> None:
+    X, y, Q, _ = drawings(ways=10)
+    known = sorted(set(y))[:5]
+    own = [i for i, label in enumerate(y) if label in known]
+    classifier = FewShotClassifier("omniglot", open_set=True).fit([X[i] for i in own], [y[i] for i in own])
+    _, _, _, truth = drawings(ways=10)
+    said = classifier.predict(Q)
+    strange = np.array([label not in known for label in truth])
+    assert (said[strange] == "none of these").mean() > (said[~strange] == "none of these").mean() + 0.3
+    assert FewShotClassifier("features", open_set=True).fit([[0.0], [1.0]], [3, 4]).none_label_ == -1
+
+
+def test_a_file_gives_the_same_answers(tmp_path: Path) -> None:
+    X, y, Q, _ = drawings()
+    classifier = FewShotClassifier("omniglot", open_set=True).fit(X, y)
+    classifier.save(tmp_path / "a.kshot")
+    again = FewShotClassifier.load(tmp_path / "a.kshot")
+    np.testing.assert_array_equal(again.predict_proba(Q), classifier.predict_proba(Q))
+    assert again.get_params() == classifier.get_params()
+    again.partial_fit(X[:1], ["new"])
+    assert "new" in again.classes_
+    with zipfile.ZipFile(tmp_path / "a.kshot") as archive:
+        assert archive.namelist() == ["manifest.json", "support.safetensors"]
+    table = FewShotClassifier().fit([[0.0, 1.0], [2.0, 3.0]], [7, 8])
+    table.save(tmp_path / "b.kshot")
+    assert FewShotClassifier.load(tmp_path / "b.kshot").predict([[0.1, 1.0]]).tolist() == [7]
+
+
+def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    X, y, _, _ = drawings(ways=2)
+    good = tmp_path / "a.kshot"
+    FewShotClassifier("omniglot").fit(X, y).save(good)
+    with zipfile.ZipFile(good) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(parts["manifest.json"])
+
+    def packed(**changed: bytes) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            named = {n.replace("__", "/").replace("_", "."): content for n, content in changed.items()}
+            for name, content in {**parts, **named}.items():
+                archive.writestr(name, content)
+        return out.getvalue()
+
+    def told(**changed: Any) -> bytes:
+        return packed(manifest_json=json.dumps({**manifest, **changed}).encode())
+
+    bad = {
+        "empty": b"",
+        "cut": good.read_bytes()[:-100],
+        "another file": b"\x89PNG" + bytes(100),
+        "newer": told(kshot=99),
+        "path": packed(**{"..__evil": b"x"}),
+        "labels": told(labels=["a"]),
+        "kind": told(label_kind="O"),
+        "learner": told(settings={**manifest["settings"], "learner": "finetune"}),
+        "model": told(model={**manifest["model"], "name": "/etc/passwd"}),
+        "weights": told(model={**manifest["model"], "weights": True}),
+        "fingerprint": told(model={**manifest["model"], "fingerprint": "0"}),
+        "setting": told(settings={**manifest["settings"], "evil": 1}),
+        "tensor": packed(support_safetensors=b"\xff" * 64),
+        "json": packed(manifest_json=b"[1"),
+    }
+    for name, content in bad.items():
+        file = tmp_path / f"{name}.kshot"
+        file.write_bytes(content)
+        with pytest.raises(FileError) as caught:
+            FewShotClassifier.load(file)
+        assert "\n" not in str(caught.value).strip(), name
+    flipped = np.random.default_rng(0)
+    whole = np.frombuffer(good.read_bytes(), np.uint8)
+    for _ in range(60):  # any bytes: an answer or one error, no other
+        some = whole.copy()
+        some[flipped.integers(len(some), size=3)] ^= flipped.integers(1, 256, size=3, dtype=np.uint8)
+        (tmp_path / "x.kshot").write_bytes(some.tobytes())
+        with contextlib.suppress(FileError):
+            FewShotClassifier.load(tmp_path / "x.kshot")
+
+
+def test_bad_input_is_told() -> None:
+    X, y, _, _ = drawings(ways=2)
+    with pytest.raises(ValueError, match="unknown model 'nothing': choose from features, "):
+        FewShotClassifier("nothing").fit(X, y)
+    with pytest.raises(ValueError, match="example 1 is no picture that can be read: not a JPEG"):
+        FewShotClassifier("omniglot").fit([X[0], b"no picture"], ["a", "b"])
+    with pytest.raises(ValueError, match="learner 'maml' cannot take a body of features"):
+        FewShotClassifier("omniglot", "maml").fit(X, y)
+    with pytest.raises(ValueError, match="all examples are unlabelled"):
+        FewShotClassifier(unlabelled=True).fit([[1.0]], [-1])
+    with pytest.raises(ValueError, match="by learner='protonet' alone"):
+        FewShotClassifier("features", "r2d2", unlabelled=True).fit([[1.0], [2.0], [3.0]], [0, 1, -1])
+
+
+def test_shipped_models_tell_how_they_were_made() -> None:
+    assert "omniglot" in models.shipped()
+    for name, path in models.shipped().items():
+        assert path.stat().st_size < 5e6
+        model = models.get(name)
+        assert model.about["train_classes"], name
+        assert model.about["step"] > 0
+
+
+def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
+    X, y, Q, truth = drawings(ways=3)
+    for k, (x, label) in enumerate(zip(X, y, strict=True)):
+        (tmp_path / "support" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(tmp_path / "support" / label / f"{k}.png")
+    (tmp_path / "support" / y[0] / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n no")
+    Image.fromarray(X[0]).save(tmp_path / "support" / y[0] / "twice.png")
+    (tmp_path / "others").mkdir()
+    for k, x in enumerate(Q):
+        Image.fromarray(x).save(tmp_path / "others" / f"{k:02d}.png")
+    (tmp_path / "others" / "text.png").write_text("no picture")
+    out, table = tmp_path / "a.kshot", tmp_path / "a.csv"
+    done = kshot("fit", str(tmp_path / "support"), "--out", str(out), "--json", str(tmp_path / "fit.json"))
+    assert done.returncode == 0, done.stderr
+    assert "bad.png" in done.stdout
+    assert "the same picture twice" in done.stdout
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert sum(found["classes"].values()) == 3 * SHOTS + 1
+    assert found["duplicates"]
+    told = kshot(
+        "predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--sort-into", str(tmp_path / "sorted")
+    )
+    assert told.returncode == 0, told.stderr
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [Path(row["file"]).name for row in rows] == [f"{k:02d}.png" for k in range(len(Q))] + ["text.png"]
+    assert rows[-1]["error"]
+    assert not rows[-1]["label"]
+    right = [row["label"] == label for row, label in zip(rows, truth, strict=False)]
+    assert np.mean(right) > 0.6
+    assert sum(1 for p in (tmp_path / "sorted").rglob("*.png")) == len(Q)
+    # Broken off in the middle of a line: what is there is kept, and the table is the same.
+    whole, part = table.read_text(), tmp_path / ".a.csv.part"
+    head = json.dumps({"classifier": hashlib.sha256(out.read_bytes()).hexdigest()})
+    part.write_text(head + "\n" + json.dumps(rows[0]) + "\n" + json.dumps(rows[1])[:20])
+    table.unlink()
+    assert kshot("predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--resume").returncode == 0
+    assert table.read_text() == whole
+    assert not part.exists()
+    for arguments, words in {
+        ("predict", str(out), str(tmp_path / "nowhere")): "no such file",
+        ("fit", str(tmp_path / "nowhere"), "--out", str(out)): "is no folder",
+        ("predict", str(tmp_path / "others" / "text.png"), str(tmp_path / "others")): "no .kshot file",
+    }.items():
+        wrong = kshot(*arguments)
+        assert wrong.returncode == 2
+        assert words in wrong.stderr
+        assert "Traceback" not in wrong.stderr
