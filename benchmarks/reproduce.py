@@ -140,26 +140,40 @@ JOBS = [
 ]  # fmt: skip
 
 
-def run(job: Job, budget: str, threads: int) -> str:
-    """Train (or go on) and test one job; returns a line that says how it went."""
+def weights(run: str) -> float:
+    """When the weights of a run were written; 0 where there are none."""
+    return max((path.stat().st_mtime for path in (Path("runs") / run).glob("*.safetensors")), default=0.0)
+
+
+def kshot(job: Job, threads: int, *arguments: str) -> str:
+    """Run a command; returns what went wrong, or nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    folder = Path("runs") / name(job)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = ROOT / "runs" / name(job) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "kshot", *arguments]
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdout=log, stderr=log).returncode
+    return f"{name(job)}: failed with exit code {code}, see runs/{name(job)}/log.txt" if code else ""
 
-    def kshot(*arguments: str) -> None:
-        with open(ROOT / folder / "log.txt", "a", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "kshot", *arguments]
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=log, stderr=subprocess.STDOUT)
 
-    try:
-        kshot("train", job.recipe, "--budget", budget, *job.train, "--out", str(folder), "--resume")
-        trained = max(path.stat().st_mtime for path in folder.glob("*.safetensors"))
-        for suffix, arguments in job.tests.items():
-            result = RESULTS / f"{name(job)}{suffix}.json"
-            if not result.exists() or result.stat().st_mtime < trained:
-                kshot("evaluate", str(folder), *arguments, "--json", str(result))
-    except subprocess.CalledProcessError as error:
-        return f"{name(job)}: failed with exit code {error.returncode}, see {folder / 'log.txt'}"
+def train(job: Job, budget: str, threads: int) -> str:
+    """Train one job, or go on with it; returns a line that says how it went."""
+    out = ("--out", f"runs/{name(job)}", "--resume")
+    wrong = kshot(job, threads, "train", job.recipe, "--budget", budget, *job.train, *out)
+    return wrong or f"{name(job)}: trained"
+
+
+def test(job: Job, threads: int) -> str:
+    """Test one job, where its results are older than any weights they are of; returns a line that says how it went."""
+    others = [part.removeprefix("runs/") for part in job.tests.get("", ()) if part.startswith("runs/")]
+    if missing := [other for other in (name(job), *others) if not weights(other)]:
+        return f"{name(job)}: failed, it is tested beside {', '.join(missing)}: reproduce these too"
+    for suffix, arguments in job.tests.items():
+        result = RESULTS / f"{name(job)}{suffix}.json"
+        if not result.exists() or result.stat().st_mtime < max(map(weights, (name(job), *others))):
+            wrong = kshot(job, threads, "evaluate", f"runs/{name(job)}", *arguments, "--json", str(result))
+            if wrong:
+                return wrong
     return f"{name(job)}: done"
 
 
@@ -195,9 +209,10 @@ def main(settings: Settings) -> int:
     jobs = [known[n] for n in settings.names or known]
     failed = False
     with ThreadPoolExecutor(settings.lanes) as pool:
-        for line in pool.map(lambda job: run(job, settings.budget, threads), jobs):
-            print(line, flush=True)
-            failed = failed or "failed" in line
+        for stage in (lambda job: train(job, settings.budget, threads), lambda job: test(job, threads)):
+            for line in pool.map(stage, jobs):  # all are trained before any is tested: some are tested side by side
+                print(line, flush=True)
+                failed = failed or "failed" in line
     return int(failed)
 
 

@@ -122,7 +122,7 @@ def plot_returns(
         path: the picture.
         title: above it.
     """
-    figure, axes = _axes("return", "gradient steps", title)
+    figure, axes = _axes("return", "rounds of adapting (gradient steps; with a memory: rollouts)", title)
     end = max(1, *(len(means) - 1 for _, means, _ in curves))
     ends: list[tuple[float, str, str]] = []
     for i, (name, means, halves) in enumerate(curves):

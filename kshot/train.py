@@ -343,14 +343,28 @@ def meta_train(
 _MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
-def refuse_another_run(outer: Any, settings: dict[str, Any], info: dict[str, Any], path: Path, longer: bool) -> None:
-    """Compare a run's settings with those of its checkpoint; `longer`: whether another number of steps is the same run.
+def refuse_another_run(
+    outer: Any,
+    settings: dict[str, Any],
+    info: dict[str, Any],
+    path: Path,
+    longer: bool,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Compare a run's settings with those of its checkpoint.
+
+    Args:
+        outer, settings: of the run.
+        info: of the checkpoint.
+        path: of the checkpoint.
+        longer: whether another number of steps is the same run.
+        defaults: what settings were that a checkpoint from before them does not tell.
 
     Raises:
         CheckpointError: with the settings that differ.
     """
     now = json.loads(json.dumps({**settings, **asdict(outer)}))
-    then = {**info["settings"], **info["outer"]}
+    then = {**json.loads(json.dumps(defaults or {})), **info["settings"], **info["outer"]}
     changes = [
         f"{name}={then[name]!r} and not {now[name]!r}"
         for name in now

@@ -62,7 +62,7 @@ class TrainControl:
                 shown, before = bar.add_task("meta-training", total=recipe.outer.steps, speed=""), 0.0
                 for record in meta_train(
                     learner, family, recipe.outer, out=self.out, resume=self.resume,
-                    settings=recipes.settings(recipe), stop=stop,
+                    settings=recipes.settings(recipe), defaults=recipes.settings(ControlRecipe()), stop=stop,
                 ):  # fmt: skip
                     m = record.metrics
                     speed = (m["env_steps"] - before) / record.seconds if before else 0.0
@@ -74,7 +74,7 @@ class TrainControl:
                     if record.step % recipe.outer.save_every == 0 or record.step == recipe.outer.steps:
                         say.print(
                             f"step {record.step}: return {m['return_before']:.1f} before and {m['return_after']:.1f} "
-                            f"after the inner step, kl {m['kl']:.4f}, {m['env_steps'] / 1e6:.1f} million steps, "
+                            f"after adapting, kl {m['kl']:.4f}, {m['env_steps'] / 1e6:.1f} million steps, "
                             f"simulation {100 * m['simulation']:.0f} %, policy {100 * m['policy']:.0f} %, update "
                             f"{100 * m['update']:.0f} %, {time.monotonic() - began:.0f} s"
                         )
@@ -96,7 +96,8 @@ class TrainControl:
 
 @dataclass(frozen=True)
 class EvaluateControl:
-    """Test a trained policy on tasks that it never saw: returns after 0, 1, 2, 3 gradient steps."""
+    """Test a trained policy on tasks that it never saw: returns after 0, 1, 2, 3 rounds of adapting, which are gradient
+    steps, or for a policy with a memory rollouts."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder that `kshot train --out` wrote."""
@@ -105,7 +106,9 @@ class EvaluateControl:
     rollouts: int | None = None
     """Of each task, after each step; None: the recipe's number."""
     steps: int | None = None
-    """Gradient steps; None: the recipe's number."""
+    """Rounds of adapting; None: the recipe's number."""
+    backend: Literal["mujoco", "warp"] = "mujoco"
+    """Of the simulation, whatever the policy was trained on."""
     on: str | None = None
     """Another family of tasks with equal observations and actions, for instance bodies that were held out."""
     seed: int = 1
@@ -133,11 +136,14 @@ class EvaluateControl:
             raise InputError(f"{other[0]} was trained for other tasks than {first.tasks}: test it on its own")
         if self.on is not None:
             runs = [run._replace(recipe=replace(run.recipe, tasks=self.on)) for run in runs]
-            first = runs[0].recipe
+        runs = [run._replace(recipe=replace(run.recipe, backend=self.backend)) for run in runs]
+        first = runs[0].recipe
         rows = [(run.recipe.name, run.recipe, run.learner) for run in runs]
-        if self.floors:
-            untrained = replace(first, learner="maml")
-            rows.append(("random", untrained, recipes.build(untrained)))
+        if self.floors:  # one for each kind of network
+            kinds = {run.recipe.learner == "rl2": run.recipe for run in reversed(runs)}
+            for memory, recipe in kinds.items():
+                untrained = replace(recipe, learner="rl2" if memory else "maml")
+                rows.append(("random, rl2" if memory else "random", untrained, recipes.build(untrained)))
         curves, say = [], console()
         for name, recipe, learner in rows:
             steps = 0 if recipe.learner == "oracle" else first.test_steps if self.steps is None else self.steps
@@ -147,11 +153,11 @@ class EvaluateControl:
                     self.rollouts or first.test_rollouts, steps, self.seed, later=recipe.later,
                     discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
                 ))  # fmt: skip
-        alike: dict[str, list[Curve]] = {}
-        for (_, recipe, _), curve in zip(rows, curves, strict=True):
-            own = replace(recipe, outer=replace(recipe.outer, seed=0))
-            alike.setdefault(repr((curve.name, own)), []).append(curve)
-        curves += [over_seeds(same) for same in alike.values() if len(same) > 1]
+        alike: dict[str, dict[int, Curve]] = {}  # runs that differ in their seed alone, trained equally far
+        for run, curve in zip(runs, curves, strict=False):
+            own = replace(run.recipe, outer=replace(run.recipe.outer, seed=0), source="", differs="")
+            alike.setdefault(repr((own, run.info["step"])), {})[run.recipe.outer.seed] = curve
+        curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 1]
         say.print(_table(curves))
         if self.json is not None:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}
@@ -183,29 +189,33 @@ class Video:
     task: tuple[float, ...] = ()
     """The goal: a direction (-1 or 1), a velocity, a place; none: drawn from the seed."""
     steps: int = 1
-    """Gradient steps between the two rollouts."""
+    """Rounds of adapting between the two rollouts."""
+    backend: Literal["mujoco", "warp"] = "mujoco"
+    """Of the simulation, whatever the policy was trained on."""
     rollouts: int = 20
     """That each step is taken on."""
     seed: int = 1
     """Of the rollouts."""
 
     def run(self) -> int:
+        from dataclasses import replace
+
         from kshot import seeding
         from kshot.rl.video import film
 
         if not recipes.is_control(self.folder):
             raise InputError(f"{self.folder} holds no policy: give the folder of 'kshot train cheetah-direction-maml'")
         run = recipes.load_run(self.folder)
-        tasks = recipes.control(run.recipe)
+        tasks = recipes.control(replace(run.recipe, backend=self.backend))
         if self.task and len(self.task) != tasks.goal:
             raise InputError(f"--task: a goal of {tasks.name} is {tasks.goal} numbers, got {len(self.task)}")
         goal = self.task or tuple(tasks.sample(seeding.generator(self.seed, "film"), 1)[0].tolist())
         before, after = film(
             run.learner, tasks, goal, self.out, steps=self.steps, rollouts=self.rollouts, later=run.recipe.later,
-            seed=self.seed,
+            discount=run.recipe.outer.discount, lam=run.recipe.outer.lam, seed=self.seed,
         )  # fmt: skip
         shown = ", ".join(f"{number:g}" for number in goal)
-        returns = f"return {before:.1f} before and {after:.1f} after {self.steps} steps"
+        returns = f"return {before:.1f} before and {after:.1f} after {self.steps} rounds"
         console().print(f"{tasks.name}, goal {shown}: {returns}: {self.out}")
         return 0
 
@@ -221,10 +231,11 @@ def _table(curves: list[Curve]) -> Table:
 
     one = curves[0]
     title = f"{one.tasks.removesuffix('-seen')}, {one.num_tasks} tasks (seed {one.seed}), {one.rollouts} rollouts"
-    shown = Table(title=f"{title} of each: return after k gradient steps", title_justify="left")
+    shown = Table(title=f"{title} of each: return after k rounds of adapting", title_justify="left")
     shown.add_column("policy")
+    shown.add_column("rollouts a round", justify="right")
     for k in range(max(len(c.mean) for c in curves)):
         shown.add_column(str(k), justify="right")
     for c in curves:
-        shown.add_row(c.name, *(f"{m:.1f} ± {h:.1f}" for m, h in zip(c.mean, c.interval95, strict=True)))
+        shown.add_row(c.name, str(c.seen), *(f"{m:.1f} ± {h:.1f}" for m, h in zip(c.mean, c.interval95, strict=True)))
     return shown

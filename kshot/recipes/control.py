@@ -54,6 +54,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         recipe = replace(
             recipe,
             hidden=(100,),
+            activation="relu",
             source="Duan et al. 2016, arXiv:1611.02779; trials and steps of the environment as MAML's",
             differs="PPO in place of TRPO; trials of 4 rollouts",
         )
@@ -64,9 +65,11 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     if budget == "quick" and tasks != "point":
         # Chosen by the returns of training tasks of cheetah direction, see docs/control.md.
         outer = replace(outer, lam=0.97, kl=0.04)
-        recipe = replace(recipe, init="uniform", inner_lr=0.3)
-        text = "inner rate 0.3, lambda 0.97, weights drawn within 1 / sqrt(inputs)"
-        recipe = _differs(recipe, text + (", KL 0.04" if outer.method == "trpo" else ""))
+        text = "lambda 0.97" + (", KL 0.04" if outer.method == "trpo" else "")
+        if learner != "rl2":
+            recipe = replace(recipe, init="uniform", inner_lr=0.3)
+            text += ", inner rate 0.3, weights drawn within 1 / sqrt(inputs)"
+        recipe = _differs(recipe, text)
     if budget == "quick" and outer.method == "trpo":
         outer = replace(outer, rows=0.2)
         recipe = _differs(recipe, "a fifth of the samples in the products with the curvature")

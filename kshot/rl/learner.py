@@ -52,6 +52,7 @@ class PolicyLearner(Learner):
         observation, action: D and A of the tasks that it is made for.
         rounds: sets of rollouts of each task in one outer step; the learner adapts between them.
         inner_lr: the rate of an inner step, where there is one.
+        pools: whether a state is of all rollouts of a round; else each rollout has a state of its own.
         strategy: how the engine works on its tasks.
     """
 
@@ -59,7 +60,12 @@ class PolicyLearner(Learner):
     action: int
     rounds: int = 2
     inner_lr: float = 0.0
+    pools: bool = True
     strategy: ClassVar[Literal["threads", "vmap"]] = "threads"
+
+    @abstractmethod
+    def adapt(self, state: Any, support: Any, scale: float = 1.0) -> Any:
+        """Fold the digest of ONE task's rollouts into the state; `scale` is a factor of the inner rate, if any."""
 
     @abstractmethod
     def actor(self, states: Any) -> Actor:
@@ -94,12 +100,11 @@ def adapt_all(learner: PolicyLearner, states: Any, support: Any, scale: float = 
         scale: factor of the inner rate, where there is one.
     """
     batched = tree.leaves(states)[0].ndim > tree.leaves(learner.init())[0].ndim
-    options = {} if scale == 1.0 else {"scale": scale}
 
     def share(first: int, last: int) -> list[Any]:
         with torch.no_grad():
             return [
-                learner.adapt(tree.index(states, t) if batched else states, tree.index(support, t), **options)
+                learner.adapt(tree.index(states, t) if batched else states, tree.index(support, t), scale)
                 for t in range(first, last)
             ]
 
@@ -166,6 +171,6 @@ class Rollouts:
         """`num_tasks` tasks: what `learner.loss` takes, with a leading T."""
         return self.learner.experience(self._act(generator, num_tasks))
 
-    def returns(self, generator: torch.Generator, num_tasks: int) -> Tensor:
-        """`[T]` the mean return of each task's last round."""
-        return returns(self._act(generator, num_tasks)[-1])
+    def returns(self, generator: torch.Generator, num_tasks: int) -> list[Tensor]:
+        """`[T]` the mean return of each task, for each round."""
+        return [returns(trajectory) for trajectory in self._act(generator, num_tasks)]

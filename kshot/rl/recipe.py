@@ -86,6 +86,8 @@ def control(recipe: ControlRecipe) -> Control:
     tasks = family(recipe.tasks)
     if isinstance(tasks, Mujoco):
         tasks.backend = recipe.backend
+    elif recipe.backend != "mujoco":
+        raise ValueError(f"backend={recipe.backend!r}: {tasks.name} is not simulated by MuJoCo")
     return Seen(tasks) if recipe.learner == "oracle" else tasks
 
 
@@ -94,6 +96,12 @@ def build(recipe: ControlRecipe) -> PolicyLearner:
     tasks = control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
         if recipe.learner == "rl2":
+            if len(recipe.hidden) != 1 or (recipe.last, recipe.activation, recipe.init) != (1.0, "relu", "xavier"):
+                raise ValueError(
+                    f"hidden={recipe.hidden}, last={recipe.last}, activation={recipe.activation!r}, "
+                    f"init={recipe.init!r}: rl2 has one number in hidden, the width of its memory, and draws its "
+                    "weights in its own way"
+                )
             gated = GaussianGRU(tasks.observation, tasks.action, recipe.hidden[-1], recipe.std)
             return RL2(gated, recipe.episodes)
         policy = GaussianMLP(

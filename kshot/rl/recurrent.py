@@ -161,6 +161,7 @@ class RL2(PolicyLearner):
 
     folds = True
     order_invariant = False
+    pools = False
     strategy = "vmap"
 
     def __init__(self, policy: GaussianGRU, episodes: int = 4, clip: float = 0.2):

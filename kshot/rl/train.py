@@ -6,7 +6,8 @@
 
 An iteration draws tasks, acts in them under the start (support), adapts, acts under each task's own weights (query),
 and takes one outer step on all of it. Everything random is drawn from `seeding.generator(seed, purpose, step)`, so a
-run that was killed and resumed ends with the bits of an unbroken one on the same machine.
+run that was killed and resumed ends with the bits of an unbroken one on the same machine (with MuJoCo; Warp adds up
+contacts in any order).
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def meta_train(
     out: Path | str | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
     **overrides: Any,
 ) -> Iterator[Record]:
@@ -115,6 +117,7 @@ def meta_train(
         out: folder for `last.safetensors` and `records.jsonl`, in place of those of an earlier run; None keeps nothing.
         resume: go on from `out/last.safetensors` where there is one.
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
+        defaults: of settings that a checkpoint from before them does not tell.
         stop: asked in each step; True saves and ends (SIGINT, a time limit).
 
     Raises:
@@ -130,7 +133,7 @@ def meta_train(
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
     start, env_steps = 0, 0
     if folder is not None and resume and (folder / "last.safetensors").exists():
-        start, env_steps = _go_on(learner, optimizer, outer, settings or {}, folder)
+        start, env_steps = _go_on(learner, optimizer, outer, settings or {}, folder, defaults)
     elif folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("last.safetensors", "records.jsonl"):  # of another run
@@ -225,7 +228,9 @@ def _outer_step(
         kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
         found.append(Update(float(outcome.loss.mean()), float(outcome.loss.mean()), kl, 1, norm, entropy))
     optimizer.zero_grad(set_to_none=True)
-    return found[0]._replace(after=found[-1].after, kl=found[-1].kl, tries=len(found))
+    after = engine.meta_loss(learner, task, plan)
+    kl = float(after.metrics["kl"].mean())
+    return found[0]._replace(after=float(after.loss.mean()), kl=kl, tries=len(found))
 
 
 def _go_on(
@@ -234,10 +239,11 @@ def _go_on(
     outer: Outer,
     settings: dict[str, Any],
     folder: Path,
+    defaults: dict[str, Any] | None,
 ) -> tuple[int, int]:
     path = folder / "last.safetensors"
     tensors, info = checkpoint.load(path)
-    refuse_another_run(outer, settings, info, path, longer=True)
+    refuse_another_run(outer, settings, info, path, longer=True, defaults=defaults)
     restore_learner(learner, tensors, path)
     if optimizer is not None:
         packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
@@ -251,7 +257,8 @@ def _go_on(
 
 @dataclass(frozen=True)
 class Curve:
-    """Returns after 0, 1, 2, ... gradient steps on tasks that were not trained on.
+    """Returns after 0, 1, 2, ... rounds of adapting (gradient steps, or rollouts read into a memory) on tasks that were
+    not trained on.
 
     Attributes:
         name: as tables show it.
@@ -259,6 +266,7 @@ class Curve:
         per_task: `[steps + 1][T]` the mean return of each task's rollouts.
         mean, interval95: over tasks, after each step.
         num_tasks, rollouts, seed: what it rests on.
+        seen: rollouts that one round of adapting has seen: all of a task's, or 1 where each rollout has a memory.
         goals: of the tasks `[T][G]`.
         rates: of each step.
         seconds: of all of it.
@@ -275,6 +283,7 @@ class Curve:
     goals: list[list[float]] = field(repr=False)
     rates: list[float]
     seconds: float
+    seen: int
     versions: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -333,7 +342,7 @@ def evaluate(
     return Curve(
         name, family.name, [f.tolist() for f in found], [float(f.mean()) for f in found],
         [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
-        time.perf_counter() - began, checkpoint.versions(),
+        time.perf_counter() - began, rollouts if learner.pools else 1, checkpoint.versions(),
     )  # fmt: skip
 
 
@@ -352,7 +361,8 @@ def over_seeds(curves: list[Curve]) -> Curve:
     if len(curves) < 2:
         raise ValueError(f"an interval over seeds needs at least 2 policies, got {len(curves)}")
     one = curves[0]
-    if any(c.goals != one.goals or len(c.mean) != len(one.mean) or c.rollouts != one.rollouts for c in curves):
+    same = [(c.tasks, c.seed, c.goals, len(c.mean), c.rollouts) for c in curves]
+    if any(other != same[0] for other in same):
         raise ValueError("the policies were tested on other tasks, steps or rollouts: test them in one call")
     means = [list(column) for column in zip(*(c.mean for c in curves), strict=True)]  # [steps + 1][seeds]
     return dataclasses.replace(

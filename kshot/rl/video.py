@@ -123,6 +123,8 @@ def film(
     steps: int = 1,
     rollouts: int = 20,
     later: float = 0.5,
+    discount: float = 0.99,
+    lam: float = 1.0,
     seed: int = 1,
     width: int = 480,
     height: int = 360,
@@ -137,6 +139,7 @@ def film(
         steps: gradient steps between the two.
         rollouts: that each step is taken on.
         later: factor of the rate after the first step.
+        discount, lam: of the advantages.
         seed: of everything random.
         width, height: of each half, pixels.
 
@@ -163,7 +166,7 @@ def film(
         simulator = tasks.simulator(goals, rollouts, torch.get_num_threads())
         generator = seeding.generator(seed, "film", k)
         trajectory = collect(learner.actor(state), simulator, tasks.horizon, generator)
-        state = adapt_all(learner, state, learner.digest(trajectory), later if k else 1.0)
+        state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
     after = learner.single(tree.index(state, 0)) if steps else before
     halves, paid = [], []
     try:

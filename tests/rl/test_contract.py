@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +20,20 @@ CUDA = int(torch.cuda.is_available())
 
 
 class Corner(Point):
-    """Goals in one corner, rollouts of 12 steps."""
+    """Goals in one corner, which the start can learn; rollouts of 12 steps."""
 
     horizon = 12
     low, high = 0.3, 0.5
+
+
+class Corners(Point):
+    """One of two goals, which the start cannot know; rollouts of 12 steps."""
+
+    horizon = 12
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Any:
+        sign = torch.randint(2, (num_tasks, 1), generator=generator).double().numpy() * 2 - 1
+        return sign * np.array([[0.4, 0.2]])
 
 
 def policy() -> GaussianMLP:
@@ -37,29 +49,58 @@ LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
     "e-maml": (lambda: EMAML(policy(), 0.3), 16),
     "promp": (lambda: ProMP(policy(), 0.3), 16),
     "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 16),
-    "rl2": (lambda: RL2(GaussianGRU(2, 2, 8), episodes=2), 15),
+    "rl2": (lambda: RL2(GaussianGRU(2, 2, 16), episodes=2), 15),
 }
+
+
+def family(name: str) -> Point:
+    return Corner() if name == "pretrained" else Corners()
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learner(name: str) -> None:
     make, expected = LEARNERS[name]
     torch.manual_seed(0)
-    report = check_learner(make, Rollouts(Corner(), make(), 3))
+    report = check_learner(make, Rollouts(family(name), make(), 8), steps=600 if name == "rl2" else 200)
     assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS)
     assert len(report.ran) == expected + CUDA, report
 
 
-def test_a_learner_that_goes_the_wrong_way_is_caught() -> None:
-    class Wrong(PolicyMAML):
-        def loss(self, task):
-            loss, metrics = super().loss(task)
-            return -loss, metrics
+class Wrong(PolicyMAML):
+    """Trained away from returns."""
 
-    with pytest.raises(ContractError, match="the returns in 24 tasks changed"):
-        check_learner(
-            lambda: Wrong(policy(), 0.3), Rollouts(Corner(), Wrong(policy(), 0.3), 3), only=["better_than_chance"]
-        )
+    def loss(self, task):
+        loss, metrics = super().loss(task)
+        return -loss, metrics
+
+
+class Down(PolicyMAML):
+    """An inner step down the gradient of returns."""
+
+    def adapt(self, state, support, scale=1.0):
+        return super().adapt(state, support, -scale)
+
+
+class Still(PolicyMAML):
+    """Adapts to nothing."""
+
+    def adapt(self, state, support, scale=1.0):
+        return {name: p + 0 for name, p in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Wrong, "the returns in 24 tasks changed"),
+        (Down, "the (returns in 24 tasks changed|last round of rollouts earns)"),
+        (Still, "the (returns in 24 tasks changed|last round of rollouts earns)"),
+    ],
+)
+def test_a_learner_that_goes_the_wrong_way_is_caught(kind: type[PolicyMAML], words: str) -> None:
+    torch.manual_seed(0)
+    own = kind(policy(), 0.3)
+    with pytest.raises(ContractError, match=words):
+        check_learner(own, Rollouts(Corners(), own, 8), only=["better_than_chance"], steps=40)
 
 
 def test_a_memory_that_forgets_is_caught() -> None:
@@ -71,4 +112,4 @@ def test_a_memory_that_forgets_is_caught() -> None:
         return Forgets(GaussianGRU(2, 2, 8), episodes=2)
 
     with pytest.raises(ContractError, match="adapting on two halves in turn differs"):
-        check_learner(make, Rollouts(Corner(), make(), 3), only=["folding"])
+        check_learner(make, Rollouts(Corners(), make(), 3), only=["folding"])

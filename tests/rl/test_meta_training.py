@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +190,24 @@ def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:
     own = recipes.build(ControlRecipe("point", "rl2", hidden=(8,)))
     with pytest.raises(ValueError, match="RL2 has no trust region: pass method='ppo'"):
         next(meta_train(own, Short(), SMALL))
+
+
+def test_settings_that_a_checkpoint_does_not_tell_had_their_defaults(tmp_path: Path) -> None:
+    """A run from before a setting goes on as it was, and not with what the setting has become."""
+    recipe = ControlRecipe("point", "maml", hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))
+    kept = recipes.settings(recipe)
+    del kept["activation"]
+    list(meta_train(recipes.build(recipe), recipes.control(recipe), recipe.outer, out=tmp_path, settings=kept))
+    changed = dataclasses.replace(recipe, activation="tanh")
+    more: Any = {"resume": True, "defaults": recipes.settings(ControlRecipe()), "steps": 2}
+
+    def going_on(own: ControlRecipe) -> Any:
+        settings = recipes.settings(own)
+        return meta_train(recipes.build(own), recipes.control(own), own.outer, out=tmp_path, settings=settings, **more)
+
+    with pytest.raises(CheckpointError, match="activation='relu' and not 'tanh'"):
+        next(going_on(changed))
+    assert len(list(going_on(recipe))) == 1
 
 
 def test_seeds_are_averaged_with_the_interval_over_them() -> None:
