@@ -231,9 +231,11 @@ def _table(curves: list[Curve]) -> Table:
 
     one = curves[0]
     title = f"{one.tasks.removesuffix('-seen')}, {one.num_tasks} tasks (seed {one.seed}), {one.rollouts} rollouts"
-    shown = Table(title=f"{title} of each: return after k rounds of adapting", title_justify="left")
+    shown = Table(
+        title=f"{title} of each: return after k rounds of adapting, each on the rollouts seen", title_justify="left"
+    )
     shown.add_column("policy")
-    shown.add_column("rollouts a round", justify="right")
+    shown.add_column("seen", justify="right")  # rollouts, in one round
     for k in range(max(len(c.mean) for c in curves)):
         shown.add_column(str(k), justify="right")
     for c in curves:
