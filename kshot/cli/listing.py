@@ -15,19 +15,21 @@ __all__ = ["Data", "List"]
 
 @dataclass(frozen=True)
 class List:
-    """What there is: learners, recipes or data sets."""
+    """What there is: learners, recipes, data sets, or bodies of classifiers."""
 
-    what: Annotated[Literal["learners", "recipes", "data"], tyro.conf.Positional]
+    what: Annotated[Literal["learners", "recipes", "data", "models"], tyro.conf.Positional]
     json: Path | None = None
     """Write the list to this file."""
 
     def run(self) -> int:
-        from kshot import data, learners, recipes
+        from kshot import data, learners, models, recipes
 
         if self.what == "learners":
             rows = {name: e.paper + (" (floor)" if e.floor else "") for name, e in learners.REGISTRY.items()}
         elif self.what == "recipes":
             rows = {name: recipes.get(name).source for name in recipes.names()}
+        elif self.what == "models":
+            rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
         else:
             rows = dict(data.available())
         width = max(map(len, rows))

@@ -25,7 +25,7 @@ from kshot.core import Learner
 from kshot.data import images as pictures
 from kshot.train import restore_learner
 
-__all__ = ["METRIC", "Features", "Model", "export", "get", "shipped"]
+__all__ = ["METRIC", "Features", "Model", "export", "get", "loaded", "shipped", "told"]
 
 METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
 """Learners that work on features alone, so that they can take any body."""
@@ -127,6 +127,15 @@ class Model:
 def shipped() -> dict[str, Path]:
     """`{name: file}` of the bodies in the package."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+
+
+def told(name: str) -> str:
+    """A shipped model in a line: learner, data, classes, images."""
+    _, info = checkpoint.load(shipped()[name])
+    settings = info["settings"]
+    classes, size = len(settings.get("train_classes", ())), settings["size"]
+    colour = "colour" if settings["channels"] == 3 else "grey"
+    return f"{settings['learner']} on {settings['data']}, {classes} classes; {size}x{size} {colour}"
 
 
 def get(name: str | Path) -> Model:
