@@ -99,6 +99,8 @@ class Learner(nn.Module, ABC):
         uses_unlabelled           support rows with y = -1 change the result (they must not, otherwise)
         folds                     adapting on two halves in turn equals adapting on the whole
         frozen                    names (prefixes) of parameters that get no meta-gradient by design
+        running                   names (prefixes) of parameters that are running values and not optimised: an update
+                                  moves each by minus its meta-gradient, whatever the optimiser and its rate
         surrogate                 (where defined) the gradient of `loss` is an estimator and not its derivative: first
                                   order, Reptile, iMAML
         transductive              predictions of one query depend on the other queries (batch statistics); an
@@ -110,6 +112,7 @@ class Learner(nn.Module, ABC):
     uses_unlabelled: bool = False
     folds: bool = False
     frozen: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
     transductive: bool = False
 
     @abstractmethod

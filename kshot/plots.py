@@ -144,7 +144,8 @@ def plot_learning(
     curves: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], path: Path | str, title: str | None = None
 ) -> None:
     """Returns during training against environment steps, before (thin) and after (thick) the inner step; where several
-    curves have one name (seeds), their mean over the outer steps that all have, with its 95 % interval.
+    curves have one name (seeds), their mean over the outer steps that all have, with its 95 % interval where they are
+    three or more.
 
     Args:
         curves: (name, [(environment steps, return before, return after)]).
@@ -161,7 +162,7 @@ def plot_learning(
         x = (millions / 1e6).tolist()
         axes.plot(x, before.tolist(), color=colour, linewidth=1, alpha=0.6)
         axes.plot(x, after.tolist(), color=colour, linewidth=2)
-        if len(same) > 1:
+        if len(same) > 2:  # of two it is 12.7 standard errors, which says nothing
             halves = [interval95(column) for column in values[:, :, 2].unbind(1)]
             low = [m - h for m, h in zip(after.tolist(), halves, strict=True)]
             high = [m + h for m, h in zip(after.tolist(), halves, strict=True)]
@@ -170,7 +171,7 @@ def plot_learning(
             ends.append((float(after[-1]), name, colour))
     axes.margins(y=0.08)
     _name_lines(axes, ends)
-    note = "thick: after the inner step, thin: before; band: 95 % interval over seeds, where there are several"
+    note = "thick: after the inner step, thin: before; of several seeds the mean, from three on with its 95 % interval"
     axes.annotate(note, (0, 1.01), xycoords="axes fraction", color=_GREY, fontsize=8, va="bottom")
     _save(figure, path)
 

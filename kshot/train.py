@@ -291,7 +291,8 @@ def meta_train(
                 calibrate()
                 save("last.safetensors", step)
             raise
-        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+        optimised = [g.square().sum() for n, g in gradients.items() if not n.startswith(learner.running)]
+        norm = torch.stack(optimised).sum().sqrt()
         loss = means.pop("loss")
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
@@ -301,9 +302,7 @@ def meta_train(
                 "or clip=10"
             )
         scale = min(1.0, outer.clip / max(float(norm), 1e-12)) if outer.clip > 0 else 1.0
-        for name, param in learner.named_parameters():
-            if name in gradients:
-                param.grad = gradients[name] * scale if scale < 1 else gradients[name]
+        engine.assign(learner, gradients, scale)
         rate = outer.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -114,8 +114,8 @@ class EvaluateControl:
     seed: int = 1
     """Of the test tasks."""
     beside: tuple[Path, ...] = ()
-    """Folders of other policies for the same tasks ("pretrained", "oracle", other seeds), tested beside it. Of runs
-    that differ in their seed alone, the mean is shown too, with its interval over seeds."""
+    """Folders of other policies for the same tasks ("pretrained", "oracle", other seeds), tested beside it. Of three
+    runs and more that differ in their seed alone, the mean is shown too, with its interval over seeds."""
     floors: bool = True
     """Show an untrained policy beside it."""
     json: Path | None = None
@@ -138,7 +138,11 @@ class EvaluateControl:
             runs = [run._replace(recipe=replace(run.recipe, tasks=self.on)) for run in runs]
         runs = [run._replace(recipe=replace(run.recipe, backend=self.backend)) for run in runs]
         first = runs[0].recipe
-        rows = [(run.recipe.name, run.recipe, run.learner) for run in runs]
+        names = [run.recipe.name for run in runs]
+        rows = [
+            (name if names.count(name) == 1 else f"{name} (seed {run.recipe.outer.seed})", run.recipe, run.learner)
+            for name, run in zip(names, runs, strict=True)
+        ]
         if self.floors:  # one for each kind of network
             kinds = {run.recipe.learner == "rl2": run.recipe for run in reversed(runs)}
             for memory, recipe in kinds.items():
@@ -157,7 +161,8 @@ class EvaluateControl:
         for run, curve in zip(runs, curves, strict=False):
             own = replace(run.recipe, outer=replace(run.recipe.outer, seed=0), source="", differs="")
             alike.setdefault(repr((own, run.info["step"])), {})[run.recipe.outer.seed] = curve
-        curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 1]
+        # The interval of two is 12.7 standard errors, which says nothing.
+        curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 2]
         say.print(_table(curves))
         if self.json is not None:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from kshot import tree
 from kshot.core import PADDING, Batch, Learner, Metrics, Task
 from kshot.learners import _inner
-from kshot.learners._inner import Fast
+from kshot.learners._inner import Fast, Params
 
 __all__ = ["Reptile"]
 
@@ -42,6 +42,8 @@ class Reptile(Learner):
             (README of openai/supervised-reptile), as the next defaults; 20-way: 5e-4, 10 steps of 20 examples.
         inner_steps: number of inner steps, >= 0; many more at test, see above.
         inner_optimizer: "adam" (beta1 = 0, beta2 = 0.999: the paper's) or "sgd".
+        moments: of Adam: "shared", its second moments live on from task to task, as in the authors' code; "fresh", they
+            begin anew in each, so that the first step is one of equal size for every weight.
         inner_batch: examples of a step, taken in turn from a fixed shuffling of the set; None: all.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
 
@@ -52,9 +54,11 @@ class Reptile(Learner):
 
     surrogate = True
 
-    # Differs from the paper's code: there, Adam's second moments live on from task to task; here a task begins afresh
-    # (a state that tasks share would make them depend on their order), with Adam's usual correction of the bias. And
-    # the shuffling is the same in every task and round: adapt is a function, the tasks' examples are random already.
+    running = ("second", "weight")
+
+    # Differs from the paper's code: there, the tasks of an update change Adam's second moments one after another; here
+    # all begin with the same ones, and their mean is what the next update begins with (equal for one task at a time).
+    # And the shuffling is the same in every task and round: adapt is a function, a task's examples are random already.
     def __init__(
         self,
         body: nn.Module,
@@ -64,12 +68,15 @@ class Reptile(Learner):
         inner_steps: int = 5,
         inner_optimizer: Literal["adam", "sgd"] = "adam",
         inner_batch: int | None = 10,
+        moments: Literal["shared", "fresh"] = "shared",
         transductive: bool = True,
     ):
         super().__init__()
         _inner.check(body)
         if inner_optimizer not in ("adam", "sgd"):
             raise ValueError(f"inner_optimizer={inner_optimizer!r}: use 'adam' or 'sgd'")
+        if moments not in ("shared", "fresh"):
+            raise ValueError(f"moments={moments!r}: use 'shared' or 'fresh'")
         self.body = body
         self.ways = ways
         self.inner_lr = inner_lr
@@ -77,6 +84,12 @@ class Reptile(Learner):
         self.inner_optimizer = inner_optimizer
         self.inner_batch = None if inner_batch is None else _inner.whole("inner_batch", inner_batch, 1)
         self.order_invariant = inner_batch is None
+        # Sums of squared gradients and of their weights: their ratio is Adam's second moment without its bias.
+        self.second, self.weight = nn.ParameterDict(), None
+        if inner_optimizer == "adam" and moments == "shared":
+            for name, p in body.named_parameters():
+                self.second[name.replace(".", "/")] = nn.Parameter(torch.zeros_like(p))
+            self.weight = nn.Parameter(torch.zeros_like(next(body.parameters())[..., :1].sum()))
         self.transductive = transductive and _inner.normalises(body)
 
     def init(self) -> Fast:
@@ -89,16 +102,29 @@ class Reptile(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) steps. The inner gradients are constants."""
+        return self._run(state, support, self.inner_steps if steps is None else steps)[0]
+
+    def _moments(self) -> tuple[Params, Tensor]:
+        """Adam's second moments, biased, and their weight, before a task."""
+        if self.weight is None:
+            like = {name: torch.zeros_like(p) for name, p in self.body.named_parameters()}
+            return like, next(iter(like.values())).sum()
+        return {name.replace("/", "."): v.detach() for name, v in self.second.items()}, self.weight.detach()
+
+    def _run(self, state: Fast, support: Batch, steps: int) -> tuple[list[Fast], Params, Tensor]:
+        """The states after 0, 1, ... steps; Adam's moments and their weight after the last."""
         path = [_inner.remember(self.body, state, support)]
-        first = second = {name: torch.zeros_like(p) for name, p in state.params.items()}  # Adam's moments
-        for k in range(self.inner_steps if steps is None else steps):
+        second, weight = self._moments()
+        for k in range(steps):
             params = path[-1].params
             loss = _inner.support_loss(self.body, self.criterion, _part(support, k, self.inner_batch))
             step = _inner.gradient(loss, params, params, first_order=True)
-            if self.inner_optimizer == "adam":
-                step, first, second = _inner.adam(step, first, second, k + 1, beta1=0.0)
+            if self.inner_optimizer == "adam":  # beta1 = 0, beta2 = 0.999, epsilon 1e-8
+                second = {name: 0.999 * v + 0.001 * step[name].square() for name, v in second.items()}
+                weight = 0.999 * weight + 0.001
+                step = {name: g / ((second[name] / weight).sqrt() + 1e-8) for name, g in step.items()}
             path.append(path[-1]._replace(params=tree.axpy(-self.inner_lr, step, params)))
-        return path
+        return path, second, weight
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
@@ -112,8 +138,15 @@ class Reptile(Learner):
         value, metrics = self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
         if not torch.is_grad_enabled():
             return value, metrics
-        theta = self.adapt(start, Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True))))
-        return _inner.surrogate(value, phi.params, tree.axpy(-1.0, theta.params, start.params)), metrics
+        everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
+        path, second, weight = self._run(start, everything, self.inner_steps)
+        moved, away = dict(phi.params), tree.axpy(-1.0, path[-1].params, start.params)
+        if self.weight is not None:
+            before, had = self._moments()
+            moved |= {f"second {name}": v for name, v in self.second.items()} | {"weight": self.weight}
+            away |= {f"second {name.replace('.', '/')}": before[name] - v for name, v in second.items()}
+            away["weight"] = had - weight
+        return _inner.surrogate(value, moved, away), metrics
 
 
 def _part(batch: Batch, k: int, size: int | None) -> Batch:

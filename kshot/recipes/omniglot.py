@@ -147,7 +147,7 @@ def _gradient(recipe: Recipe) -> Recipe:
             outer=Outer(steps=100_000 if ways == 5 else 200_000, batch=5, meta_lr=1.0, optimizer="sgd",
                         schedule="linear", val_every=5000),
         )  # fmt: skip
-        recipe = _differs(recipe, "the moments of the inner Adam start afresh for each task")
+        recipe = _differs(recipe, "the tasks of an update begin with the same moments of the inner Adam")
     elif learner == "imaml":
         # README of aravindr93/imaml_dev: 0.1, 16 steps (20-way: 25), lambda 2, 5 steps of conjugate gradients.
         recipe = replace(

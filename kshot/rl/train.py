@@ -221,8 +221,7 @@ def _outer_step(
     found: list[Update] = []
     for _ in range(outer.epochs if outer.method == "ppo" else 1):
         gradients, outcome = engine.meta_gradient(learner, task, plan)
-        for name, param in learner.named_parameters():
-            param.grad = gradients[name]
+        engine.assign(learner, gradients)
         optimizer.step()
         norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
         kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
@@ -367,7 +366,7 @@ def over_seeds(curves: list[Curve]) -> Curve:
     means = [list(column) for column in zip(*(c.mean for c in curves), strict=True)]  # [steps + 1][seeds]
     return dataclasses.replace(
         one,
-        name=f"{one.name}, {len(curves)} seeds",
+        name=f"{one.name.partition(' (seed')[0]}, {len(curves)} seeds",
         per_task=means,
         mean=[sum(m) / len(m) for m in means],
         interval95=[interval95(m) for m in means],

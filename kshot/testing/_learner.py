@@ -667,13 +667,11 @@ def device_is_respected(case: _Case) -> None:
 
 def _updates(learner: Learner, tasks: Any, seed: int, first: int, last: int, optimizer: Any, strategy: Any) -> None:
     """Meta-updates `first` to `last` - 1, each on 4 tasks."""
-    params = dict(learner.named_parameters())
     tasks = tasks.by(learner) if hasattr(tasks, "by") else tasks  # what a policy is trained on, it acted itself
     for step in range(first, last):
         batch = to(tasks.sample(seeding.generator(seed, "train", step), 4), dtype=torch.float32)
         gradient, _ = engine.meta_gradient(learner, batch, strategy)
-        for name, value in gradient.items():
-            params[name].grad = value
+        engine.assign(learner, gradient)
         optimizer.step()
 
 
