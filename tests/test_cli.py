@@ -145,7 +145,9 @@ def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pyte
     kinds = [cli._COMMANDS[command]]
     tests = [cli.Test, cli.Figures]
     kinds += {"train": [Recipe, Outer], "evaluate": tests, "compare": tests}.get(command, [])
-    positional = {"folder", "folders", "what", "name"} if command != "train" else set()
+    positional = (
+        {"folder", "folders", "what", "name", "support", "classifier", "paths"} if command != "train" else set()
+    )
     nested = {"settings", "outer", "test", "figures", "options"}
     checked = 0
     for kind in kinds:

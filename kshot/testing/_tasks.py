@@ -217,6 +217,7 @@ def check_tasks(
         TypeError: no `sample`.
         ValueError: num_tasks < 1, or a name in `only` that is no check.
 
+    >>> from kshot.testing import Clusters
     >>> len(check_tasks(Clusters()).ran)
     8
     """
