@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = [
     "FORMAT",
     "CheckpointError",
+    "best",
     "load",
     "pack_optimizer",
     "save",
@@ -111,6 +112,12 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{info.get('versions', {}).get('kshot', 'a newer version')})"
         )
     return tensors, info
+
+
+def best(folder: Path | str) -> Path:
+    """The checkpoint of a training folder: the best by validation where there was one, else the last."""
+    path = Path(folder) / "best.safetensors"
+    return path if path.exists() else path.with_name("last.safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -16,14 +16,15 @@ from torch import nn
 
 from kshot import learners
 from kshot import nn as knn
+from kshot.checkpoint import CheckpointError
 from kshot.core import Learner
 from kshot.data import load
 from kshot.seeding import seeded
 from kshot.tasks import Augment, Episodes, Sinusoid
 from kshot.tasks.base import TaskDistribution
-from kshot.train import Outer
+from kshot.train import Outer, restore_learner
 
-__all__ = ["Recipe", "body", "build", "from_dict", "tasks"]
+__all__ = ["Recipe", "body", "build", "from_dict", "rebuild", "tasks"]
 
 Network = Literal["conv4", "resnet12", "mlp", "none"]
 
@@ -150,6 +151,40 @@ def build(recipe: Recipe) -> Learner:
     if entry is not None and not entry.floor and recipe.network == "conv4" and recipe.pool == "max":
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.kernels wants it
     return learner.double() if recipe.precision == "float64" else learner
+
+
+def rebuild(
+    tensors: dict[str, torch.Tensor], info: dict[str, Any], path: Path | str
+) -> tuple[Learner, Recipe, tuple[str, ...]]:
+    """The learner of a checkpoint's tensors and info, its recipe, and the names of the classes it was trained on.
+
+    The settings of a file from elsewhere may ask for a network of any size, so it is built without memory first and
+    compared with the tensors that are there.
+
+    Args:
+        tensors, info: of `checkpoint.load`.
+        path: named in errors.
+
+    Raises:
+        CheckpointError: weights of another learner or network.
+        ValueError: a checkpoint that does not tell its settings, or tells those of another kind (a policy).
+    """
+    settings = dict(info.get("settings") or {})
+    classes = tuple(settings.pop("train_classes", ()))
+    settings.pop("job", None)
+    if "learner" not in settings or "tasks" in settings:
+        raise ValueError(
+            f"{path} does not tell the settings of a learner (it holds a policy, or was written by a script of its own)"
+        )
+    recipe = from_dict(settings)
+    with torch.device("meta"):
+        empty = build(recipe)
+    own = {name.removeprefix("learner."): t.shape for name, t in tensors.items() if name.startswith("learner.")}
+    if {name: t.shape for name, t in empty.state_dict().items()} != own:
+        raise CheckpointError(f"{path} holds the weights of another learner or network than its settings tell")
+    learner = build(recipe)
+    restore_learner(learner, tensors, path)
+    return learner, recipe, classes
 
 
 def tasks(

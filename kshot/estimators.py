@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         model: a name of `kshot.models.get`: a shipped body, a training folder, or "features" for vectors `[n, d]`.
-            "auto": "features" where X is a table of numbers, else the shipped body for photos or for drawings.
+            "auto": "features" where X is a table of numbers, else "omniglot", the shipped body for drawings (with a
+            warning where the pictures are no drawings).
         learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any body; None: the
             one that the model was trained with, which may also be one that adapts the body ("maml", ...).
         unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
@@ -67,6 +69,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     A class may have any number of examples, one is enough; there may be one class only.
     """
+
+    n_features_in_: int
 
     def __init__(
         self,
@@ -91,6 +95,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: what cannot be read is named by its index; an unknown model or learner.
         """
+        if not 0 <= self.steps <= 1000:
+            raise ValueError(f"steps={self.steps}: soft k-means takes 0 to 1000")
         self.model_ = self._model(X)
         return self._learn(*self._given(X, y, first=True))
 
@@ -113,13 +119,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _model(self, X: Any) -> models.Model:
         if self.model != "auto":
-            return models.get(self.model)  # type: ignore[arg-type]
-        if _is_table(X):
-            return models.get("features")
-        drawn = "glyphs" if "glyphs" in models.shipped() else "omniglot"
-        first = X[0] if len(X) else None
-        colour = first is not None and not models.pictures.is_grey(models.pictures.open_image(first))
-        return models.get("photos-small" if colour and "photos-small" in models.shipped() else drawn)
+            return models.get(self.model)
+        return models.get("features" if _is_table(X) else "omniglot")
 
     def _given(self, X: Any, y: Any, first: bool) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """What the learner takes, the labels, and the pictures as bytes."""
@@ -129,11 +130,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return torch.from_numpy(np.asarray(X, np.float32)), np.asarray(y), None
         labels = np.asarray(y)
         if labels.dtype.kind == "O":
-            labels = np.array(["" if label is None else str(label) for label in labels])
+            labels = np.array(["" if label is None else label for label in labels])
         if labels.ndim != 1 or len(labels) != len(X) or not len(labels):
             raise ValueError(f"{len(X)} examples need as many labels in one row, got y of shape {list(labels.shape)}")
         check_classification_targets(labels)
         images = self._pictures(X)
+        if self.model == "auto" and _are_photos(images):
+            warnings.warn(
+                "these look like photos, and the body that is shipped is for drawings: meta-train one "
+                "('kshot train grocery-5way-1shot-protonet --out DIR', or on your own classes) and pass model=DIR",
+                stacklevel=3,
+            )
         return self.model_.encode(images), labels, images
 
     def _pictures(self, X: Any) -> Tensor:
@@ -185,7 +192,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Temperature, threshold and left-out labels, from classifying support examples by the others."""
         y, classes = self._y, len(self.classes_)
         rows = torch.nonzero(y >= 0)[:, 0]
-        counts = torch.bincount(y[rows], minlength=classes)
         alone = len(rows) <= MOST_LEFT_OUT and self.model_.kind in (*models.METRIC, None)
         parts = _parts(y[rows], len(rows) if alone else 10)
         scores = torch.full((len(y), classes), math.nan)
@@ -204,11 +210,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.left_out_ = left
         start = self._scale()
         self.temperature_ = _temperature(scores[seen], y[seen], start) if classes > 1 else start
-        self.threshold_ = self._threshold(scores, seen, counts)
+        self.threshold_ = self._threshold(scores, seen)
 
     def _scale(self) -> float:
-        """The temperature before anything was seen: 1 for a trained learner, which is sure as it was trained to be; for
-        other bodies such that the nearest class mean, of two at the usual distance, has e times the other's chance.
+        """The temperature before anything was seen: 1 for a trained learner, which is as sure as it was trained to be;
+        for others 1 over how far the best score of a support example usually lies above the mean of its scores.
         """
         if self.model_.kind is not None and self.learner in (None, self.model_.kind):
             return 1.0
@@ -217,7 +223,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         spread = (scores.amax(1) - scores.mean(1)).median() if scores.shape[1] > 1 else torch.tensor(0.0)
         return float(1 / spread) if spread > 1e-12 else 1.0
 
-    def _threshold(self, scores: Tensor, seen: Tensor, counts: Tensor) -> float:
+    def _threshold(self, scores: Tensor, seen: Tensor) -> float:
         """Between what support examples of their own classes are like, left out, and of classes that are left out."""
         y, classes = self._y, len(self.classes_)
         if not self.open_set:
@@ -343,6 +349,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if set(settings) != names:
                 raise FileError(f"{path}: settings {sorted(set(settings) ^ names)} do not fit this version of kshot")
             classifier = cls(**settings)
+            if not 0 <= classifier.steps <= 1000:
+                raise FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means, expected 0 to 1000")
             if told["weights"]:
                 tensors, info = _tensors(parts["model.safetensors"])
                 classifier.model_ = models.loaded(told["name"], tensors, info)
@@ -355,7 +363,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise FileError(f"{path} was made with other weights of {told['name']!r}: fit it anew with this kshot")
             tensors, _ = _tensors(parts["support.safetensors"])
             support, images = tensors["support"].float(), tensors.get("images")
-            labels = np.array(manifest["labels"], dtype=np.dtype(manifest["label_kind"]))
+            kind = np.dtype(manifest["label_kind"])
+            labels = np.array(manifest["labels"])  # strings as long as they are, not as long as the file says
+            labels = labels if kind.kind == "U" == labels.dtype.kind else labels.astype(kind)
             model = classifier.model_
             shape = [len(labels), model.channels, model.size, model.size]
             if labels.dtype.kind not in "iufbU" or labels.ndim != 1 or len(support) != len(labels) or not len(labels):
@@ -365,7 +375,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if images is not None and (list(images.shape) != shape or images.dtype != torch.uint8):
                 raise FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
             if manifest["n_features_in"] is not None:
-                setattr(classifier, "n_features_in_", int(manifest["n_features_in"]))  # noqa: B010  scikit-learn's
+                classifier.n_features_in_ = int(manifest["n_features_in"])
             return classifier._learn(support, labels, images)
         except FileError:
             raise
@@ -386,6 +396,12 @@ def _is_table(X: Any) -> bool:
         return True  # a data frame, a sparse matrix, ...
     first: Any = X[0] if len(X) else None
     return isinstance(first, (list, tuple, int, float, np.number)) or getattr(first, "ndim", 0) == 1
+
+
+def _are_photos(images: Tensor) -> bool:
+    """Whether most of uint8 `[N, C, S, S]` are neither paper nor ink: drawings have few values in between."""
+    between = ((images > 64) & (images < 192)).float().flatten(1).mean(1)
+    return bool((between > 0.4).float().mean() > 0.5)
 
 
 def _plain(X: Any) -> Any:

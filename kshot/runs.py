@@ -24,7 +24,6 @@ from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
 from kshot.tasks import Episodes
 from kshot.tasks.base import TaskDistribution
-from kshot.train import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,18 +98,9 @@ def load_run(folder: Path | str) -> Run:
         ValueError: a checkpoint that does not tell its settings.
     """
     folder = Path(folder)
-    path = folder / "best.safetensors"
-    if not path.exists():
-        path = folder / "last.safetensors"
-    _, info = checkpoint.load(path)
-    settings = dict(info.get("settings") or {})
-    classes = tuple(settings.pop("train_classes", ()))
-    settings.pop("job", None)
-    if "learner" not in settings:
-        raise ValueError(f"{path} does not tell its settings (it was written by a script of its own): load it there")
-    recipe = config.from_dict(settings)
-    learner = config.build(recipe)
-    restore(learner, path)
+    path = checkpoint.best(folder)
+    tensors, info = checkpoint.load(path)
+    learner, recipe, classes = config.rebuild(tensors, info, path)
     return Run(learner, recipe, classes, info, folder)
 
 

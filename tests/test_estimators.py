@@ -28,7 +28,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from kshot import models
 from kshot.data import load
-from kshot.estimators import FewShotClassifier, FileError
+from kshot.estimators import FewShotClassifier, FileError, _packed
 
 WAYS, SHOTS = 5, 3
 
@@ -185,6 +185,7 @@ def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Pat
     with zipfile.ZipFile(good) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     manifest = json.loads(parts["manifest.json"])
+    huge = {"learner": "protonet", "network": "mlp", "width": 10**7}  # 400 TB of weights
 
     def packed(**changed: bytes) -> bytes:
         out = io.BytesIO()
@@ -210,6 +211,12 @@ def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Pat
         "weights": told(model={**manifest["model"], "weights": True}),
         "fingerprint": told(model={**manifest["model"], "fingerprint": "0"}),
         "setting": told(settings={**manifest["settings"], "evil": 1}),
+        "steps": told(settings={**manifest["settings"], "unlabelled": True, "steps": 10**12}),
+        "huge strings": told(label_kind="<U2000000000", labels=manifest["labels"][:-1]),
+        "huge network": packed(
+            manifest_json=json.dumps({**manifest, "model": {"name": "x", "fingerprint": "", "weights": True}}).encode(),
+            model_safetensors=_packed({"learner.w": torch.zeros(1)}, {"settings": huge}),
+        ),
         "tensor": packed(support_safetensors=b"\xff" * 64),
         "json": packed(manifest_json=b"[1"),
     }
@@ -229,8 +236,50 @@ def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Pat
             FewShotClassifier.load(tmp_path / "x.kshot")
 
 
+def test_photos_are_told_that_there_is_no_body_for_them() -> None:
+    photos = [np.random.default_rng(k).integers(90, 160, (40, 40, 3), dtype=np.uint8) for k in range(2)]
+    with pytest.warns(UserWarning, match="these look like photos, and the body that is shipped is for drawings"):
+        FewShotClassifier().fit(photos, ["a", "b"])
+    X, y, _, _ = drawings(ways=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert FewShotClassifier().fit(X, y).model_.name == "omniglot"
+
+
+def test_whole_numbers_stay_whole_numbers() -> None:
+    X, _, _, _ = drawings(ways=2)
+    y = np.array([1, 2, 1, 2, 1, 2], dtype=object)
+    assert FewShotClassifier("omniglot").fit(X, y).classes_.tolist() == [1, 2]
+
+
+def test_damaged_pictures_are_told(tmp_path: Path) -> None:
+    """Cut anywhere, a picture is read or refused with one kind of error."""
+    X, y, _, _ = drawings(ways=2)
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    refused = 0
+    for suffix in ("png", "jpg", "webp"):
+        file = tmp_path / f"a.{suffix}"
+        Image.fromarray(X[0]).save(file)
+        whole = file.read_bytes()
+        rng = np.random.default_rng(0)
+        for _ in range(100):
+            bad = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            for at in rng.integers(len(bad), size=3):
+                bad[at] ^= int(rng.integers(256))
+            told = ""
+            try:
+                classifier.predict([bytes(bad)])
+            except ValueError as error:
+                told = str(error)
+            assert not told or "is no picture that can be read" in told
+            refused += bool(told)
+    assert refused > 100
+
+
 def test_bad_input_is_told() -> None:
     X, y, _, _ = drawings(ways=2)
+    with pytest.raises(ValueError, match="steps=-1: soft k-means takes 0 to 1000"):
+        FewShotClassifier("omniglot", steps=-1).fit(X, y)
     with pytest.raises(ValueError, match="unknown model 'nothing': choose from features, "):
         FewShotClassifier("nothing").fit(X, y)
     with pytest.raises(ValueError, match="example 1 is no picture that can be read: not a JPEG"):

@@ -49,6 +49,7 @@ class Fit:
 
     def run(self) -> int:
         from kshot.data import folder
+        from kshot.data.images import open_image, square
         from kshot.evaluate import interval95
 
         if not self.support.is_dir():
@@ -59,7 +60,7 @@ class Fit:
         for label, files in tree.items():
             for file in files:
                 try:
-                    _decoded(self.support / file)
+                    square(open_image(self.support / file), 1)
                 except (ValueError, OSError) as error:
                     bad.append(f"{file} ({error})")
                 else:
@@ -135,7 +136,7 @@ class Predict:
         files = list(_expanded(self.paths))
         if not files:
             raise InputError(f"no JPEG, PNG or WebP file in {', '.join(self.paths)}")
-        say, bad, shown = console(), 0, 0
+        say, bad = console(), 0
         part = self.csv.with_name(f".{self.csv.name}.part") if self.csv else None
         head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
         done = _begun(part, head) if part is not None and self.resume else {}
@@ -160,7 +161,6 @@ class Predict:
                         say.print(f"{file}: left out, {row['error']}")
                     elif part is None and self.sort_into is None:
                         say.print(f"{file}: {row['label']} ({row['probability']}), then {row['runner_up']}")
-                        shown += 1
                     if self.sort_into is not None and not row["error"]:
                         self._copy(Path(file), row["label"])
                 bar.update(task, completed=first + len(chunk))
@@ -201,17 +201,6 @@ def _estimator() -> type[FewShotClassifier]:
     return FewShotClassifier
 
 
-def _decoded(path: Path) -> Any:
-    from kshot.data.images import open_image
-
-    image = open_image(path)
-    try:
-        image.load()
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        raise ValueError(f"damaged: {error or type(error).__name__}") from error
-    return image
-
-
 def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
     """Every picture once, in order."""
     from kshot.data.images import SUFFIXES
@@ -246,7 +235,7 @@ def _begun(part: Path, head: dict[str, str]) -> dict[str, dict[str, str]]:
 def _classified(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:
     def read(file: str) -> np.ndarray | str:
         try:
-            return classifier.model_.picture(_decoded(Path(file)))
+            return classifier.model_.picture(file)
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -288,7 +277,7 @@ def _duplicates(classifier: FewShotClassifier, files: list[str]) -> list[list[st
 
 
 def _odd(classifier: FewShotClassifier, files: list[str]) -> list[str]:
-    """Files further from their class, left out, than three times the usual distance, and taken for another."""
+    """Files taken for another class when left out, and half as far again from the mean of their own as is usual."""
     import torch
 
     x = classifier.support_.flatten(1)

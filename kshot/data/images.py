@@ -66,10 +66,18 @@ def is_grey(image: Any) -> bool:
 
 
 def square(image: Any, size: int) -> NDArray[np.uint8]:
-    """uint8 `[size, size, 3]` of an image of Pillow."""
+    """uint8 `[size, size, 3]` of an image of Pillow.
+
+    Raises:
+        ValueError: a damaged file.
+    """
     from PIL import Image, ImageOps
 
     image.draft("L" if is_grey(image) else "RGB", (2 * size, 2 * size))  # the JPEG decoder skips detail of large photos
+    try:
+        image.load()
+    except Exception as error:  # a decoder may raise anything on a damaged or foreign file
+        raise ValueError(f"damaged: {error or type(error).__name__}") from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))

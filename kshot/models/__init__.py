@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from kshot import checkpoint, config, learners
 from kshot.core import Learner
 from kshot.data import images as pictures
-from kshot.train import restore_learner
 
 __all__ = ["METRIC", "Features", "Model", "export", "get", "loaded", "shipped", "told"]
 
@@ -72,7 +72,11 @@ class Model:
         return self.trained is not None
 
     def picture(self, source: Any) -> np.ndarray:
-        """uint8 `[C, size, size]` of a path, bytes, array, tensor or Pillow's image; see `kshot.data.images`."""
+        """uint8 `[C, size, size]` of a path, bytes, array, tensor or Pillow's image; see `kshot.data.images`.
+
+        Raises:
+            ValueError, OSError: what is no picture, or a damaged one.
+        """
         rgb = pictures.square(pictures.open_image(source), self.size)
         if self.channels == 3:
             return np.moveaxis(rgb, 2, 0)
@@ -138,7 +142,7 @@ def told(name: str) -> str:
     return f"{settings['learner']} on {settings['data']}, {classes} classes; {size}x{size} {colour}"
 
 
-def get(name: str | Path) -> Model:
+def get(name: str | os.PathLike[str]) -> Model:
     """The model of that name: "features", a shipped one, a training folder, or a file that `export` wrote.
 
     Raises:
@@ -148,8 +152,7 @@ def get(name: str | Path) -> Model:
     if str(name) == "features":
         return Model("features", None, None, 0, 0, False, "", {})
     path = shipped().get(str(name), Path(name))
-    if path.is_dir():
-        path = path / ("best.safetensors" if (path / "best.safetensors").exists() else "last.safetensors")
+    path = checkpoint.best(path) if path.is_dir() else path
     if not path.is_file():
         known = ", ".join(["features", *shipped()])
         raise ValueError(f"unknown model {str(name)!r}: choose from {known}, or give the folder of a 'kshot train'")
@@ -160,24 +163,18 @@ def loaded(name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> Model
     """The model of a checkpoint's tensors and info.
 
     Raises:
-        ValueError: a checkpoint that tells no settings, or is of another kind (a policy, a regression).
+        CheckpointError, ValueError: see `config.rebuild`; a regression.
     """
-    settings = dict(info.get("settings") or {})
-    classes = tuple(settings.pop("train_classes", ()))
-    settings.pop("job", None)
-    if "learner" not in settings or "tasks" in settings:
-        raise ValueError(f"the model {name!r} is no classifier of images (its checkpoint tells other settings)")
-    recipe = config.from_dict(settings)
+    learner, recipe, classes = config.rebuild(tensors, info, f"the model {name!r}")
     if recipe.regression:
         raise ValueError(f"the model {name!r} was trained on functions, not on classes of images")
-    learner = config.build(recipe).eval()
-    restore_learner(learner, {n: t for n, t in tensors.items() if not n.startswith("optimizer.")}, Path(name))
     digest = hashlib.sha256()
     for key, tensor in sorted(learner.state_dict().items()):
         digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
     drawn = recipe.data in ("omniglot", "glyphs", "mnist")
-    about = {"settings": settings, "train_classes": list(classes), "step": info.get("step")}
-    return Model(name, recipe.learner, learner, recipe.channels, recipe.size, drawn, digest.hexdigest(), about)
+    about = {"settings": info["settings"], "train_classes": list(classes), "step": info.get("step")}
+    size = recipe.channels, recipe.size
+    return Model(name, recipe.learner, learner.eval(), *size, drawn, digest.hexdigest(), about)
 
 
 def export(folder: Path | str, path: Path | str, about: dict[str, Any] | None = None) -> None:
@@ -188,9 +185,7 @@ def export(folder: Path | str, path: Path | str, about: dict[str, Any] | None = 
         path: the file.
         about: JSON-able, kept in its header: the command, the figures.
     """
-    folder = Path(folder)
-    source = folder / ("best.safetensors" if (folder / "best.safetensors").exists() else "last.safetensors")
-    tensors, info = checkpoint.load(source)
+    tensors, info = checkpoint.load(checkpoint.best(folder))
     own = {n: t for n, t in tensors.items() if n.startswith("learner.")}
     kept = {name: info.get(name) for name in ("step", "settings", "versions")}
     checkpoint.save(path, own, {**kept, "about": about or {}})

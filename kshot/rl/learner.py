@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
     from kshot.rl.policy import Gaussian
 
-__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all"]
+__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "surrogate"]
 
 
 class Actor(Protocol):
@@ -142,6 +142,26 @@ def act(
                 states = adapt_all(learner, states, learner.digest(found[-1], discount, lam))
         found.append(collect(learner.actor(states), simulator, family.horizon, generator, clock))
     return found
+
+
+def surrogate(prediction: Gaussian, query: Any, clip: float | None = None) -> tuple[Tensor, Metrics]:
+    """The loss of a policy on what another acted: minus the advantages weighted by the ratio of the two.
+
+    Args:
+        prediction: the policy `[..., A]` at the observations of `query`.
+        query: `Steps` or `Trials`: actions, advantages, weights, and the policy that acted.
+        clip: a ratio counts up to 1 +- this (Schulman et al. 2017, arXiv:1707.06347, equation 7); None: in full.
+
+    Returns:
+        The loss, and "kl", the divergence from the policy that acted, and "entropy", both in nats.
+    """
+    ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
+    gain = ratio * query.advantages
+    if clip is not None:
+        gain = torch.minimum(gain, ratio.clamp(1 - clip, 1 + clip) * query.advantages)
+    divergence = (query.weights * query.acted.kl(prediction)).sum()
+    entropy = (query.weights * prediction.entropy()).sum()
+    return -(query.weights * gain).sum(), {"kl": divergence.detach(), "entropy": entropy.detach()}
 
 
 class Rollouts:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from kshot.core import Metrics, Task, Trajectory
 from kshot.learners._inner import gradient
 from kshot.rl import returns
-from kshot.rl.learner import PolicyLearner
+from kshot.rl.learner import PolicyLearner, surrogate
 
 if TYPE_CHECKING:
     from kshot.rl.policy import Gaussian, GaussianMLP, Params
@@ -116,11 +115,7 @@ class PolicyMAML(PolicyLearner):
 
     def score(self, prediction: Gaussian, query: Steps) -> tuple[Tensor, Metrics]:
         """The surrogate loss of a policy on rollouts that another acted in, and the divergence between the two."""
-        ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
-        loss = -(query.weights * query.advantages * ratio).sum()
-        divergence = (query.weights * query.acted.kl(prediction)).sum()
-        entropy = (query.weights * prediction.entropy()).sum()
-        return loss, {"kl": divergence.detach(), "entropy": entropy.detach()}
+        return surrogate(prediction, query)
 
     def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
         """The meta-objective, given the weights before and after the inner step."""
@@ -178,10 +173,6 @@ class ProMP(PolicyMAML):
 
     def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
         """See `PolicyMAML.outer`."""
-        query, prediction = task.query, self.predict(after, task.query.x)
-        ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        gain = torch.minimum(ratio * query.advantages, clipped * query.advantages)
+        loss, metrics = surrogate(self.predict(after, task.query.x), task.query, self.clip)
         away = (task.support.weights * task.support.acted.kl(self.predict(start, task.support.x))).sum()
-        _, metrics = self.score(prediction, query)
-        return self.penalty * away - (query.weights * gain).sum(), metrics
+        return loss + self.penalty * away, metrics

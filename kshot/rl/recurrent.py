@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kshot import tree
 from kshot.core import Metrics, Task, Trajectory
 from kshot.rl import returns
-from kshot.rl.learner import PolicyLearner
+from kshot.rl.learner import PolicyLearner, surrogate
 from kshot.rl.policy import Gaussian
 
 __all__ = ["RL2", "GaussianGRU", "Memory", "Trials"]
@@ -222,14 +222,7 @@ class RL2(PolicyLearner):
 
     def loss(self, task: Any) -> tuple[Tensor, Metrics]:
         """PPO's clipped objective of ONE task's trials, from an empty memory on."""
-        query: Trials = task.query
-        prediction = self.predict(self.init(), query.x)
-        ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        gain = torch.minimum(ratio * query.advantages, clipped * query.advantages)
-        divergence = (query.weights * query.acted.kl(prediction)).sum()
-        entropy = (query.weights * prediction.entropy()).sum()
-        return -(query.weights * gain).sum(), {"kl": divergence.detach(), "entropy": entropy.detach()}
+        return surrogate(self.predict(self.init(), task.query.x), task.query, self.clip)
 
 
 def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Trials:

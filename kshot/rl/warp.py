@@ -5,7 +5,8 @@
     simulator = family.simulator(goals, rollouts=20)           # a Mujocos, as before
 
 The state lies in Warp's arrays, which are torch tensors without a copy; what an action does (its physics steps, and
-positions, velocities and forces anew at the new state) is recorded once as a CUDA graph and replayed. Rewards and
+positions, velocities and forces anew at the new state) is recorded at a simulator's first action as a CUDA graph and
+replayed for the rest of its life, one outer step of a training. Rewards and
 observations are made on the host, from what one step copies there: some sixty numbers of each simulation.
 
 Agrees with MuJoCo to float32's accuracy over short horizons with elliptic cones of friction (tests/rl/test_warp.py).

@@ -121,9 +121,9 @@ def test_stop_saves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2"])
 def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
-    method = "ppo" if name in ("promp", "rl2") else "trpo"
-    outer = Outer(steps=1, batch=2, rollouts=2, method=method)  # type: ignore
-    recipe = ControlRecipe("point", name, hidden=(8,), outer=outer)  # type: ignore
+    method: Any = "ppo" if name in ("promp", "rl2") else "trpo"
+    kind: Any = name
+    recipe = ControlRecipe("point", kind, hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2, method=method))
     own = recipes.build(recipe)
     list(meta_train(own, recipes.control(recipe), recipe.outer, out=tmp_path, settings=recipes.settings(recipe)))
     assert recipes.is_control(tmp_path)
