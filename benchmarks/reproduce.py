@@ -127,7 +127,7 @@ JOBS = [
     *(
         Job(f"omniglot-{task}", train, tests={"": SHORT if task == "20way-5shot-maml" else ALONE})
         for task, train in {
-            "5way-1shot-reptile": ("--steps", "1500", "--val-every", "500"),
+            "5way-1shot-reptile": (),
             "5way-1shot-r2d2": (),
             "5way-5shot-maml": (),
             "20way-1shot-anil": ("--steps", "3000"),
