@@ -84,11 +84,19 @@ def _control() -> list[Job]:
     seeds = [Job(f"{direction}-maml", ("--seed", seed), {}, f"{direction}-maml-seed{seed}") for seed in ("1", "2")]
     others = [Job(f"{direction}-{name}", ("--steps", "100"), {}) for name in ("pretrained", "oracle")]
     beside = ("--beside", *(f"runs/{name(job)}" for job in (*seeds, *others)))
+    few = ("--batch", "20", "--rollouts", "10", "--steps", "100")  # an ant's step costs ten of a cheetah's
+    bodies = [Job(f"ant-body-{name}", few, {}) for name in ("pretrained", "oracle")]
+    own = ("--beside", *(f"runs/{name(job)}" for job in bodies))
+    held_out = {f"-{which}": ("--on", f"ant-body-{which}", *own) for which in ("lost", "gained")}
     return [
         *seeds,
         *others,
         Job(f"{direction}-maml", (), {"": beside}),
         Job("point-maml", (), {"": ()}),
+        Job("cheetah-velocity-maml", ("--steps", "100"), {"": ()}),
+        Job("ant-velocity-maml", few, {"": ()}),
+        *bodies,
+        Job("ant-body-maml", few, {"": own, **held_out}),
         Job(f"{v5}-promp", half, {}),
         Job(f"{v5}-rl2", half, {}),
         Job(f"{v5}-maml", half, {"": ("--beside", f"runs/{v5}-promp", f"runs/{v5}-rl2")}),
