@@ -6,22 +6,28 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The library alone, without what the tests and the other commands need: the demo's install.
+CORE := $(VENV)/.core
 
-.PHONY: help install demo test check lint format clean
+.PHONY: help install demo test check lint docs format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 install: $(INSTALLED)  ## kshot and its tools, in the tested versions, into .venv
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("kshot needs Python 3.11 or newer; $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "this Python has no venv: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED): $(CORE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## learn letters of scripts never met, from one example each (minutes on 2 cores)
+demo: $(CORE)  ## learn letters of scripts never met, from one example each (minutes on 2 cores)
 	$(BIN)/kshot demo
 
 lint: $(INSTALLED)  ## style and types
@@ -34,10 +40,13 @@ test: lint  ## style, types, doctests, examples and tests; KSHOT_DATA=DIR adds t
 
 check: test  ## the same as test
 
+docs: $(INSTALLED)  ## the documentation site, into site/; stops at a broken link
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(INSTALLED)  ## mend the style where that can be done by a program
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove what was built; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

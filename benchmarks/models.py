@@ -15,8 +15,11 @@ from pathlib import Path
 from kshot import models
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = {"omniglot": "omniglot-5way-1shot-protonet"}
-"""Shipped name -> the recipe (quick form) that it is trained by."""
+RECIPES = {
+    "omniglot": ("omniglot-5way-1shot-protonet",),
+    "photos-small": ("grocery-5way-5shot-r2d2", "--steps", "1000"),
+}
+"""Shipped name -> the recipe (quick form) that it is trained by, and what is changed in it."""
 
 
 def main(names: list[str]) -> int:
@@ -26,8 +29,8 @@ def main(names: list[str]) -> int:
         print(f"unknown: {', '.join(unknown)}; there are {', '.join(RECIPES)}", file=sys.stderr)
         return 2
     for name in names or RECIPES:
-        recipe = RECIPES[name]
-        words = ["train", recipe, "--budget", "quick", "--out", f"runs/{recipe}", "--resume"]
+        recipe, *changes = RECIPES[name]
+        words = ["train", recipe, "--budget", "quick", *changes, "--out", f"runs/{recipe}", "--resume"]
         subprocess.run([sys.executable, "-m", "kshot", *words], check=True)
         path = Path("kshot/models") / f"{name}.safetensors"
         models.export(f"runs/{recipe}", path, {"command": f"python benchmarks/models.py {name}"})

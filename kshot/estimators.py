@@ -3,6 +3,7 @@
     classifier = FewShotClassifier("omniglot").fit(pictures, names)      # paths, arrays, tensors, Pillow's images
     classifier.predict(others)
     classifier.predict_proba(others)
+    classifier.judge(others)                                             # all that can be said of each, in one pass
     classifier.partial_fit(more_pictures, new_names)                     # classes may be new
     classifier.save("characters.kshot"); FewShotClassifier.load("characters.kshot")
 
@@ -16,10 +17,10 @@ import io
 import json
 import math
 import os
-import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +31,38 @@ from torch import Tensor
 
 from kshot import checkpoint, models
 from kshot.core import PADDING, Batch
+from kshot.data.images import open_image, square
 
-__all__ = ["FewShotClassifier", "FileError"]
+__all__ = ["Answer", "FewShotClassifier", "FileError"]
 
 FORMAT = 1
 MOST_LEFT_OUT = 200  # support pictures up to which each is left out alone; above, in this many parts
 MOST_BYTES = 1 << 30  # of a .kshot file's content
+MOST_LOOKED_AT = 64  # pictures by which "auto" decides between drawings and photos
 
 
 class FileError(ValueError):
     """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
+
+
+class Answer(NamedTuple):
+    """What is said of one example.
+
+    Attributes:
+        label: as `predict` gives it; None where the example cannot be read.
+        none: whether that is "none of these".
+        probabilities: float64 `[C]`, in the order of `classes_`; "none of these" has no share in them.
+        novelty: how far from all classes.
+        nearest: rows of the support set, the nearest first.
+        error: why it cannot be read; "" where it can.
+    """
+
+    label: Any
+    none: bool
+    probabilities: np.ndarray
+    novelty: float
+    nearest: list[int]
+    error: str = ""
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -47,8 +70,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         model: a name of `kshot.models.get`: a shipped body, a training folder, or "features" for vectors `[n, d]`.
-            "auto": "features" where X is a table of numbers, else "omniglot", the shipped body for drawings (with a
-            warning where the pictures are no drawings).
+            "auto": "features" where X is a table of numbers, else the shipped body for drawings ("omniglot") or for
+            photos ("photos-small"), whichever most pictures are.
         learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any body; None: the
             one that the model was trained with, which may also be one that adapts the body ("maml", ...).
         unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
@@ -56,6 +79,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         open_set: `predict` may answer "none of these" (`none_label_`), where a picture is further from all classes than
             a threshold that is set on the support set.
         steps: of soft k-means.
+        finetune: steps of gradient descent by which the body is fitted to the support set and changed copies of it (the
+            third stage of Hu et al. 2022, arXiv:2204.07305; needs `kshot[augment]`); 0: none. `partial_fit` keeps the
+            body that the first fit left. Left-out labels and probabilities are of a body that saw the examples, so
+            they promise too much.
+        finetune_lr: its rate (Adam).
+        random_state: an integer, the seed of the changed copies.
 
     Attributes:
         classes_: `[C]` sorted labels.
@@ -63,6 +92,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         temperature_: what scores are multiplied by before the softmax; chosen by leaving support examples out.
         left_out_: labels that the support examples got when left out, in the order of the fit; where that leaves a
             class empty, None.
+        left_out_probabilities_: `[n, C]` of the same; nan where there is none.
         threshold_: novelty above which `predict` answers "none of these" (with `open_set`).
         none_label_: -1 for integers, nan for floats, "none of these" for strings.
         model_: the `kshot.models.Model`.
@@ -80,12 +110,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         unlabelled: bool = False,
         open_set: bool = False,
         steps: int = 5,
+        finetune: int = 0,
+        finetune_lr: float = 1e-3,
+        random_state: int = 0,
     ):
         self.model = model
         self.learner = learner
         self.unlabelled = unlabelled
         self.open_set = open_set
         self.steps = steps
+        self.finetune = finetune
+        self.finetune_lr = finetune_lr
+        self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -97,8 +133,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         if not 0 <= self.steps <= 1000:
             raise ValueError(f"steps={self.steps}: soft k-means takes 0 to 1000")
+        if not 0 <= self.finetune <= 100_000 or not self.finetune_lr > 0:
+            raise ValueError(
+                f"finetune={self.finetune}, finetune_lr={self.finetune_lr}: pass 0 to 100,000 steps and a rate above 0"
+            )
         self.model_ = self._model(X)
-        return self._learn(*self._given(X, y, first=True))
+        x, labels, images = self._given(X, y, first=True)
+        if self.finetune:
+            if images is None:
+                raise ValueError("finetune fits a body of images, and the model 'features' has none: pass finetune=0")
+            known = labels != ("" if labels.dtype.kind == "U" else -1) if self.unlabelled else labels == labels
+            index = np.unique(labels[known], return_inverse=True)[1]
+            rows = torch.from_numpy(np.flatnonzero(known))
+            self.model_ = models.finetuned(
+                self.model_, images[rows], torch.from_numpy(index), self.finetune, self.finetune_lr, self.random_state
+            )
+            x = self.model_.encode(images)
+        return self._learn(x, labels, images)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FewShotClassifier:
         """Learn further examples; their classes may be new. On a fresh classifier this is `fit`.
@@ -117,10 +168,32 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         images = None if images is None or self.images_ is None else torch.cat([self.images_, images])
         return self._learn(torch.cat([self.support_, x]), np.concatenate([self.labels_, labels]), images)
 
+    def forget(self, rows: Any) -> FewShotClassifier:
+        """Take support examples away again; classes that have none left go too.
+
+        Args:
+            rows: indices `[k]` in the order of the fit (`partial_fit`'s come after).
+
+        Raises:
+            ValueError: none of the rest has a label.
+        """
+        check_is_fitted(self, "classes_")
+        kept = np.ones(len(self.labels_), dtype=bool)
+        kept[np.asarray(rows, dtype=np.int64)] = False
+        images = None if self.images_ is None else self.images_[torch.from_numpy(kept)]
+        if not kept.any():
+            raise ValueError("these are all examples there are: make a new classifier in place of forgetting them")
+        return self._learn(self.support_[torch.from_numpy(kept)], self.labels_[kept], images)
+
     def _model(self, X: Any) -> models.Model:
         if self.model != "auto":
             return models.get(self.model)
-        return models.get("features" if _is_table(X) else "omniglot")
+        if _is_table(X):
+            return models.get("features")
+        drawings = models.get("omniglot")
+        some, bad = _read(drawings, X[:: max(1, len(X) // MOST_LOOKED_AT)], _photo_or_not)
+        known = [bool(photo) for photo, error in zip(some, bad, strict=True) if not error]
+        return models.get("photos-small") if known and np.mean(known) > 0.5 else drawings
 
     def _given(self, X: Any, y: Any, first: bool) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """What the learner takes, the labels, and the pictures as bytes."""
@@ -135,22 +208,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{len(X)} examples need as many labels in one row, got y of shape {list(labels.shape)}")
         check_classification_targets(labels)
         images = self._pictures(X)
-        if self.model == "auto" and _are_photos(images):
-            warnings.warn(
-                "these look like photos, and the body that is shipped is for drawings: meta-train one "
-                "('kshot train grocery-5way-1shot-protonet --out DIR', or on your own classes) and pass model=DIR",
-                stacklevel=3,
-            )
         return self.model_.encode(images), labels, images
 
     def _pictures(self, X: Any) -> Tensor:
-        found = []
-        for i, source in enumerate(X):
-            try:
-                found.append(self.model_.picture(source))
-            except (ValueError, OSError) as error:
-                shown = f" ({source})" if isinstance(source, (str, os.PathLike)) else ""
-                raise ValueError(f"example {i}{shown} is no picture that can be read: {error}") from error
+        found, errors = _read(self.model_, X)
+        for i, error in enumerate(errors):
+            if error:
+                shown = f" ({X[i]})" if isinstance(X[i], (str, os.PathLike)) else ""
+                raise ValueError(f"example {i}{shown} is no picture that can be read: {error}")
         if not found:
             raise ValueError("there are no examples: Found array with 0 sample(s) while a minimum of 1 is required")
         return torch.from_numpy(np.stack(found))
@@ -210,13 +275,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.left_out_ = left
         start = self._scale()
         self.temperature_ = _temperature(scores[seen], y[seen], start) if classes > 1 else start
+        self.left_out_probabilities_ = (scores.double() * self.temperature_).softmax(1).numpy()
         self.threshold_ = self._threshold(scores, seen)
 
     def _scale(self) -> float:
         """The temperature before anything was seen: 1 for a trained learner, which is as sure as it was trained to be;
         for others 1 over how far the best score of a support example usually lies above the mean of its scores.
         """
-        if self.model_.kind is not None and self.learner in (None, self.model_.kind):
+        if self.model_.meta_trained and self.learner in (None, self.model_.kind):
             return 1.0
         with torch.no_grad():
             scores = self._learner.predict(self._state, self.support_)
@@ -228,16 +294,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         y, classes = self._y, len(self.classes_)
         if not self.open_set:
             return math.inf
-        own = -scores[seen].amax(1)  # how far from the nearest class
-        strange = []
-        for c in range(classes if classes > 1 else 0):
-            without = y.clone()
-            without[y == c] = PADDING
-            with torch.no_grad():
-                found = self._learner.predict(self._adapt(without), self.support_[y == c])
-            others = [k for k in range(classes) if k != c]
-            strange.append(-found[:, others].amax(1))
-        far = torch.cat(strange) if strange else own.new_zeros(0)
+        if self._by_distance:
+            own, far = self._left_out_distances()
+        else:
+            own = -scores[seen].amax(1)
+            strange = []
+            for c in range(classes if classes > 1 else 0):
+                without = y.clone()
+                without[y == c] = PADDING
+                with torch.no_grad():
+                    found = self._learner.predict(self._adapt(without), self.support_[y == c])
+                strange.append(-found[:, [k for k in range(classes) if k != c]].amax(1))
+            far = torch.cat(strange) if strange else own.new_zeros(0)
         if not len(own) and not len(far):
             return math.inf
         if not len(own):
@@ -249,14 +317,48 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         right = (own[None] <= middle[:, None]).float().mean(1) + (far[None] > middle[:, None]).float().mean(1)
         return float(middle[right.argmax()])
 
+    @property
+    def _by_distance(self) -> bool:
+        """Whether novelty is the squared distance of features to the nearest class mean, whatever the learner: ridge
+        regression's scores, for one, are large for some examples of no class. Bodies that adapt have no such features.
+        """
+        return self.model_.kind in (*models.METRIC, None)
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        """Means `[C, D]` and counts `[C]` of the classes' labelled examples."""
+        known = self._y >= 0
+        member = torch.nn.functional.one_hot(self._y[known], len(self.classes_)).double()
+        counts = member.sum(0)
+        return member.T @ self.support_[known].double() / counts[:, None], counts
+
+    def _left_out_distances(self) -> tuple[Tensor, Tensor]:
+        """Squared distances to the nearest class mean: of examples left out of their class's mean, where that leaves
+        one; of all examples to the classes that are not theirs, as if theirs were not there.
+        """
+        means, counts = self._means()
+        known = self._y >= 0
+        x, y = self.support_[known].double(), self._y[known]
+        far = torch.cdist(x, means).square()  # [N, C]
+        rows, of = torch.arange(len(y)), counts[y]
+        # Without itself the mean of n is further from an example by n / (n - 1).
+        own = far[rows, y] * (of / (of - 1).clamp_min(1)).square()
+        others = far.clone()
+        others[rows, y] = math.inf
+        others = others.amin(1)
+        return torch.minimum(own, others)[of > 1], others[others.isfinite()]
+
     # ------------------------------------------------------------------------------------------------------ answering
 
-    def _scores(self, X: Any) -> Tensor:
+    def _encoded(self, X: Any) -> Tensor:
         check_is_fitted(self, "classes_")
-        if not self.model_.takes_images:
-            x = torch.from_numpy(np.asarray(validate_data(self, _plain(X), reset=False, dtype=np.float64), np.float32))
-        else:
-            x = self.model_.encode(self._pictures(X))
+        if self.model_.takes_images:
+            return self.model_.encode(self._pictures(X))
+        return torch.from_numpy(np.asarray(validate_data(self, _plain(X), reset=False, dtype=np.float64), np.float32))
+
+    def _scores(self, X: Any) -> Tensor:
+        return self._scores_of(self._encoded(X))
+
+    def _scores_of(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             found = [self._learner.predict(self._state, part) for part in x.split(models.BATCH)]
         return torch.cat(found)[:, : len(self.classes_)]
@@ -271,14 +373,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return (self._scores(X).double() * self.temperature_).softmax(1).numpy()
 
     def novelty(self, X: Any) -> np.ndarray:
-        """`[n]`: how far from all classes; above `threshold_` it is "none of these" (with `open_set`)."""
-        return -self._scores(X).amax(1).double().numpy()
+        """`[n]`: how far from all classes (the squared distance to the nearest class mean; for learners that adapt
+        their body, less the best score); above `threshold_` it is "none of these" (with `open_set`).
+        """
+        x = self._encoded(X)
+        return self._novelty(x, None if self._by_distance else self._scores_of(x)).numpy()
+
+    def _novelty(self, x: Tensor, scores: Tensor | None) -> Tensor:
+        if scores is not None and not self._by_distance:
+            return -scores.amax(1).double()
+        return torch.cdist(x.double(), self._means()[0]).square().amin(1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels `[n]`."""
-        scores = self._scores(X)
+        x = self._encoded(X)
+        scores = self._scores_of(x)
+        return self._labels_of(scores, self._is_none(x, scores))
+
+    def _labels_of(self, scores: Tensor, none: np.ndarray) -> np.ndarray:
         found = self.classes_[scores.argmax(1).numpy()]
-        none = (-scores.amax(1)).numpy() > self.threshold_
         if none.any():
             if found.dtype.kind == "U":
                 found = found.astype(f"U{max(found.dtype.itemsize // 4, len(str(self.none_label_)))}")
@@ -286,6 +399,44 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 found = found.astype(object)
             found[none] = self.none_label_
         return found
+
+    def _is_none(self, x: Tensor, scores: Tensor) -> np.ndarray:
+        if math.isinf(self.threshold_):
+            return np.zeros(len(x), dtype=bool)
+        return self._novelty(x, scores).numpy() > self.threshold_
+
+    def judge(self, X: Any, nearest: int = 3) -> list[Answer]:
+        """All that can be said of each of `n` examples, in one pass; one that cannot be read is told and not raised.
+
+        Args:
+            X: as in `predict`.
+            nearest: how many support examples are named as the nearest to it.
+        """
+        check_is_fitted(self, "classes_")
+        errors = [""] * len(X)
+        if self.model_.takes_images:
+            found, errors = _read(self.model_, X)
+            good = [picture for picture, error in zip(found, errors, strict=True) if not error]
+            x = self.model_.encode(torch.from_numpy(np.stack(good))) if good else None
+        else:
+            x = self._encoded(X)
+        answers = iter(self._answers(x, nearest) if x is not None else ())
+        nothing = np.full(len(self.classes_), math.nan)
+        return [Answer(None, False, nothing, math.nan, [], error) if error else next(answers) for error in errors]
+
+    def _answers(self, x: Tensor, nearest: int) -> list[Answer]:
+        scores = self._scores_of(x)
+        none = self._is_none(x, scores)
+        labels, novelty = self._labels_of(scores, none).tolist(), self._novelty(x, scores).tolist()
+        chances = (scores.double() * self.temperature_).softmax(1).numpy()
+        rows = torch.nonzero(self._y >= 0)[:, 0]
+        support = self.support_[rows].flatten(1)
+        far = torch.cat([torch.cdist(part.flatten(1), support) for part in x.split(models.BATCH)])
+        order = rows[far.topk(min(nearest, len(rows)), largest=False).indices].tolist()
+        return [
+            Answer(label, is_none, chance, new, near)
+            for label, is_none, chance, new, near in zip(labels, none.tolist(), chances, novelty, order, strict=True)
+        ]
 
     def __sklearn_tags__(self) -> Any:
         """Tables of numbers, and lists of pictures."""
@@ -306,7 +457,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "classes_")
         model = self.model_
-        own = model.takes_images and str(model.name) not in models.shipped()
+        own = model.takes_images and not model.by_name
         labels = self.labels_.tolist()
         manifest = {
             "kshot": FORMAT,
@@ -324,7 +475,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if own:
             assert model.trained is not None
             weights = {f"learner.{n}": t for n, t in model.trained.state_dict().items()}
-            parts["model.safetensors"] = _packed(weights, {"settings": model.about["settings"]})
+            told = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
+            parts["model.safetensors"] = _packed(weights, told)
 
         def write(file: Path) -> None:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -345,9 +497,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         manifest, parts = _unpacked(path)
         try:
             settings, told = manifest["settings"], manifest["model"]
-            names = {"model", "learner", "unlabelled", "open_set", "steps"}
-            if set(settings) != names:
-                raise FileError(f"{path}: settings {sorted(set(settings) ^ names)} do not fit this version of kshot")
+            if strange := sorted(set(settings) - set(cls().get_params())):
+                raise FileError(f"{path}: settings {strange} do not fit this version of kshot")
             classifier = cls(**settings)
             if not 0 <= classifier.steps <= 1000:
                 raise FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means, expected 0 to 1000")
@@ -355,7 +506,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 tensors, info = _tensors(parts["model.safetensors"])
                 classifier.model_ = models.loaded(told["name"], tensors, info)
             else:
-                known = {"features", *models.shipped()}
+                known = {"features", *models.shipped(), *models.HUB}
                 if told["name"] not in known:
                     raise FileError(f"{path} needs the model {told['name']!r}, which this kshot has not: update it")
                 classifier.model_ = models.get(told["name"])
@@ -398,10 +549,28 @@ def _is_table(X: Any) -> bool:
     return isinstance(first, (list, tuple, int, float, np.number)) or getattr(first, "ndim", 0) == 1
 
 
-def _are_photos(images: Tensor) -> bool:
-    """Whether most of uint8 `[N, C, S, S]` are neither paper nor ink: drawings have few values in between."""
-    between = ((images > 64) & (images < 192)).float().flatten(1).mean(1)
-    return bool((between > 0.4).float().mean() > 0.5)
+def _read(model: models.Model, X: Any, way: Any = None) -> tuple[list[Any], list[str]]:
+    """Pictures as the model takes them, by several threads (Pillow decodes without Python's lock), and what is wrong
+    with each; `way` in place of `model.picture`.
+    """
+    way = way or model.picture
+
+    def one(source: Any) -> tuple[Any, str]:
+        try:
+            return way(source), ""
+        except (ValueError, OSError) as error:
+            return None, " ".join(str(error).split()) or type(error).__name__
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        both = list(pool.map(one, X))
+    return [picture for picture, _ in both], [error for _, error in both]
+
+
+def _photo_or_not(source: Any) -> bool:
+    """Whether a picture has much that is neither paper nor ink: greys in between, or colours."""
+    rgb = square(open_image(source), 28).astype(int)
+    grey, colour = rgb.mean(2), rgb.max(2) - rgb.min(2)
+    return bool(((grey > 64) & (grey < 192)).mean() > 0.4 or (colour > 60).mean() > 0.2)
 
 
 def _plain(X: Any) -> Any:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -28,7 +31,9 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from kshot import models
 from kshot.data import load
+from kshot.data.images import open_image, square
 from kshot.estimators import FewShotClassifier, FileError, _packed
+from kshot.report import page
 
 WAYS, SHOTS = 5, 3
 
@@ -236,20 +241,136 @@ def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Pat
             FewShotClassifier.load(tmp_path / "x.kshot")
 
 
-def test_photos_are_told_that_there_is_no_body_for_them() -> None:
-    photos = [np.random.default_rng(k).integers(90, 160, (40, 40, 3), dtype=np.uint8) for k in range(2)]
-    with pytest.warns(UserWarning, match="these look like photos, and the body that is shipped is for drawings"):
-        FewShotClassifier().fit(photos, ["a", "b"])
+def photos(seed: int = 0) -> tuple[list[Any], list[str]]:
+    """Noise about a colour of each class: two reds, two greens, two blues."""
+    rng = np.random.default_rng(seed)
+    colours = {"red": (190, 60, 50), "green": (60, 160, 70), "blue": (50, 80, 190)}
+    y = [name for name in colours for _ in range(2)]
+    return [(np.array(colours[c]) + rng.normal(0, 25, (60, 80, 3))).clip(0, 255).astype(np.uint8) for c in y], y
+
+
+def test_auto_tells_photos_from_drawings() -> None:
+    X, y = photos()
+    classifier = FewShotClassifier().fit(X, y)
+    assert classifier.model_.name == "photos-small"
+    Q, truth = photos(1)
+    assert classifier.score(Q, truth) == 1
     X, y, _, _ = drawings(ways=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert FewShotClassifier().fit(X, y).model_.name == "omniglot"
+    assert FewShotClassifier().fit(X, y).model_.name == "omniglot"
+
+
+def test_what_is_forgotten_was_never_there() -> None:
+    X, y, Q, _ = drawings(ways=4)
+    rows = [i for i, label in enumerate(y) if label == sorted(set(y))[1]] + [0]
+    kept = [i for i in range(len(y)) if i not in rows]
+    ours = FewShotClassifier("omniglot", open_set=True).fit(X, y).forget(rows)
+    theirs = FewShotClassifier("omniglot", open_set=True).fit([X[i] for i in kept], [y[i] for i in kept])
+    assert ours.classes_.tolist() == theirs.classes_.tolist()
+    np.testing.assert_array_equal(ours.predict_proba(Q), theirs.predict_proba(Q))
+    assert ours.threshold_ == theirs.threshold_
+    with pytest.raises(ValueError, match="these are all examples"):
+        ours.forget(range(len(kept)))
+
+
+def test_judge_says_what_the_others_say() -> None:
+    X, y, Q, _ = drawings()
+    classifier = FewShotClassifier("omniglot", open_set=True).fit(X, y)
+    answers = classifier.judge([*Q, b"no picture"], nearest=2)
+    assert [a.label for a in answers[:-1]] == classifier.predict(Q).tolist()
+    np.testing.assert_array_equal([a.probabilities for a in answers[:-1]], classifier.predict_proba(Q))
+    np.testing.assert_array_equal([a.novelty for a in answers[:-1]], classifier.novelty(Q))
+    assert [a.none for a in answers[:-1]] == (classifier.novelty(Q) > classifier.threshold_).tolist()
+    assert answers[-1].label is None
+    assert "not a JPEG" in answers[-1].error
+    support, queries = (classifier.model_.encode(classifier._pictures(x)).double() for x in (X, Q))
+    far = torch.cdist(queries, support)
+    assert [a.nearest for a in answers[:-1]] == far.topk(2, largest=False).indices.tolist()
+
+
+@pytest.mark.parametrize("learner", ["protonet", "r2d2"])
+def test_novelty_is_the_distance_to_the_nearest_class_mean_and_its_threshold_is_left_out(learner: str) -> None:
+    """Against a loop that leaves each example, and each class, out."""
+    rng = np.random.default_rng(0)
+    X, y = (
+        rng.standard_normal((14, 5)) + np.repeat(3 * rng.standard_normal((4, 5)), [1, 3, 4, 6], 0),
+        np.repeat(np.arange(4), [1, 3, 4, 6]),
+    )
+    classifier = FewShotClassifier("features", learner, open_set=True).fit(X, y)
+    Q = rng.standard_normal((20, 5))
+
+    def nearest(q: np.ndarray, rows: np.ndarray) -> float:
+        return min(((q - X[rows & (y == c)].mean(0)) ** 2).sum() for c in np.unique(y[rows]))
+
+    everything = np.ones(14, dtype=bool)
+    np.testing.assert_allclose(classifier.novelty(Q), [nearest(q, everything) for q in Q], rtol=1e-5)
+    own = [nearest(X[i], np.arange(14) != i) for i in range(14) if (y == y[i]).sum() > 1]
+    far = [nearest(X[i], y != y[i]) for i in range(14)]
+    grid = np.sort([*own, *far])
+    best = max((grid[1:] + grid[:-1]) / 2, key=lambda t: np.mean(np.array(own) <= t) + np.mean(np.array(far) > t))
+    assert classifier.threshold_ == pytest.approx(best, rel=1e-5)
+
+
+def test_fine_tuning_fits_the_body_to_the_support_set(tmp_path: Path) -> None:
+    X, y, Q, _ = drawings(ways=4)
+    plain = FewShotClassifier("omniglot").fit(X, y)
+    tuned = FewShotClassifier("omniglot", finetune=8).fit(X, y)
+    again = FewShotClassifier("omniglot", finetune=8).fit(X, y)
+    np.testing.assert_array_equal(tuned.predict_proba(Q), again.predict_proba(Q))  # the seed decides
+
+    def spread(classifier: FewShotClassifier) -> float:  # within classes, as a share of all
+        x = classifier.support_
+        means = torch.stack([x[torch.from_numpy(classifier.labels_ == label)].mean(0) for label in classifier.labels_])
+        return float((x - means).square().sum() / (x - x.mean(0)).square().sum())
+
+    assert spread(tuned) < spread(plain)
+    tuned.save(tmp_path / "a.kshot")
+    loaded = FewShotClassifier.load(tmp_path / "a.kshot")
+    np.testing.assert_array_equal(loaded.predict_proba(Q), tuned.predict_proba(Q))
+    with pytest.raises(ValueError, match="the model 'features' has none"):
+        FewShotClassifier("features", finetune=1).fit([[0.0], [1.0]], [0, 1])
+    with pytest.raises(ValueError, match="finetune=-1"):
+        FewShotClassifier("omniglot", finetune=-1).fit(X, y)
 
 
 def test_whole_numbers_stay_whole_numbers() -> None:
     X, _, _, _ = drawings(ways=2)
     y = np.array([1, 2, 1, 2, 1, 2], dtype=object)
     assert FewShotClassifier("omniglot").fit(X, y).classes_.tolist() == [1, 2]
+
+
+FUZZ = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+
+@FUZZ
+@given(
+    blob=st.binary(max_size=400),
+    head=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF1234WEBPVP8 "]),
+)
+def test_any_bytes_are_a_picture_or_a_value_error(blob: bytes, head: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        square(open_image(head + blob), 28)
+
+
+@FUZZ
+@given(
+    spots=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+    kept=st.floats(0.2, 1),
+)
+def test_a_changed_file_is_an_answer_or_a_file_error(
+    spots: list[tuple[float, int]], kept: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    good = folder / "good.kshot"
+    if not good.exists():
+        X, y, _, _ = drawings(ways=2)
+        FewShotClassifier("omniglot").fit(X, y).save(good)
+    blob = bytearray(good.read_bytes())
+    for at, byte in spots:
+        blob[int(at * len(blob))] = byte
+    (folder / "x.kshot").write_bytes(bytes(blob[: int(kept * len(blob)) + 1]))
+    with contextlib.suppress(FileError):
+        FewShotClassifier.load(folder / "x.kshot")
 
 
 def test_damaged_pictures_are_told(tmp_path: Path) -> None:
@@ -301,6 +422,29 @@ def test_shipped_models_tell_how_they_were_made() -> None:
         assert model.about["step"] > 0
 
 
+def test_the_report_shows_what_there_is_and_runs_nothing() -> None:
+    X, y, _, _ = drawings(ways=4)
+    y = [f"<script>alert({label})</script>" for label in y]
+    y[0] = y[-1]  # a label that is wrong is the worst mistake
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    text = page(classifier, "<b>title</b>")
+    outer = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    assert "<script" not in outer
+    assert "<b>" not in outer
+    assert "http://" not in outer.replace("http-equiv", "")
+    assert "https://" not in outer
+    assert text.count("data:image/png") >= 2 * len(X)  # the support set, and the map
+    wrong = sum(guess != label for guess, label in zip(classifier.left_out_, y, strict=True))
+    assert wrong > 0
+    assert outer.count("taken for") >= wrong
+    mistakes = outer.split("Its worst mistakes")[1]
+    assert mistakes.index("picture 1<br>" if "picture 1<br>" in mistakes else "picture 1'") < 900
+    one = page(FewShotClassifier("omniglot").fit(X[:1], ["a"]))
+    assert "cannot be said without a second one" in one
+    with pytest.raises(ValueError, match="of numbers, not of pictures"):
+        page(FewShotClassifier("features").fit([[0.0], [1.0]], ["a", "b"]))
+
+
 def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
 
@@ -343,6 +487,10 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
     assert kshot("predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--resume").returncode == 0
     assert table.read_text() == whole
     assert not part.exists()
+    report = tmp_path / "report.html"
+    told = kshot("report", str(out), "--html", str(report))
+    assert told.returncode == 0, told.stderr
+    assert report.read_text(encoding="utf-8").count("<image ") == 3 * SHOTS + 1
     for arguments, words in {
         ("predict", str(out), str(tmp_path / "nowhere")): "no such file",
         ("fit", str(tmp_path / "nowhere"), "--out", str(out)): "is no folder",

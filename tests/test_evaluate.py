@@ -21,6 +21,7 @@ from kshot.evaluate import (
     interval95,
     is_transductive,
     paired_difference,
+    proportion95,
     table,
 )
 from kshot.learners.matching import MatchingNet
@@ -386,3 +387,12 @@ def test_table():
     assert text.index("maml") < text.index("floor: means")
     assert "accuracy" in str(floor)
     console.print(table([]))
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    from scipy.stats import binomtest
+
+    for right, of in ((0, 3), (1, 1), (7, 20), (25, 25), (99, 100)):
+        theirs = binomtest(right, of).proportion_ci(0.95, method="wilson")
+        assert proportion95(right, of) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert proportion95(0, 0) == (0.0, 1.0)

@@ -23,7 +23,7 @@ HEAVY = {
 
 EVERYTHING = (
     "core tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning parallel "
-    "evaluate plots train pretrain config recipes runs rl models estimators testing"
+    "evaluate plots train pretrain config recipes runs rl models estimators report serve testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -51,8 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config": "checkpoint core data learners nn seeding tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
         "rl": "checkpoint core engine evaluate learners seeding train tree",
-        "models": "checkpoint config core data learners",
-        "estimators": "checkpoint core models",
+        "models": "checkpoint config core data engine learners seeding tasks",
+        "estimators": "checkpoint core data models",
+        "report": "estimators evaluate",
+        "serve": "data estimators evaluate models",
         "recipes": "config learners rl train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,
@@ -62,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Packages that are not Python's own and that a room may import when it is itself imported (not inside functions).
 AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "cli": {"tyro"}, "rl": {"torch", "numpy"}}
+AT_THE_TOP |= {"report": {"torch", "numpy"}, "serve": {"numpy", "fastapi", "pydantic", "starlette"}}
 AT_THE_TOP |= {"models": {"torch", "numpy"}, "estimators": {"torch", "numpy", "sklearn"}}
 # The one file whose classes are another package's: nothing of kshot imports it, users do.
 ADAPTERS = {"rl/gym.py": {"gymnasium", "numpy"}}

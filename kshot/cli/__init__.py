@@ -1,4 +1,4 @@
-"""The command line: `kshot demo | train | evaluate | compare | video | fit | predict | list | data`; see `--help`.
+"""The command line: `kshot demo | train | evaluate | compare | video | fit | predict | report | serve | list | data`.
 
 Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
 code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
@@ -18,11 +18,12 @@ import tyro
 
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
-from kshot.cli.classify import Fit, Predict
+from kshot.cli.classify import Fit, Predict, Report
 from kshot.cli.control import EvaluateControl, TrainControl, Video
 from kshot.cli.demo import Demo
 from kshot.cli.listing import Data, List
 from kshot.cli.scores import Compare, Evaluate, Figures
+from kshot.cli.serve import Serve
 from kshot.cli.train import Train
 from kshot.config import Recipe
 from kshot.engine import OutOfMemory
@@ -35,7 +36,7 @@ __all__ = ["Figures", "Test", "main"]
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data,
-    "video": Video, "fit": Fit, "predict": Predict,
+    "video": Video, "fit": Fit, "predict": Predict, "report": Report, "serve": Serve,
 }  # fmt: skip
 
 

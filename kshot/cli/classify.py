@@ -1,15 +1,16 @@
-"""`kshot fit` and `kshot predict`: a classifier from folders of pictures, and what it says of others."""
+"""`kshot fit`, `kshot predict`, `kshot report`: a classifier from folders of pictures, and what it says of others."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,13 +20,12 @@ import tyro
 from kshot.cli._shared import InputError, command, console, machine, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from kshot.estimators import FewShotClassifier
 
-__all__ = ["Fit", "Predict"]
+__all__ = ["Fit", "Predict", "Report"]
 
 CHUNK = 256
+COLUMNS = ("file", "label", "probability", "runner_up", "runner_up_probability", "error")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Fit:
     def run(self) -> int:
         from kshot.data import folder
         from kshot.data.images import open_image, square
-        from kshot.evaluate import interval95
+        from kshot.evaluate import proportion95
 
         if not self.support.is_dir():
             raise InputError(f"{self.support} is no folder: give one that has a folder of pictures for each class")
@@ -85,12 +85,12 @@ class Fit:
         seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
         if len(seen) > 1:
             right = [float(true == guess) for true, guess in seen]
-            mean, half = sum(right) / len(right), interval95(right)
+            mean, (low, high) = sum(right) / len(right), proportion95(int(sum(right)), len(right))
             say.print(
-                f"each classified by the others: {100 * mean:.1f} ± {100 * half:.1f} % right of {len(right)} (95 %); "
-                "pictures that are alike make this too good"
+                f"each classified by the others: {100 * mean:.1f} % right of {len(right)} (95 % interval "
+                f"{100 * low:.0f} to {100 * high:.0f}); pictures that are alike make this too good"
             )
-            values |= {"left_out_accuracy": mean, "interval95": half, "left_out": len(right)}
+            values |= {"left_out_accuracy": mean, "interval95": [low, high], "left_out": len(right)}
             pairs: dict[str, int] = {}
             for true, guess in seen:
                 if true != guess:
@@ -133,49 +133,34 @@ class Predict:
         from rich.progress import Progress
 
         classifier = _estimator().load(self.classifier)
+        if not classifier.model_.takes_images:
+            raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
         files = list(_expanded(self.paths))
         if not files:
             raise InputError(f"no JPEG, PNG or WebP file in {', '.join(self.paths)}")
-        say, bad = console(), 0
-        part = self.csv.with_name(f".{self.csv.name}.part") if self.csv else None
+        say, count, bad, began = console(), 0, 0, time.monotonic()
         head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
-        done = _begun(part, head) if part is not None and self.resume else {}
-        if part is not None and not done:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(head) + "\n", "utf-8")
-        rows: list[dict[str, str]] = []
-        with Progress(console=say, disable=not say.is_terminal) as bar:
-            task = bar.add_task("classifying", total=len(files))
-            for first in range(0, len(files), CHUNK):
-                chunk = files[first : first + CHUNK]
-                fresh = [file for file in chunk if file not in done]
-                found = dict(zip(fresh, _classified(classifier, fresh), strict=True))
-                if part is not None and fresh:
-                    with open(part, "a", encoding="utf-8") as out:
-                        out.writelines(json.dumps(found[file]) + "\n" for file in fresh)
-                for file in chunk:
-                    row = done.get(file) or found[file]
-                    rows.append(row)
-                    bad += bool(row["error"])
+        with Progress(console=say, disable=not say.is_terminal) as bar, _Table(self.csv, head, self.resume) as table:
+            task = bar.add_task("classifying", total=len(files), completed=len(table.done))
+            left = (file for file in files if file not in table.done)
+            while chunk := list(itertools.islice(left, CHUNK)):
+                rows = _rows(classifier, chunk)
+                table.add(rows)
+                for row in rows:
                     if row["error"]:
-                        say.print(f"{file}: left out, {row['error']}")
-                    elif part is None and self.sort_into is None:
-                        say.print(f"{file}: {row['label']} ({row['probability']}), then {row['runner_up']}")
+                        bad += 1
+                        say.print(f"{row['file']}: left out, {row['error']}")
+                    elif self.csv is None and self.sort_into is None:
+                        say.print(f"{row['file']}: {row['label']} ({row['probability']}), then {row['runner_up']}")
                     if self.sort_into is not None and not row["error"]:
-                        self._copy(Path(file), row["label"])
-                bar.update(task, completed=first + len(chunk))
-        if self.csv is not None and part is not None:
-            from kshot.checkpoint import write_beside
-
-            def write(path: Path) -> None:
-                with open(path, "w", encoding="utf-8", newline="") as out:
-                    table = csv.DictWriter(out, list(rows[0]))
-                    table.writeheader()
-                    table.writerows(rows)
-
-            write_beside(self.csv, write)
-            part.unlink(missing_ok=True)
-            say.print(f"{len(rows)} files, {bad} of them not readable: {self.csv}")
+                        self._copy(Path(row["file"]), row["label"])
+                count += len(chunk)
+                bar.advance(task, len(chunk))
+            table.finish(set(files))
+        if self.csv is not None:
+            speed = count / max(time.monotonic() - began, 1e-9)
+            before = f", {len(files) - count} before" if count < len(files) else ""
+            say.print(f"{count} files{before}, {bad} of them not readable, {speed:.0f} a second: {self.csv}")
         return 0
 
     def _copy(self, file: Path, label: str) -> None:
@@ -191,6 +176,29 @@ class Predict:
         elif not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Show a classifier on one page of HTML: its pictures, confusions, worst mistakes, calibration, a map."""
+
+    classifier: Annotated[Path, tyro.conf.Positional]
+    """A .kshot file of 'kshot fit'."""
+    html: Path
+    """The page; it needs nothing else, and can be sent."""
+
+    def run(self) -> int:
+        from kshot.checkpoint import write_beside
+
+        classifier = _estimator().load(self.classifier)
+        if not classifier.model_.takes_images:
+            raise InputError("this classifier takes tables of numbers, not pictures: there is nothing to show")
+        from kshot.report import page
+
+        text = page(classifier, self.classifier.stem)
+        write_beside(self.html, lambda path: path.write_text(text, "utf-8") and None)
+        console().print(f"{self.html} ({len(text) / 1e6:.1f} MB)")
+        return 0
 
 
 def _estimator() -> type[FewShotClassifier]:
@@ -221,43 +229,84 @@ def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
                     yield file
 
 
-def _begun(part: Path, head: dict[str, str]) -> dict[str, dict[str, str]]:
-    """The rows of a table that was broken off, by file; none where there is none."""
-    if not part.exists():
-        return {}
-    lines = part.read_text("utf-8").split("\n")[:-1]  # what follows the last line break was not finished
-    if not lines or json.loads(lines[0]) != head:
-        raise InputError(f"{part} was begun with another classifier: leave --resume out to begin anew")
-    part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    return {row["file"]: row for row in map(json.loads, lines[1:])}
+class _Table:
+    """Rows that are written beside the CSV's place as they come, and become the CSV at the end; a table that was
+    broken off is gone on with.
+
+    Attributes:
+        done: the files whose rows are there.
+    """
+
+    def __init__(self, path: Path | None, head: dict[str, str], resume: bool):
+        self.path, self.done = path, set[str]()
+        self.part = path.with_name(f".{path.name}.part") if path is not None else None
+        self.out: Any = None
+        if self.part is None:
+            return
+        if resume and self.part.exists():
+            whole = 0
+            with open(self.part, "rb") as lines:
+                for number, line in enumerate(lines):
+                    if not line.endswith(b"\n"):  # it was not finished
+                        break
+                    if number:
+                        self.done.add(json.loads(line)["file"])
+                    elif json.loads(line) != head:
+                        raise InputError(
+                            f"{self.part} was begun with another classifier: leave --resume out to begin anew"
+                        )
+                    whole += len(line)
+            os.truncate(self.part, whole)
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.out = open(self.part, "a" if self.done else "w", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        if not self.done:
+            self.out.write(json.dumps(head) + "\n")
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.out is not None:
+            self.out.close()
+
+    def add(self, rows: list[dict[str, str]]) -> None:
+        if self.out is not None:
+            self.out.writelines(json.dumps(row) + "\n" for row in rows)
+            self.out.flush()
+
+    def finish(self, files: set[str]) -> None:
+        """The CSV, of the rows of these files."""
+        if self.path is None or self.part is None:
+            return
+        from kshot.checkpoint import write_beside
+
+        part = self.part
+        self.out.flush()
+
+        def write(path: Path) -> None:
+            with open(part, encoding="utf-8") as lines, open(path, "w", encoding="utf-8", newline="") as out:
+                table = csv.DictWriter(out, COLUMNS)
+                table.writeheader()
+                table.writerows(
+                    row for row in map(json.loads, itertools.islice(lines, 1, None)) if row["file"] in files
+                )
+
+        write_beside(self.path, write)
+        part.unlink()
 
 
-def _classified(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:
-    def read(file: str) -> np.ndarray | str:
-        try:
-            return classifier.model_.picture(file)
-        except (ValueError, OSError) as error:
-            return str(error)
-
-    if not classifier.model_.takes_images:
-        raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = list(pool.map(read, files))
-    good = [picture for picture in pictures if not isinstance(picture, str)]
-    labels = classifier.predict(good).tolist() if good else []
-    chances = classifier.predict_proba(good).tolist() if good else []
-    rows, known = [], iter(zip(labels, chances, strict=True))
+def _rows(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:
+    """A row of the table for each file."""
     names = classifier.classes_.tolist()
-    for file, picture in zip(files, pictures, strict=True):
-        row = dict.fromkeys(("file", "label", "probability", "runner_up", "runner_up_probability", "error"), "")
-        row["file"] = file
-        if isinstance(picture, str):
-            row["error"] = picture
-        else:
-            label, chance = next(known)
+    rows = []
+    for file, answer in zip(files, classifier.judge(files, nearest=1), strict=True):
+        row = dict.fromkeys(COLUMNS, "")
+        row |= {"file": file, "error": answer.error}
+        if not answer.error:
+            chance = answer.probabilities
             order = sorted(range(len(names)), key=lambda k: -chance[k])
-            row |= {"label": str(label), "probability": f"{chance[order[0]]:.4f}"}
-            second = order[0] if label == classifier.none_label_ else order[1] if len(order) > 1 else None
+            row |= {"label": str(answer.label), "probability": f"{chance[order[0]]:.4f}"}
+            second = order[0] if answer.none else order[1] if len(order) > 1 else None
             if second is not None:
                 row |= {"runner_up": str(names[second]), "runner_up_probability": f"{chance[second]:.4f}"}
         rows.append(row)

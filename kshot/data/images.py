@@ -53,6 +53,8 @@ def open_image(source: Any) -> Any:
             raise ValueError("not a JPEG, PNG or WebP image") from None
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from None
+        except Exception as error:  # a reader of headers may raise anything on a damaged file
+            raise ValueError(f"damaged: {error or type(error).__name__}") from None
     else:
         return Image.fromarray(_bytes(np.asarray(source)))
     if image.width * image.height > MAX_PIXELS:

@@ -5,7 +5,8 @@
     x = model.encode(images)                        # [N, D]
     learner = model.learner(ways=5)                 # adapts on these
 
-"features" takes vectors `[N, D]` as they are. Shipped files are checkpoints without an optimiser, made by
+"features" takes vectors `[N, D]` as they are; "dinov2-small" and others come from the Hugging Face hub
+(`kshot.models.hub`). Shipped files are checkpoints without an optimiser, made by
 `python benchmarks/models.py`; each tells in its header how it was trained and on which classes.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from kshot import checkpoint, config, learners
 from kshot.core import Learner
 from kshot.data import images as pictures
+from kshot.models import hub
+from kshot.models.hub import HUB
 
-__all__ = ["METRIC", "Features", "Model", "export", "get", "loaded", "shipped", "told"]
+__all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "loaded", "shipped", "told"]
 
 METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
 """Learners that work on features alone, so that they can take any body."""
@@ -55,6 +58,8 @@ class Model:
         ink: whether it takes drawings, 0 for paper and 1 for ink.
         fingerprint: sha256 of its weights.
         about: how it was trained, from its header.
+        meta_trained: whether `trained` was, so that its scores are as sure as they should be.
+        by_name: whether `get` finds it by its name on another machine too.
     """
 
     name: str
@@ -65,6 +70,8 @@ class Model:
     ink: bool
     fingerprint: str
     about: dict[str, Any]
+    meta_trained: bool = True
+    by_name: bool = False
 
     @property
     def takes_images(self) -> bool:
@@ -83,6 +90,11 @@ class Model:
         grey = (rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).round().clip(0, 255)
         grey = grey.astype(np.uint8)
         return (pictures.ink(grey) if self.ink else grey)[None]
+
+    def shown(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `[size, size, 3]`, for people, of what `picture` gives: drawings are black on white again."""
+        rgb = np.moveaxis(np.repeat(image, 3, 0) if len(image) == 1 else image, 0, 2)
+        return np.ascontiguousarray(255 - rgb if self.ink else rgb)
 
     def encode(self, images: Tensor) -> Tensor:
         """What a learner of `learner` takes: features `[N, D]` of uint8 images `[N, C, size, size]`, or the images as
@@ -148,15 +160,19 @@ def get(name: str | os.PathLike[str]) -> Model:
     Raises:
         ValueError: an unknown name; with those that there are.
         CheckpointError: a damaged file, or one of another program.
+        Missing: a model of the hub that cannot be had now.
     """
     if str(name) == "features":
-        return Model("features", None, None, 0, 0, False, "", {})
+        return Model("features", None, None, 0, 0, False, "", {}, meta_trained=False, by_name=True)
+    if str(name) not in shipped() and hub.is_hub(str(name)):
+        body, about = hub.load(str(name))
+        return _of_hub(str(name), body, about)
     path = shipped().get(str(name), Path(name))
     path = checkpoint.best(path) if path.is_dir() else path
     if not path.is_file():
-        known = ", ".join(["features", *shipped()])
+        known = ", ".join(["features", *shipped(), *HUB])
         raise ValueError(f"unknown model {str(name)!r}: choose from {known}, or give the folder of a 'kshot train'")
-    return loaded(str(name), *checkpoint.load(path))
+    return replace(loaded(str(name), *checkpoint.load(path)), by_name=str(name) in shipped())
 
 
 def loaded(name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> Model:
@@ -165,16 +181,54 @@ def loaded(name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> Model
     Raises:
         CheckpointError, ValueError: see `config.rebuild`; a regression.
     """
+    if "hub" in info:
+        body = "learner.body."
+        own = {key.removeprefix(body): tensor for key, tensor in tensors.items() if key.startswith(body)}
+        return _of_hub(name, hub.rebuild(info["hub"], own), info["hub"])
     learner, recipe, classes = config.rebuild(tensors, info, f"the model {name!r}")
     if recipe.regression:
         raise ValueError(f"the model {name!r} was trained on functions, not on classes of images")
-    digest = hashlib.sha256()
-    for key, tensor in sorted(learner.state_dict().items()):
-        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
     drawn = recipe.data in ("omniglot", "glyphs", "mnist")
     about = {"settings": info["settings"], "train_classes": list(classes), "step": info.get("step")}
     size = recipe.channels, recipe.size
-    return Model(name, recipe.learner, learner.eval(), *size, drawn, digest.hexdigest(), about)
+    return Model(name, recipe.learner, learner.eval(), *size, drawn, _fingerprint(learner), about)
+
+
+def finetuned(model: Model, images: Tensor, y: Tensor, steps: int, lr: float, seed: int) -> Model:
+    """The model with its body fitted to one support set, see `kshot.models.tuning`.
+
+    Args:
+        images: uint8 `[N, C, S, S]`.
+        y: int64 `[N]`, 0..W-1.
+        steps, lr, seed: of Adam, and of the changed copies.
+
+    Raises:
+        ValueError: a model without a body of features of its own.
+        ImportError: kornia is not there.
+    """
+    from kshot.models.tuning import tuned
+
+    if model.trained is None or model.kind not in METRIC:
+        raise ValueError(f"the model {model.name!r} adapts all of itself, or has no body: pass finetune=0")
+    own = tuned(model.trained, images.float() / 255, y, model.kind, steps, lr, seed)
+    name = f"{model.name}, fine-tuned"
+    return replace(model, name=name, trained=own, fingerprint=_fingerprint(own), by_name=False)
+
+
+def _of_hub(name: str, body: hub.HubBody, about: dict[str, Any]) -> Model:
+    learner = learners.build("protonet", body, 2).eval()
+    own = {"hub": about}
+    return Model(
+        name, "protonet", learner, 3, body.size, False, _fingerprint(learner), own, meta_trained=False,
+        by_name=name in HUB,
+    )  # fmt: skip
+
+
+def _fingerprint(learner: Learner) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(learner.state_dict().items()):
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export(folder: Path | str, path: Path | str, about: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,231 @@
+"""The page in a real Chromium: draw, teach, ask, correct, save, load; photos; bad files; two visitors; a phone; keys.
+
+Needs playwright and a Chromium: Debian's package `chromium`, or KSHOT_CHROMIUM=its path.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio")
+
+CHROMIUM = os.environ.get("KSHOT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+CROSS = [[(0.2, 0.2), (0.8, 0.8)], [(0.8, 0.2), (0.2, 0.8)]]
+CORNER = [[(0.25, 0.15), (0.25, 0.85), (0.8, 0.85)]]
+OTHER_CROSS = [[(0.25, 0.2), (0.75, 0.85)], [(0.8, 0.25), (0.25, 0.75)]]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    import uvicorn
+
+    from kshot.serve import create_app
+
+    formats = _pillow()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(), host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    for _ in range(600):
+        if server.started:
+            break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(20)
+    formats()
+
+
+def _pillow() -> Any:
+    """What the page takes from Pillow in its process, to be put back."""
+    Image.init()
+    known, order = dict(Image.OPEN), list(Image.ID)
+
+    def back() -> None:
+        Image.OPEN.update(known)
+        Image.ID[:] = order
+
+    return back
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+class Page:
+    """What a visitor does."""
+
+    def __init__(self, browser: Any, address: str, **more: Any):
+        self.context = browser.new_context(accept_downloads=True, **more)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector("#ask-pad canvas")
+        self.page.wait_for_function("document.querySelector('#keep').innerText.includes('Here the classifier')")
+
+    def draw(self, pad: str, lines: list[list[tuple[float, float]]]) -> None:
+        canvas, mouse = self.page.locator(f"#{pad} canvas"), self.page.mouse
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        for line in lines:
+            for k, (x, y) in enumerate(line):
+                mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+                if k == 0:
+                    mouse.down()
+            mouse.up()
+
+    def choose(self, pad: str, files: list[Path]) -> None:
+        self.page.locator(f"#{pad} input[type=file]").set_input_files([str(file) for file in files])
+        self.page.wait_for_function(
+            "pad => document.querySelector(`#${pad} .files img`) || document.querySelector(`#${pad} .told`).innerText",
+            arg=pad,
+        )
+
+    def teach(self, name: str) -> None:
+        self.page.locator("#name textarea, #name input").first.fill(name)
+        self.page.click("#teach")
+
+    def ask(self) -> None:
+        self.page.click("#ask")
+
+    def sees(self, where: str, text: str) -> str:
+        self.page.wait_for_function(
+            "([where, text]) => document.querySelector(where).innerText.includes(text)", arg=[where, text]
+        )
+        return self.page.inner_text(where)
+
+
+@pytest.fixture
+def visitor(browser: Any, address: str) -> Iterator[Page]:
+    page = Page(browser, address, viewport={"width": 1200, "height": 1000})
+    yield page
+    assert not page.errors
+    page.context.close()
+
+
+def test_draw_teach_ask_correct_save_and_load(visitor: Page, browser: Any, address: str, tmp_path: Path) -> None:
+    for name, lines in (("cross", CROSS), ("corner", CORNER)):
+        visitor.draw("teach-pad", lines)
+        visitor.teach(name)
+        visitor.sees("#shelf", f"{name} (1)")
+    visitor.draw("ask-pad", OTHER_CROSS)
+    visitor.ask()
+    visitor.page.wait_for_selector("#said h3")
+    assert visitor.page.inner_text("#said h3") == "cross"
+    assert visitor.page.locator("#said img").count() == 3  # what was asked, and what it leaned on
+    # One click puts it right, and the picture is learned.
+    visitor.page.locator("#right label", has_text="cross").click()
+    visitor.sees("#shelf", "cross (2)")
+    # Save, and go on in another visit.
+    with visitor.page.expect_download() as given:
+        visitor.page.click("text=Save the classifier")
+    file = tmp_path / "a.kshot"
+    given.value.save_as(file)
+    with visitor.page.expect_download() as given:
+        visitor.page.click("text=Save the answers (CSV)")
+    table = tmp_path / "answers.csv"
+    given.value.save_as(table)
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["label"] for row in rows] == ["cross"]
+    other = Page(browser, address)
+    assert other.page.inner_text("#shelf").startswith("Nothing yet")  # a visit does not see another's classes
+    other.page.locator("#file input[type=file]").set_input_files(str(file))
+    other.sees("#shelf", "cross (2)")
+    other.draw("ask-pad", CORNER)
+    other.ask()
+    other.sees("#said", "corner")
+    assert not other.errors
+    other.context.close()
+    # The command line reads it too.
+    from kshot.estimators import FewShotClassifier
+
+    assert FewShotClassifier.load(file).classes_.tolist() == ["corner", "cross"]
+
+
+def test_photos_bad_files_and_taking_away(visitor: Page, tmp_path: Path) -> None:
+    rng, files = np.random.default_rng(0), []
+    for k, colour in enumerate(((200, 60, 40), (40, 160, 60))):
+        noise = rng.normal(0, 20, (300, 400, 3))
+        files.append(tmp_path / f"{k}.jpg")
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(files[-1])
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    visitor.page.locator("#kind label", has_text="photos").click()
+    visitor.choose("teach-pad", [bad])
+    assert "bad.png is no picture that can be read" in visitor.page.inner_text("#teach-pad .told")
+    visitor.teach("red")
+    visitor.sees("#told", "draw or drop a picture first")
+    for name, file in zip(("red", "green"), files, strict=True):
+        visitor.choose("teach-pad", [file])
+        visitor.teach(name)
+        visitor.sees("#shelf", f"{name} (1)")
+    visitor.choose("ask-pad", files)
+    visitor.ask()
+    visitor.page.wait_for_function("document.querySelectorAll('#said h3').length === 2")
+    assert visitor.page.locator("#said h3").all_inner_texts() == ["red", "green"]
+    # A hostile name is text; a file that is none is told, and what is there stays.
+    visitor.choose("teach-pad", [files[0]])
+    visitor.teach("<img src=x onerror=document.title='bad'>")
+    visitor.sees("#shelf", "<img src=x")
+    assert visitor.page.title() != "bad"
+    foreign = tmp_path / "foreign.kshot"
+    foreign.write_bytes(b"PK no zip")
+    visitor.page.locator("#file input[type=file]").set_input_files(str(foreign))
+    visitor.sees("#told", "no .kshot file")
+    visitor.sees("#shelf", "green (1)")
+    visitor.page.click("text=Take pictures away")
+    visitor.page.click("#which input")
+    visitor.page.locator("#which [role=option]", has_text="red").first.click()
+    visitor.page.click("#away")
+    visitor.page.wait_for_function("!/^red/m.test(document.querySelector('#shelf').innerText)")
+
+
+def test_a_phone_and_a_keyboard(browser: Any, address: str) -> None:
+    page = Page(browser, address, viewport={"width": 360, "height": 740})
+    assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    keys = page.page.keyboard
+    page.page.focus("#teach-pad canvas")
+    keys.press("Space")  # the pen goes down
+    for _ in range(8):
+        keys.press("ArrowRight")
+    for _ in range(8):
+        keys.press("ArrowDown")
+    keys.press("Space")
+    for stop in ("Clear", "Choose pictures"):
+        keys.press("Tab")
+        focused = "document.activeElement.innerText || document.activeElement.getAttribute('aria-label')"
+        assert re.search(stop, page.page.evaluate(focused), re.IGNORECASE)
+    for _ in range(3):  # the hidden file field may take one more stop
+        keys.press("Tab")
+        if page.page.evaluate("document.activeElement.closest('#name') !== null"):
+            break
+    keys.type("corner")
+    keys.press("Enter")
+    page.sees("#shelf", "corner (1)")
+    assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert not page.errors
+    page.context.close()
