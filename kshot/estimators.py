@@ -111,7 +111,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         open_set: bool = False,
         steps: int = 5,
         finetune: int = 0,
-        finetune_lr: float = 1e-3,
+        finetune_lr: float = 1e-4,
         random_state: int = 0,
     ):
         self.model = model

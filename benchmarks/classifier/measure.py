@@ -1,10 +1,11 @@
-"""What FewShotClassifier gives on characters that its body never saw: accuracy, calibration, "none of these",
-unlabelled drawings, seconds.
+"""What FewShotClassifier gives on classes that its body never saw: accuracy, calibration, "none of these", unlabelled
+pictures, how many pictures are enough, fine-tuning, seconds.
 
-    KSHOT_DATA=... python benchmarks/classifier/measure.py --json benchmarks/results/classifier-omniglot.json
+    python benchmarks/classifier/measure.py --data grocery --json benchmarks/results/classifier-grocery.json
 
-Every episode draws characters of the test split of Omniglot; pictures are given as a user has them, black on white. The
-floor is the nearest class mean of the same pictures' raw pixels.
+and the same with omniglot and glyphs. Every episode draws classes of the test split; pictures are given as a user has them
+(characters black on white). The floors are the nearest class mean of the same pictures' raw pixels, and a small network
+(Conv4) trained on the support set alone.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from sklearn.metrics import roc_auc_score
 
+from kshot import learners, models
 from kshot.checkpoint import versions
 from kshot.cli._shared import machine, write_json
+from kshot.core import Batch
 from kshot.data import load
 from kshot.data.bank import Bank
 from kshot.estimators import FewShotClassifier
 from kshot.evaluate import calibration_error, interval95
+from kshot.nn import Conv4
 
 Pictures = list[np.ndarray]
 
@@ -34,20 +38,49 @@ Pictures = list[np.ndarray]
 class Settings:
     """Measure FewShotClassifier."""
 
+    data: Literal["omniglot", "grocery", "glyphs"] = "omniglot"
+    """Characters or photos."""
+    split: Literal["val", "test"] = "test"
+    """Of the classes; what is chosen is chosen on "val"."""
     episodes: int = 200
-    """Of each row."""
+    """Of each row; a tenth of them where a network is trained in each."""
+    only: tuple[str, ...] = ()
+    """Rows whose names begin so; none: all."""
     seed: int = 0
     """Of the episodes."""
     json: Path | None = None
     """Write the figures to this file."""
 
 
-def draw(bank: Bank, rng: np.random.Generator, ways: int, count: int) -> list[tuple[str, Pictures]]:
-    """`count` pictures of each of `ways` classes."""
+class Data(NamedTuple):
+    """A set of pictures, the body for it, and what is asked of it."""
+
+    bank: Bank
+    model: str
+    queries: int  # of each class
+    ways: tuple[tuple[int, int], ...]  # (ways, shots) of the rows of accuracy
+    curve: tuple[int, ...]  # shots, 5 ways
+
+
+def data(settings: Settings) -> Data:
+    if settings.data == "grocery":
+        bank = load("grocery", settings.split, size=96, channels=3)
+        return Data(bank, "photos-small", 40, ((5, 1), (5, 5)), (1, 2, 5, 10, 20))
+    if settings.data == "glyphs":
+        return Data(load("glyphs", settings.split), "omniglot", 10, ((5, 1), (20, 1)), (1, 2, 5, 10))
+    ways = ((20, 1), (5, 1), (5, 5), (20, 5))
+    return Data(load("omniglot", settings.split), "omniglot", 10, ways, (1, 2, 5, 10))
+
+
+def draw(of: Data, rng: np.random.Generator, ways: int, least: int, most: int) -> list[tuple[str, Pictures]]:
+    """At least `least` pictures of each of `ways` classes, at most `most`."""
+    bank = of.bank
+    enough = [c for c in range(len(bank.classes)) if bank.counts[c] >= least]
     found = []
-    for c in rng.choice(len(bank.classes), ways, replace=False):
-        rows = int(bank.starts[c]) + rng.permutation(int(bank.counts[c]))[:count]
-        found.append((bank.classes[c], [255 - bank.images[r, 0].numpy() for r in rows]))
+    for c in rng.choice(enough, ways, replace=False):
+        rows = int(bank.starts[c]) + rng.permutation(int(bank.counts[c]))[:most]
+        images = bank.images[torch.from_numpy(rows)].numpy()
+        found.append((bank.classes[c], list(255 - images[:, 0] if images.shape[1] == 1 else images)))
     return found
 
 
@@ -60,14 +93,14 @@ def told(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "interval95": interval95(values)}
 
 
-def accuracy(bank: Bank, settings: Settings, ways: int, shots: int) -> dict[str, Any]:
+def accuracy(of: Data, settings: Settings, ways: int, shots: int, **more: Any) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     ours, floor, sure, right, fits, answers = [], [], [], [], [], []
-    for _ in range(settings.episodes):
-        classes = draw(bank, rng, ways, shots + 10)
-        (X, y), (Q, truth) = split(classes, 0, shots), split(classes, shots, shots + 10)
+    for _ in range(settings.episodes // 10 if more else settings.episodes):
+        classes = draw(of, rng, ways, shots + min(of.queries, 10), shots + of.queries)
+        (X, y), (Q, truth) = split(classes, 0, shots), split(classes, shots, shots + of.queries)
         began = time.perf_counter()
-        classifier = FewShotClassifier("omniglot").fit(X, y)
+        classifier = FewShotClassifier(of.model, **more).fit(X, y)
         fits.append(time.perf_counter() - began)
         began = time.perf_counter()
         chance = classifier.predict_proba(Q)
@@ -76,11 +109,48 @@ def accuracy(bank: Bank, settings: Settings, ways: int, shots: int) -> dict[str,
         ours.append(float(hit.mean()))
         sure.append(chance.max(1))
         right.append(hit)
-        flat, others = (np.stack(x).reshape(len(x), -1) / 255.0 for x in (X, Q))
-        floor.append(_nearest(flat, y, others, truth))
+        if not more:
+            flat, others = (np.stack(x).reshape(len(x), -1) / 255.0 for x in (X, Q))
+            floor.append(_nearest(flat, y, others, truth))
     ece = calibration_error(torch.from_numpy(np.concatenate(sure)), torch.from_numpy(np.concatenate(right)))
-    return {"ways": ways, "shots": shots, "accuracy": told(ours), "pixels": told(floor), "ece": ece,
-            "fit_seconds": float(np.median(fits)), "seconds_per_1000": float(np.median(answers))}  # fmt: skip
+    found = {"ways": ways, "shots": shots, "episodes": len(ours), "accuracy": told(ours), "ece": ece,
+             "fit_seconds": float(np.median(fits)), "seconds_per_1000": float(np.median(answers))}  # fmt: skip
+    return found | ({"settings": more} if more else {"pixels": told(floor)})
+
+
+def network(of: Data, settings: Settings, ways: int, shots: int) -> dict[str, Any]:
+    """A Conv4 from random weights, trained on the support set of each episode."""
+    rng, found, fits = np.random.default_rng(settings.seed), [], []
+    model = models.get(of.model)
+    for k in range(settings.episodes // 10):
+        classes = draw(of, rng, ways, shots + min(of.queries, 10), shots + of.queries)
+        (X, y), (Q, truth) = split(classes, 0, shots), split(classes, shots, shots + of.queries)
+        names = sorted(set(y))
+        x, q = (torch.from_numpy(np.stack([model.picture(p) for p in some])).float() / 255 for some in (X, Q))
+        body = Conv4(model.channels, size=model.size, out=ways)
+        learner = learners.build("finetune", body, ways, seed=k)
+        began = time.perf_counter()
+        state = learner.adapt(learner.init(), Batch(x, torch.tensor([names.index(label) for label in y])))
+        fits.append(time.perf_counter() - began)
+        with torch.no_grad():
+            guess = learner.predict(state, q).argmax(1).tolist()
+        found.append(float(np.mean([names[g] == label for g, label in zip(guess, truth, strict=True)])))
+    seconds = float(np.median(fits))
+    return {"ways": ways, "shots": shots, "episodes": len(found), "accuracy": told(found), "fit_seconds": seconds}
+
+
+def curve(of: Data, settings: Settings) -> list[dict[str, Any]]:
+    """Accuracy against shots, on the same classes and queries."""
+    rng, found = np.random.default_rng(settings.seed), {shots: [] for shots in of.curve}
+    queries = min(of.queries, 20)
+    for _ in range(settings.episodes):
+        classes = draw(of, rng, 5, max(of.curve) + min(queries, 10), 1000)
+        classes = [(c, xs[-max(of.curve) :], xs[: -max(of.curve)][:queries]) for c, xs in classes]
+        Q, truth = split([(c, asked) for c, _, asked in classes], 0, queries)
+        for shots in of.curve:
+            X, y = split([(c, taught) for c, taught, _ in classes], 0, shots)
+            found[shots].append(FewShotClassifier(of.model).fit(X, y).score(Q, truth))
+    return [{"ways": 5, "shots": shots, "accuracy": told(values)} for shots, values in found.items()]
 
 
 def _nearest(X: np.ndarray, y: list[str], Q: np.ndarray, truth: list[str]) -> float:
@@ -90,14 +160,14 @@ def _nearest(X: np.ndarray, y: list[str], Q: np.ndarray, truth: list[str]) -> fl
     return float((guess == np.array(truth)).mean())
 
 
-def open_set(bank: Bank, settings: Settings, ways: int, shots: int) -> dict[str, Any]:
+def open_set(of: Data, settings: Settings, ways: int, shots: int) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     areas, refused, kept = [], [], []
     for _ in range(settings.episodes):
-        classes = draw(bank, rng, 2 * ways, shots + 10)
+        classes = draw(of, rng, 2 * ways, shots + min(of.queries, 10), shots + 10)
         X, y = split(classes[:ways], 0, shots)
         known, strange = (split(part, shots, shots + 10)[0] for part in (classes[:ways], classes[ways:]))
-        classifier = FewShotClassifier("omniglot", open_set=True).fit(X, y)
+        classifier = FewShotClassifier(of.model, open_set=True).fit(X, y)
         far = classifier.novelty(known + strange)
         areas.append(float(roc_auc_score([0] * len(known) + [1] * len(strange), far)))
         said = far > classifier.threshold_
@@ -112,14 +182,14 @@ def open_set(bank: Bank, settings: Settings, ways: int, shots: int) -> dict[str,
     }
 
 
-def unlabelled(bank: Bank, settings: Settings, ways: int) -> dict[str, Any]:
+def unlabelled(of: Data, settings: Settings, ways: int) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     plain, helped = [], []
     for _ in range(settings.episodes):
-        classes = draw(bank, rng, ways, 16)
+        classes = draw(of, rng, ways, 6 + min(of.queries, 10), 16)
         (X, y), (U, _), (Q, truth) = (split(classes, *part) for part in ((0, 1), (1, 6), (6, 16)))
-        plain.append(FewShotClassifier("omniglot").fit(X, y).score(Q, truth))
-        both = FewShotClassifier("omniglot", unlabelled=True).fit(X + U, y + [""] * len(U))
+        plain.append(FewShotClassifier(of.model, "protonet").fit(X, y).score(Q, truth))
+        both = FewShotClassifier(of.model, "protonet", unlabelled=True).fit(X + U, y + [""] * len(U))
         helped.append(both.score(Q, truth))
     gain = [b - a for a, b in zip(plain, helped, strict=True)]
     return {"ways": ways, "shots": 1, "unlabelled_per_class": 5, "without": told(plain), "with": told(helped),
@@ -127,16 +197,27 @@ def unlabelled(bank: Bank, settings: Settings, ways: int) -> dict[str, Any]:
 
 
 def main(settings: Settings) -> int:
-    bank = load("omniglot", "test")
-    rows: dict[str, Any] = {}
-    for ways, shots in ((20, 1), (5, 1), (5, 5), (20, 5)):
-        rows[f"accuracy {ways} ways {shots} shots"] = accuracy(bank, settings, ways, shots)
+    of = data(settings)
+    todo: dict[str, Any] = {}
+    for ways, shots in of.ways:
+        todo[f"accuracy {ways} ways {shots} shots"] = lambda w=ways, s=shots: accuracy(of, settings, w, s)
     for shots in (1, 5):
-        rows[f"open set, 5 ways {shots} shots"] = open_set(bank, settings, 5, shots)
-    rows["unlabelled, 5 ways"] = unlabelled(bank, settings, 5)
-    rows["unlabelled, 20 ways"] = unlabelled(bank, settings, 20)
-    for name, row in rows.items():
-        print(name, row)
+        todo[f"open set, 5 ways {shots} shots"] = lambda s=shots: open_set(of, settings, 5, s)
+    for ways in sorted({ways for ways, _ in of.ways}):
+        todo[f"unlabelled, {ways} ways"] = lambda w=ways: unlabelled(of, settings, w)
+    todo["curve, 5 ways"] = lambda: curve(of, settings)
+    for shots in (1, 5):
+        todo[f"network from scratch, 5 ways {shots} shots"] = lambda s=shots: network(of, settings, 5, s)
+        for steps, lr in ((20, 1e-3), (50, 1e-3), (50, 1e-4)) if settings.split == "val" else ((50, 1e-4),):
+            own: dict[str, Any] = {"finetune": steps, "finetune_lr": lr}
+            todo[f"fine-tuned {steps} steps of {lr}, 5 ways {shots} shots"] = (
+                lambda s=shots, o=own: accuracy(of, settings, 5, s, **o)
+            )  # fmt: skip
+    rows: dict[str, Any] = {}
+    for name, row in todo.items():
+        if not settings.only or name.startswith(settings.only):
+            rows[name] = row()
+            print(name, rows[name], flush=True)
     if settings.json is not None:
         head = {"command": "python benchmarks/classifier/measure.py " + " ".join(sys.argv[1:]), "machine": machine()}
         write_json(settings.json, {**head, "episodes": settings.episodes, "seed": settings.seed, **rows,
