@@ -3,9 +3,9 @@ pictures, how many pictures are enough, fine-tuning, seconds.
 
     python benchmarks/classifier/measure.py --data grocery --json benchmarks/results/classifier-grocery.json
 
-and the same with omniglot and glyphs. Every episode draws classes of the test split; pictures are given as a user has them
-(characters black on white). The floors are the nearest class mean of the same pictures' raw pixels, and a small network
-(Conv4) trained on the support set alone.
+and the same with omniglot and glyphs. Every episode draws classes of the test split; pictures are given as a user has
+them (characters black on white). The floors are the nearest class mean of the same pictures' raw pixels, and a small
+network (Conv4) trained on the support set alone.
 """
 
 from __future__ import annotations
