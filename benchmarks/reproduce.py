@@ -215,13 +215,15 @@ def main(settings: Settings) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.lanes)
     jobs = [known[n] for n in settings.names or known]
-    failed = False
+    failed: set[str] = set()
     with ThreadPoolExecutor(settings.lanes) as pool:
         for stage in (lambda job: train(job, settings.budget, threads), lambda job: test(job, threads)):
-            for line in pool.map(stage, jobs):  # all are trained before any is tested: some are tested side by side
+            jobs = [job for job in jobs if name(job) not in failed]  # what could not be trained is not tested
+            for job, line in zip(jobs, pool.map(stage, jobs), strict=True):  # all are trained first
                 print(line, flush=True)
-                failed = failed or "failed" in line
-    return int(failed)
+                if "failed" in line:
+                    failed.add(name(job))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
