@@ -37,11 +37,13 @@ class Fit:
     out: Path
     """The classifier, a .kshot file."""
     model: str = "auto"
-    """A shipped body, or the folder of a 'kshot train'; "auto" takes the one for photos or for drawings."""
+    """A body of 'kshot list models', or the folder of a 'kshot train'; "auto": the one for photos or for drawings."""
     learner: str | None = None
     """"protonet", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was trained with."""
     open_set: bool = True
     """Let 'kshot predict' answer "none of these"."""
+    finetune: int = 0
+    """Steps by which the body itself is fitted to the pictures (needs kshot[augment]); small bodies lose by it."""
     on_bad: Literal["skip", "refuse"] = "skip"
     """Leave files that cannot be read out (they are named), or stop."""
     json: Path | None = None
@@ -74,7 +76,7 @@ class Fit:
             say.print(f"left out, since nothing in them can be read: {', '.join(gone)}")
         if not X:
             raise InputError(f"{self.support}: no picture can be read")
-        classifier = _estimator()(self.model, self.learner, open_set=self.open_set).fit(X, y)
+        classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
         classifier.save(self.out)
         counts = {label: y.count(label) for label in classifier.classes_.tolist()}
         say.print(

@@ -30,6 +30,7 @@ class List:
             rows = {name: recipes.get(name).source for name in recipes.names()}
         elif self.what == "models":
             rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
+            rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}
         else:
             rows = dict(data.available())
         width = max(map(len, rows))

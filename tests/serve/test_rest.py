@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +169,48 @@ def test_it_keeps_what_its_openapi_says(token: str | None) -> None:
         # What bytes are a .kshot file cannot be said in a schema: any other are refused, and rightly.
         check()
     assert tried > 80
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.kshot"
+    bad.write_bytes(b"nothing")
+    for arguments, words in {
+        ("--host", "0.0.0.0"): "give a token too",
+        ("--port", "70000"): "0 to 65535",
+        ("--token-from", "NOWHERE_SET"): "is empty",
+        (str(bad),): "no .kshot file",
+        (str(tmp_path / "none.kshot"),): "none.kshot",
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "kshot", "serve", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_command_serves_until_it_is_ended() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kshot", "serve", "--port", "0", "--no-page"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert address is not None, line
+        for _ in range(100):
+            try:
+                with urllib.request.urlopen(f"{address[0]}/v1/health", timeout=10) as answer:
+                    assert json.load(answer)["status"] == "ok"
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail("it does not answer")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
