@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     Attributes:
         x: `[N, ...]` inputs, floating.
         y: `[N]` int64 class ids in `0..W-1`, `UNLABELLED` (-1) or `PADDING` (-2); or `[N, D]` float targets of a
-            regression.
+            regression, all of them NaN in a row that is not there.
     """
 
     x: Tensor
@@ -125,7 +125,9 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Tensor:
-        """Predictions for inputs `x` `[M, ...]` of ONE task: class scores `[M, W]`, or regression values `[M, D]`."""
+        """Predictions for inputs `x` `[M, ...]` of ONE task: class scores `[M, W]`, or regression values `[M, D]`, or a
+        NamedTuple of a distribution's parameters, each `[M, D]`.
+        """
 
     def adapt_path(self, state: State, support: Batch) -> list[State]:
         """The states after 0, 1, 2, ... adaptation steps. One-pass learners have two: before and after."""

@@ -13,6 +13,7 @@ is "none of these", is set on the support set itself: each picture is classified
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -33,7 +34,7 @@ from kshot import checkpoint, models
 from kshot.core import PADDING, Batch
 from kshot.data.images import open_image, square
 
-__all__ = ["Answer", "FewShotClassifier", "FileError"]
+__all__ = ["Answer", "FewShotClassifier", "FileError", "FileLimits"]
 
 FORMAT = 1
 MOST_LEFT_OUT = 200  # support pictures up to which each is left out alone; above, in this many parts
@@ -43,6 +44,29 @@ MOST_LOOKED_AT = 64  # pictures by which "auto" decides between drawings and pho
 
 class FileError(ValueError):
     """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
+
+
+class FileLimits(NamedTuple):
+    """What a `.kshot` file may ask for; files of strangers are given less.
+
+    Attributes:
+        bytes: of its content.
+        examples, classes: of the support set.
+        steps: of soft k-means.
+        size: of a body's images, height and width.
+        inner_steps: of a learner that adapts its body.
+        hub: whether it may name a body of the Hugging Face hub, which is then downloaded.
+        features_alone: whether learners that adapt their body are refused.
+    """
+
+    bytes: int = MOST_BYTES
+    examples: int = 1_000_000
+    classes: int = 100_000
+    steps: int = 1000
+    size: int = 1024
+    inner_steps: int = 1000
+    hub: bool = True
+    features_alone: bool = False
 
 
 class Answer(NamedTuple):
@@ -221,6 +245,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return torch.from_numpy(np.stack(found))
 
     def _learn(self, x: Tensor, labels: np.ndarray, images: Tensor | None) -> FewShotClassifier:
+        """Learn these; where that cannot be, what was learned before stays whole."""
+        twin = copy.copy(self)
+        twin._learn_here(x, labels, images)
+        self.__dict__.update(twin.__dict__)
+        return self
+
+    def _learn_here(self, x: Tensor, labels: np.ndarray, images: Tensor | None) -> None:
         known = np.ones(len(labels), dtype=bool)
         if self.unlabelled:
             known = labels != ("" if labels.dtype.kind == "U" else -1)
@@ -235,7 +266,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self._learner = self.model_.learner(len(self.classes_), self.learner, x.shape[1] if x.ndim == 2 else None)
         self._state = self._adapt(y)
         self._look_at_itself()
-        return self
 
     def _adapt(self, y: Tensor) -> Any:
         """The learner's state after the support set with these labels: class ids, -1 unlabelled, -2 left out."""
@@ -455,6 +485,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             CheckpointError: the disk is full or not writable; what was there is untouched.
         """
+        blob = self.to_bytes()
+        checkpoint.write_beside(Path(path), lambda file: file.write_bytes(blob))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         check_is_fitted(self, "classes_")
         model = self.model_
         own = model.takes_images and not model.by_name
@@ -478,12 +513,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             told = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
             parts["model.safetensors"] = _packed(weights, told)
 
-        def write(file: Path) -> None:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, content in parts.items():
-                    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-
-        checkpoint.write_beside(Path(path), write)
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in parts.items():
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        return out.getvalue()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FewShotClassifier:
@@ -493,37 +527,63 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             FileError: a file that is damaged, foreign, of a newer kshot, too large or inconsistent; in one line.
             FileNotFoundError: none there.
         """
-        path = Path(path)
-        manifest, parts = _unpacked(path)
+        return cls.from_bytes(Path(path).read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, path: str = "the file", limits: FileLimits | None = None) -> FewShotClassifier:
+        """The classifier of the bytes of a `.kshot` file.
+
+        Args:
+            blob: the bytes.
+            path: named in errors.
+            limits: what a file may ask for; None: `FileLimits()`.
+
+        Raises:
+            FileError: as `load`.
+        """
+        limits = limits or FileLimits()
+        manifest, parts = _unpacked(blob, path, limits.bytes)
         try:
             settings, told = manifest["settings"], manifest["model"]
             if strange := sorted(set(settings) - set(cls().get_params())):
                 raise FileError(f"{path}: settings {strange} do not fit this version of kshot")
             classifier = cls(**settings)
-            if not 0 <= classifier.steps <= 1000:
-                raise FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means, expected 0 to 1000")
+            if not 0 <= classifier.steps <= limits.steps:
+                raise FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means: at most {limits.steps}")
+            name, rows, kind = told["name"], manifest["labels"], np.dtype(manifest["label_kind"])
+            if not isinstance(name, str) or len(name) > 200 or not isinstance(rows, list) or not len(rows) > 0:
+                raise FileError(f"{path}: a model or labels that are none")
+            plain = {"U": str, "i": int, "u": int, "f": (int, float), "b": bool}.get(kind.kind)
+            if plain is None or (kind.kind != "U" and kind.itemsize > 8) or not all(isinstance(r, plain) for r in rows):
+                raise FileError(f"{path}: labels that are not of the type {str(kind)[:20]}")
+            if len(rows) > limits.examples or len(set(rows)) > limits.classes:
+                raise FileError(
+                    f"{path} holds {len(rows)} examples of {len(set(rows))} classes: at most {limits.examples} of "
+                    f"{limits.classes}"
+                )
+            _check_shapes(parts["support.safetensors"], len(rows), path)
             if told["weights"]:
                 tensors, info = _tensors(parts["model.safetensors"])
-                classifier.model_ = models.loaded(told["name"], tensors, info)
+                _modest(info, limits, path)
+                classifier.model_ = models.loaded(name, tensors, info)
             else:
-                known = {"features", *models.shipped(), *models.HUB}
-                if told["name"] not in known:
-                    raise FileError(f"{path} needs the model {told['name']!r}, which this kshot has not: update it")
-                classifier.model_ = models.get(told["name"])
+                known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
+                if name not in known:
+                    raise FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
+                classifier.model_ = models.get(name)
+            if limits.features_alone and classifier.model_.kind not in models.METRIC:
+                raise FileError(f"{path} holds a learner that adapts all of its body, or none: it cannot be used here")
             if classifier.model_.fingerprint != told["fingerprint"]:
-                raise FileError(f"{path} was made with other weights of {told['name']!r}: fit it anew with this kshot")
+                raise FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
             tensors, _ = _tensors(parts["support.safetensors"])
-            support, images = tensors["support"].float(), tensors.get("images")
-            kind = np.dtype(manifest["label_kind"])
-            labels = np.array(manifest["labels"])  # strings as long as they are, not as long as the file says
-            labels = labels if kind.kind == "U" == labels.dtype.kind else labels.astype(kind)
+            support, images = tensors["support"], tensors.get("images")
+            labels = np.array(rows)  # strings as long as they are, not as long as the file says
+            labels = labels if kind.kind == "U" else labels.astype(kind)
             model = classifier.model_
-            shape = [len(labels), model.channels, model.size, model.size]
-            if labels.dtype.kind not in "iufbU" or labels.ndim != 1 or len(support) != len(labels) or not len(labels):
-                raise FileError(f"{path}: {len(support)} examples and {labels.shape} labels do not fit together")
             if not torch.isfinite(support).all():
                 raise FileError(f"{path}: features that are not finite")
-            if images is not None and (list(images.shape) != shape or images.dtype != torch.uint8):
+            shape = [len(labels), model.channels, model.size, model.size]
+            if images is not None and list(images.shape) != shape:
                 raise FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
             if manifest["n_features_in"] is not None:
                 classifier.n_features_in_ = int(manifest["n_features_in"])
@@ -531,7 +591,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         except FileError:
             raise
         except Exception as error:  # whatever a file may hold: one line, and nothing of it is used
-            raise FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {error}") from error
+            text = " ".join(str(error).split())[:300]
+            raise FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {text}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -610,9 +671,38 @@ def _tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return safetensors.load(content), json.loads(header.get("__metadata__", {}).get("kshot", "{}"))
 
 
-def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _check_shapes(content: bytes, rows: int, path: str) -> None:
+    """Refuse a support set of other tensors, types or sizes than it may have, before it is made."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    wanted = {"support": "F32", "images": "U8"}
+    if not {"support"} <= set(header) <= set(wanted):
+        raise FileError(f"{path}: a support set of {sorted(header)}, expected {sorted(wanted)}")
+    for name, told in header.items():
+        if told["dtype"] != wanted[name] or not told["shape"] or told["shape"][0] != rows:
+            raise FileError(
+                f"{path}: {name} is {told['dtype']} {told['shape']}, expected {wanted[name]} of {rows} rows"
+            )
+
+
+def _modest(info: dict[str, Any], limits: FileLimits, path: str) -> None:
+    """Refuse settings of a network that would take more time or memory than its weights tell."""
+    settings = info.get("settings") or {}
+    options = settings.get("options") or {}
+    for source, names, most in (
+        (settings, ("size", "channels"), limits.size),
+        (settings, ("inner_steps", "test_steps", "ways", "train_ways"), limits.inner_steps),
+        (options, tuple(options), limits.inner_steps),
+    ):
+        for name in names:
+            value = source.get(name)
+            if isinstance(value, (int, float)) and not abs(value) <= most:
+                raise FileError(f"{path}: {name}={value!r:.20}: at most {most}")
+
+
+def _unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files of a .kshot file, each of a known name and a bounded size."""
-    blob = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             listed = archive.infolist()
@@ -622,8 +712,8 @@ def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
             if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
                 raise FileError(f"{path} is no .kshot file: it holds {names}")
-            if sum(info.file_size for info in listed) > MOST_BYTES:
-                raise FileError(f"{path} unpacks to more than {MOST_BYTES >> 30} GiB")
+            if sum(info.file_size for info in listed) > most:
+                raise FileError(f"{path} unpacks to more than {most >> 20} MiB")
             parts = {}
             for info in listed:
                 with archive.open(info) as file:

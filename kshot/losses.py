@@ -32,8 +32,13 @@ def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_squared_error(values: Tensor, y: Tensor) -> Tensor:
-    """Mean over rows and dimensions of the squared error of values `[M, D]` at targets `[M, D]`."""
-    return (values - y).square().mean()
+    """Mean over rows and dimensions of the squared error of values `[M, D]` at targets `[M, D]`; NaN is ignored.
+
+    >>> mean_squared_error(torch.zeros(3, 1), torch.tensor([[1.0], [2.0], [float("nan")]]))
+    tensor(2.5000)
+    """
+    here = ~y.isnan()
+    return torch.where(here, values - y.nan_to_num(), 0.0).square().sum() / here.sum().clamp_min(1)
 
 
 def accuracy(scores: Tensor, y: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -373,6 +373,38 @@ def test_a_changed_file_is_an_answer_or_a_file_error(
         FewShotClassifier.load(folder / "x.kshot")
 
 
+@FUZZ
+@given(exif=st.binary(max_size=80), kind=st.sampled_from(["PNG", "JPEG", "WEBP"]))
+def test_a_damaged_exif_block_is_no_reason_to_refuse_a_picture(exif: bytes, kind: str) -> None:
+    out, picture = io.BytesIO(), Image.fromarray(np.zeros((4, 6, 3), np.uint8))
+    picture.save(out, kind, exif=b"Exif\0\0" + exif)
+    assert square(open_image(out.getvalue()), 8).shape == (8, 8, 3)
+
+
+def test_pillows_images_stay_as_they_are() -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(out, "JPEG")
+    lazy = Image.open(io.BytesIO(out.getvalue()))
+    small = square(open_image(lazy), 28)
+    assert lazy.size == (640, 480)
+    assert np.abs(small.astype(int) - square(open_image(np.asarray(lazy)), 28)).max() <= 1
+
+
+def test_orientation_and_transparency() -> None:
+    x = np.zeros((8, 8, 4), np.uint8)
+    x[:, 4:] = (255, 0, 0, 255)  # the left half is transparent: white; the right half red
+    rgb = square(open_image(x), 8)
+    assert rgb[4, 1].tolist() == [255, 255, 255]
+    assert rgb[4, 6].tolist() == [255, 0, 0]
+    for turn in range(1, 9):
+        picture, out = Image.fromarray(rgb), io.BytesIO()
+        exif = picture.getexif()
+        exif[0x0112] = turn
+        picture.save(out, "PNG", exif=exif)
+        theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue()))))
+        np.testing.assert_array_equal(square(open_image(out.getvalue()), 8), theirs)
+
+
 def test_damaged_pictures_are_told(tmp_path: Path) -> None:
     """Cut anywhere, a picture is read or refused with one kind of error."""
     X, y, _, _ = drawings(ways=2)
@@ -487,6 +519,18 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
     assert kshot("predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--resume").returncode == 0
     assert table.read_text() == whole
     assert not part.exists()
+    # Names that look like markup or like formulas are names.
+    odd = tmp_path / "odd"
+    for k, label in enumerate(("[/x]", "=1+1")):
+        (odd / "support" / label).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(X[SHOTS * k + i]).save(odd / "support" / label / f"z[red]{i}.png")
+    assert kshot("fit", str(odd / "support"), "--out", str(odd / "b.kshot"), "--no-open-set").returncode == 0
+    told = kshot("predict", str(odd / "b.kshot"), str(odd / "support"))
+    assert told.returncode == 0, told.stderr
+    assert "z[red]0.png: [/x]" in told.stdout
+    assert kshot("predict", str(odd / "b.kshot"), str(odd / "support"), "--csv", str(odd / "b.csv")).returncode == 0
+    assert {row["label"] for row in csv.DictReader((odd / "b.csv").open(encoding="utf-8"))} == {"[/x]", "'=1+1"}
     report = tmp_path / "report.html"
     told = kshot("report", str(out), "--html", str(report))
     assert told.returncode == 0, told.stderr

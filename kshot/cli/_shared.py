@@ -25,7 +25,7 @@ class InputError(ValueError):
 def console(quiet: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False, quiet=quiet)
+    return Console(soft_wrap=True, highlight=False, quiet=quiet, markup=False)  # names of files may hold brackets
 
 
 def command() -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Predict", "Report"]
 
 CHUNK = 256
-COLUMNS = ("file", "label", "probability", "runner_up", "runner_up_probability", "error")
+COLUMNS: tuple[str, ...] = ("file", "label", "probability", "runner_up", "runner_up_probability", "error")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,6 @@ class Predict:
             left = (file for file in files if file not in table.done)
             while chunk := list(itertools.islice(left, CHUNK)):
                 rows = _rows(classifier, chunk)
-                table.add(rows)
                 for row in rows:
                     if row["error"]:
                         bad += 1
@@ -156,6 +155,7 @@ class Predict:
                         say.print(f"{row['file']}: {row['label']} ({row['probability']}), then {row['runner_up']}")
                     if self.sort_into is not None and not row["error"]:
                         self._copy(Path(row["file"]), row["label"])
+                table.add(rows)  # after the copies: what is broken off in between is copied again, and found there
                 count += len(chunk)
                 bar.advance(task, len(chunk))
             table.finish(set(files))
@@ -286,15 +286,29 @@ class _Table:
         self.out.flush()
 
         def write(path: Path) -> None:
-            with open(part, encoding="utf-8") as lines, open(path, "w", encoding="utf-8", newline="") as out:
+            with (
+                open(part, encoding="utf-8") as lines,
+                open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as out,
+            ):
                 table = csv.DictWriter(out, COLUMNS)
                 table.writeheader()
                 table.writerows(
-                    row for row in map(json.loads, itertools.islice(lines, 1, None)) if row["file"] in files
+                    _plain(row) for row in map(json.loads, itertools.islice(lines, 1, None)) if row["file"] in files
                 )
 
         write_beside(self.path, write)
         part.unlink()
+
+
+def _plain(row: dict[str, str]) -> dict[str, str]:
+    """A row in which no spreadsheet finds a formula."""
+    row = dict(row)
+    for key in ("label", "runner_up"):
+        if row[key][:1] in tuple("=+-@\t\r"):
+            row[key] = f"'{row[key]}"
+    if row["file"][:1] in tuple("=+-@"):
+        row["file"] = f"./{row['file']}"
+    return row
 
 
 def _rows(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:

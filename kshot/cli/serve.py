@@ -46,7 +46,8 @@ class Serve:
             raise InputError(f"--port {self.port}: 0 to 65535")
         begin = self.classifier.read_bytes() if self.classifier is not None else None
         try:
-            app = create_app(page=self.page, token=token, begin=begin)
+            hosts = ("127.0.0.1", "localhost", "::1") if token is None else ()
+            app = create_app(page=self.page, token=token, begin=begin, hosts=hosts)
         except Refused as error:
             raise InputError(f"{self.classifier}: {error}") from error
         server = uvicorn.Server(uvicorn.Config(app, host=self.host, port=self.port, log_level="warning"))

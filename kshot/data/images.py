@@ -49,6 +49,7 @@ def open_image(source: Any) -> Any:
             blob = path.read_bytes()
         try:
             image = Image.open(io.BytesIO(blob), formats=FORMATS)
+            image._kshot_own = True  # pyright: ignore[reportAttributeAccessIssue]  `square` may change it
         except UnidentifiedImageError:
             raise ValueError("not a JPEG, PNG or WebP image") from None
         except Image.DecompressionBombError as error:
@@ -68,24 +69,50 @@ def is_grey(image: Any) -> bool:
 
 
 def square(image: Any, size: int) -> NDArray[np.uint8]:
-    """uint8 `[size, size, 3]` of an image of Pillow.
+    """uint8 `[size, size, 3]` of an image of Pillow, which stays as it is.
 
     Raises:
         ValueError: a damaged file.
     """
-    from PIL import Image, ImageOps
-
-    image.draft("L" if is_grey(image) else "RGB", (2 * size, 2 * size))  # the JPEG decoder skips detail of large photos
     try:
-        image.load()
+        return _square(image, size)
     except Exception as error:  # a decoder may raise anything on a damaged or foreign file
         raise ValueError(f"damaged: {error or type(error).__name__}") from error
-    image = ImageOps.exif_transpose(image)
+
+
+def _square(image: Any, size: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    if getattr(image, "_kshot_own", False):  # the JPEG decoder skips detail of large photos; it changes the image
+        image.draft("L" if is_grey(image) else "RGB", (2 * size, 2 * size))
+    image.load()
+    turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
+
+    def fit(own: Any) -> Any:
+        return ImageOps.fit(own, (size, size), Image.Resampling.BICUBIC)
+
     if image.mode.startswith("I"):  # 16-bit grey
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+        grey = (np.asarray(fit(image.convert("F"))) / 257).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, 2)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        small = fit(image.convert("RGBA"))
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB"))
+    return np.asarray(fit(image.convert("RGB")))
+
+
+def _turn(image: Any) -> Any:
+    """How EXIF says that the image is to be turned; None: not at all, or EXIF that cannot be read."""
+    from PIL import Image
+
+    turns = Image.Transpose
+    known = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+             6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}  # fmt: skip
+    try:
+        return known.get(image.getexif().get(0x0112))
+    except Exception:  # a damaged EXIF block is no reason to refuse a picture
+        return None
 
 
 def ink(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:

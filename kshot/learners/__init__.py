@@ -11,7 +11,7 @@ from torch import nn
 
 from kshot.core import Learner
 
-__all__ = ["REGISTRY", "Entry", "build", "options"]
+__all__ = ["PROCESSES", "REGISTRY", "Entry", "build", "options"]
 
 
 class Entry(NamedTuple):
@@ -53,6 +53,14 @@ REGISTRY: dict[str, Entry] = {
     "finetune": Entry(_L + "finetune:FineTune", True, "train on the support set alone", floor=True, regression=True),
 }
 
+PROCESSES: dict[str, Entry] = {
+    "cnp": Entry(_L + "cnp:CNP", False, "Garnelo et al. 2018, arXiv:1807.01613", regression=True),
+    "acnp": Entry(_L + "acnp:ACNP", False, "Kim et al. 2019, arXiv:1901.05761", regression=True),
+    "convcnp": Entry(_L + "convcnp:ConvCNP", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
+    "tnpd": Entry(_L + "tnpd:TNPD", False, "Nguyen and Grover 2022, arXiv:2207.04179", regression=True),
+}
+"""Neural processes: they learn functions alone, have networks of their own (`body=None`), answer with distributions."""
+
 
 def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Learner:
     """The learner of that name around `body`, for tasks of at most `ways` classes.
@@ -68,13 +76,14 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
         ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or
             a value that it refuses.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, 3, 0.4)
+    known = {**REGISTRY, **PROCESSES}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, 0.4)
         raise ValueError(
             f"unknown learner {name!r}: {'did you mean ' + ' or '.join(near) if near else 'choose from'}"
-            f" ({', '.join(REGISTRY)})"
+            f" ({', '.join(known)})"
         )
-    entry = REGISTRY[name]
+    entry = known[name]
     cls = _class(entry)
     try:
         return cls(body, ways=ways, **{**entry.settings, **settings})
@@ -88,9 +97,10 @@ def options(name: str) -> dict[str, int | float | bool | str]:
     >>> options("imaml")["cg_steps"]
     5
     """
-    if name not in REGISTRY:
+    known = {**REGISTRY, **PROCESSES}
+    if name not in known:
         return {}
-    entry = REGISTRY[name]
+    entry = known[name]
     defaults = {p.name: p.default for p in inspect.signature(_class(entry)).parameters.values()}
     return {key: v for key, v in {**defaults, **entry.settings}.items() if isinstance(v, (int, float, bool, str))}
 

@@ -36,6 +36,8 @@ HUB = {
 }
 """Name -> where it is, and what."""
 
+KINDS = ("dinov2", "clip_vision_model", "convnext", "convnextv2", "vit")
+"""Kinds of networks that a `.kshot` file may bring; others come from a folder or the hub alone."""
 _MOST = 100_000  # of any whole number of a configuration that comes in a file
 _MOST_LAYERS = 200
 
@@ -108,7 +110,9 @@ def rebuild(about: dict[str, Any], tensors: dict[str, Tensor]) -> HubBody:
         ValueError: they do not fit together, or the configuration asks for too much.
     """
     transformers = _transformers("of this file")
-    config = dict(about["config"])
+    config = {key: value for key, value in about["config"].items() if _harmless(str(key))}
+    if config.get("model_type") not in KINDS:
+        raise ValueError(f"a network of the kind {str(config.get('model_type'))[:40]!r}: expected one of {KINDS}")
     _modest(config)
     size, mean, std = int(about["size"]), tuple(map(float, about["mean"])), tuple(map(float, about["std"]))
     if not (0 < size <= 2048 and len(mean) == len(std) == 3):
@@ -163,6 +167,21 @@ def _size(told: dict[str, Any], config: Any) -> int:
 def _normalisation(told: dict[str, Any], where: str) -> dict[str, Any]:
     mean, std = _CLIP if "clip" in where.lower() else _IMAGENET
     return {"mean": list(told.get("image_mean") or mean), "std": list(told.get("image_std") or std)}
+
+
+def _harmless(key: str) -> bool:
+    """Whether a configuration's key says nothing of other files, other code, or of how and where to run."""
+    words = (
+        "backbone",
+        "timm",
+        "quantization",
+        "auto_map",
+        "attn_implementation",
+        "name_or_path",
+        "torchscript",
+        "dtype",
+    )
+    return not key.startswith("_") and not any(word in key for word in words)
 
 
 def _modest(config: Any, name: str = "") -> None:

@@ -20,10 +20,12 @@ import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Path, Request, Response, UploadFile
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from kshot import __version__, models
@@ -142,18 +144,33 @@ class _Sessions:
             del self.kept[name]
 
 
-class _Bounded:
-    """Refuses requests whose bodies are larger than `most`, told or not."""
+class _Guard:
+    """Refuses, before anything of a body is read: requests that are too large, told or not; those without the token;
+    those that another site's page sends (a browser tells its origin); names of this machine that are not its own (DNS
+    rebinding); and gradio's upload of files, which the page does not need.
+    """
 
-    def __init__(self, app: Any, most: int):
-        self.app, self.most = app, most
+    def __init__(self, app: Any, most: int, token: str | None, hosts: tuple[str, ...]):
+        self.app, self.most, self.token, self.hosts = app, most, token, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        told = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin, path = headers.get(b"host", ""), headers.get(b"origin"), scope["path"]
+        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
+            return await self._refuse(send, 403, f"the name {host[:100]!r} is not this machine's")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return await self._refuse(send, 403, "another site's page may not ask here")
+        if path.startswith("/gradio_api/upload"):
+            return await self._refuse(send, 404, "no files are taken here")
+        if self.token is not None and path.startswith("/v1/") and path != "/v1/health":
+            scheme, _, given = headers.get(b"authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self.token.encode()):
+                return await self._refuse(send, 401, "this needs the token: Authorization: Bearer TOKEN")
+        told, large = headers.get(b"content-length", "0"), f"the request is larger than {self.most >> 20} MiB"
         if told.isdigit() and int(told) > self.most:
-            return await self._refuse(send)
+            return await self._refuse(send, 413, large)
         seen, began = 0, False
 
         async def counted() -> Any:
@@ -176,13 +193,14 @@ class _Bounded:
             if seen <= self.most:
                 raise
         if seen > self.most and not began:
-            await self._refuse(send)
+            await self._refuse(send, 413, large)
 
-    async def _refuse(self, send: Any) -> None:
-        body = json.dumps({"detail": f"the request is larger than {self.most >> 20} MiB: send fewer pictures"}).encode()
+    async def _refuse(self, send: Any, status: int, why: str) -> None:
+        body = json.dumps({"detail": why}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
                    (b"connection", b"close")]  # fmt: skip
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
@@ -192,7 +210,11 @@ _Name = Annotated[str, Path(min_length=1, max_length=64, description="What POST 
 
 
 def create_app(
-    page: bool = True, token: str | None = None, limits: Limits = LIMITS, begin: bytes | None = None
+    page: bool = True,
+    token: str | None = None,
+    limits: Limits = LIMITS,
+    begin: bytes | None = None,
+    hosts: tuple[str, ...] = (),
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -201,6 +223,7 @@ def create_app(
         token: that requests under /v1 need, and the password of the page (any user name).
         limits: of a request, of a classifier, and of how many there are.
         begin: a `.kshot` file that every visit of the page begins with.
+        hosts: names under which it may be asked ("127.0.0.1"); none: any.
 
     Raises:
         Refused: `begin` is damaged.
@@ -211,19 +234,14 @@ def create_app(
         description="Classifiers from a few pictures of each class.",
         responses={413: {"model": Problem, "description": "Larger than the limits."}},
     )
-    app.add_middleware(_Bounded, most=limits.request)
+    app.add_middleware(_Guard, most=limits.request, token=token, hosts=hosts)
+    MultiPartParser.spool_max_size = limits.request + 1  # uploads stay in memory
     sessions = _Sessions(limits)
-
-    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        if given is None or not secrets.compare_digest(given.credentials.encode(), str(token).encode()):
-            raise HTTPException(
-                401, "this needs the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
 
     problems: Any = {401: {"model": Problem, "description": "Without the token."}} if token is not None else {}
     there: Any = {**problems, 404: {"model": Problem, "description": "No such classifier."}}
     refused: Any = {409: {"model": Problem, "description": "It cannot be done now; the detail says why."}}
-    guard = [Depends(allowed)] if token is not None else []
+    guard = [Depends(_BEARER)] if token is not None else []  # for OpenAPI; `_Guard` looks at it
 
     @app.exception_handler(Refused)
     def _(_: Request, error: Refused) -> Response:
@@ -286,18 +304,16 @@ def create_app(
     ) -> Taught:
         """Teach pictures of one class. Those that cannot be read are told and left out."""
         session = sessions.get(name)
+        wrong = session.add(label, [picture.file.read() for picture in pictures])
         with session.lock:
-            wrong = session.add(label, [picture.file.read() for picture in pictures])
             return Taught(**about(name, session), refused={i: text for i, text in enumerate(wrong) if text})
 
     @app.post("/v1/classifiers/{name}/predict", dependencies=guard, responses={**there, **refused})
     def predict(name: _Name, pictures: _Pictures) -> Answers:
         """Classify pictures."""
         session = sessions.get(name)
-        with session.lock:
-            answers, _ = session.judge([picture.file.read() for picture in pictures])
-            assert session.classifier is not None
-            names, labels = [str(c) for c in session.classifier.classes_], session.labels
+        answers, _, own = session.judge([picture.file.read() for picture in pictures])
+        names, labels = [str(c) for c in own.classes_], [str(label) for label in own.labels_]
         said = []
         for picture, answer in zip(pictures, answers, strict=True):
             chance = {} if answer.error else dict(zip(names, map(float, answer.probabilities), strict=True))
@@ -323,8 +339,7 @@ def create_app(
     def file(name: _Name) -> Response:
         """The `.kshot` file, for `kshot predict` and for `load`."""
         session = sessions.get(name)
-        with session.lock:
-            content = session.save()
+        content = session.save()
         headers = {"Content-Disposition": 'attachment; filename="classifier.kshot"'}
         return Response(content, media_type="application/octet-stream", headers=headers)
 

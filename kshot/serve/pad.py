@@ -11,10 +11,11 @@ import binascii
 import json
 from pathlib import Path
 
-__all__ = ["CSS", "JAVASCRIPT", "TEMPLATE", "pictures"]
+__all__ = ["CSS", "FILE", "FILE_JAVASCRIPT", "JAVASCRIPT", "TEMPLATE", "pictures"]
 
-TEMPLATE, CSS, JAVASCRIPT = (
-    Path(__file__).with_name(f"pad.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+_HERE = Path(__file__).parent
+TEMPLATE, CSS, JAVASCRIPT, FILE, FILE_JAVASCRIPT = (
+    (_HERE / name).read_text("utf-8") for name in ("pad.html", "pad.css", "pad.js", "file.html", "file.js")
 )
 
 

@@ -53,7 +53,7 @@ def mounted(app: FastAPI, limits: Limits, token: str | None, begin: bytes | None
     blocks.kshot_folder = folder  # lives as long as the page
     password = None if token is None else lambda _user, given: _same(given, token)
     return gr.mount_gradio_app(
-        app, blocks, path="/", auth=password, css=CSS, max_file_size=limits.request, show_error=True,
+        app, blocks, path="/", auth=password, css=CSS, show_error=True,
         footer_links=[], ssr_mode=False,
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def _blocks(gr: Any, limits: Limits, begin: bytes | None) -> Any:
                 right = gr.Radio([], label="If that is wrong, it is …", visible=False, elem_id="right")
                 gr.Markdown("## 3. Keep")
                 keep = gr.HTML("", elem_id="keep")
-                file = gr.File(label="Go on with a .kshot file", type="binary", file_types=[".kshot"], elem_id="file")
+                file = gr.HTML("", html_template=pad.FILE, js_on_load=pad.FILE_JAVASCRIPT, elem_id="file")
 
         shown = [visit, told, shelf, which, right, keep, kind]
 
@@ -150,7 +150,7 @@ def _blocks(gr: Any, limits: Limits, begin: bytes | None) -> Any:
                 given = pad.pictures(value, limits.request)
                 if not given:
                     raise Refused("draw or drop a picture first")
-                answers, thumbs = own.session.judge(given)
+                answers, thumbs, _ = own.session.judge(given)
             except ValueError as error:
                 return [own, _message(str(error), False), gr.Radio(visible=False), _keep(own), value]
             own.asked = [blob for blob, thumb in zip(given, thumbs, strict=True) if thumb is not None]
@@ -186,16 +186,22 @@ def _blocks(gr: Any, limits: Limits, begin: bytes | None) -> Any:
                 own.session.use(KINDS[words])
             return all_of(own)
 
-        def on_file(own: Visit, blob: bytes | None) -> list[Any]:
+        def on_file(own: Visit, value: Any) -> list[Any]:
             try:
-                if blob is not None:
-                    own.session.load(blob)
+                blobs = pad.pictures(value, 2 * limits.request)
+                if blobs:
+                    own.session.load(blobs[0])
             except ValueError as error:
                 return all_of(own, str(error), False)
-            return all_of(own, f"loaded: {len(own.session.thumbs)} pictures" if blob is not None else "")
+            return all_of(own, f"loaded: {len(own.session.thumbs)} pictures" if blobs else "")
 
         def begun(act: Any) -> Any:
-            return lambda own, *given: act(Visit(limits, begin) if own is None else own, *given)
+            def alone(own: Visit | None, *given: Any) -> Any:
+                own = Visit(limits, begin) if own is None else own
+                with own.session.lock:  # two events of a visit may come at once
+                    return act(own, *given)
+
+            return alone
 
         hidden: Any = {"api_visibility": "private", "concurrency_limit": 2}
         for event in (teach.click, name.submit):
@@ -204,7 +210,7 @@ def _blocks(gr: Any, limits: Limits, begin: bytes | None) -> Any:
         right.input(begun(on_right), [visit, right], shown, **hidden)
         away.click(begun(on_away), [visit, which], shown, **hidden)
         kind.input(begun(on_kind), [visit, kind], shown, **hidden)
-        file.upload(begun(on_file), [visit, file], shown, **hidden)
+        file.change(begun(on_file), [visit, file], shown, **hidden)
         blocks.load(begun(all_of), [visit], shown, **hidden)
     return blocks
 

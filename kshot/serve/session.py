@@ -6,22 +6,28 @@ alone; no word is ever taken for a path.
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import copy
 import threading
 import unicodedata
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from kshot import models
+from kshot.checkpoint import CheckpointError
 from kshot.data.images import open_image, square
-from kshot.estimators import Answer, FewShotClassifier
+from kshot.estimators import Answer, FewShotClassifier, FileLimits
 from kshot.evaluate import proportion95
 
 __all__ = ["LIMITS", "Limits", "Refused", "Session", "resized"]
 
 SIDE = 224  # pixels of what a body is given of a picture: none takes more
 THUMB = 96  # of what is shown of it
+FILE = FileLimits(bytes=64 << 20, steps=20, size=SIDE, inner_steps=100, hub=False, features_alone=True)
+"""What a file from outside may ask for; the session's own limits besides."""
+_WORK = threading.Semaphore(2)  # pictures are decoded and files are read by so many at a time, in the whole process
 
 
 class Limits(NamedTuple):
@@ -32,7 +38,7 @@ class Limits(NamedTuple):
         pictures: of one classifier.
         at_once: pictures in one request.
         bytes: of one picture's file.
-        pixels: of one picture, before it is decoded.
+        pixels: of one picture, before it is decoded; a request may have four times as many.
         name: characters of a class's name.
         request: bytes of one request.
         sessions: classifiers of the REST interface that are kept; the one that was longest unused goes first.
@@ -67,13 +73,15 @@ class Session:
     Attributes:
         classifier: None before the first picture.
         thumbs: uint8 `[96, 96, 3]` of each support picture, in the classifier's order.
+
+    Its methods may be called from several threads. What fails leaves everything as it was.
     """
 
     def __init__(self, model: str = "auto", limits: Limits = LIMITS, open_set: bool = True):
         self.model, self.limits, self.open_set = model, limits, open_set
         self.classifier: FewShotClassifier | None = None
         self.thumbs: list[np.ndarray] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -87,6 +95,15 @@ class Session:
         """Name -> how many pictures."""
         labels = self.labels
         return {name: labels.count(name) for name in sorted(set(labels))}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time; what the library refuses is refused here."""
+        with self.lock:
+            try:
+                yield
+            except (ValueError, CheckpointError) as error:
+                raise error if isinstance(error, Refused) else Refused(" ".join(str(error).split())) from error
 
     def left_out(self) -> tuple[float, tuple[float, float], int] | None:
         """Share of the pictures that the others classify right, its 95 % interval, and of how many; None: too few."""
@@ -107,10 +124,10 @@ class Session:
         Raises:
             Refused: a name that is none, or more than the limits allow; nothing was learned then.
         """
-        name = self._name(name)
         images, wrong = self.decoded(pictures)
         good = [image for image, text in zip(images, wrong, strict=True) if not text]
-        self._learn(name, good)
+        with self._alone():
+            self._learn(self._name(name), good)
         return wrong
 
     def _learn(self, name: str, images: list[np.ndarray]) -> None:
@@ -121,10 +138,10 @@ class Session:
             raise Refused(f"there are {most.classes} classes already, which is the most: take one away first")
         if len(self.thumbs) + len(images) > most.pictures:
             raise Refused(f"{len(self.thumbs)} + {len(images)} pictures are more than {most.pictures}: take some away")
-        if self.classifier is None:
-            self.classifier = FewShotClassifier(self.model, open_set=self.open_set)
-        self.classifier.partial_fit(images, [name] * len(images))
-        self.thumbs += [resized(image) for image in images]
+        new = FewShotClassifier(self.model, open_set=self.open_set)
+        new = new if self.classifier is None else copy.copy(self.classifier)
+        new.partial_fit(images, [name] * len(images))
+        self.classifier, self.thumbs = new, [*self.thumbs, *map(resized, images)]
 
     def remove(self, rows: list[int]) -> None:
         """Forget support pictures.
@@ -132,35 +149,43 @@ class Session:
         Raises:
             Refused: rows that are not there.
         """
-        if strange := [row for row in rows if not 0 <= row < len(self.thumbs)]:
-            raise Refused(f"there is no picture {strange[0]}: there are {len(self.thumbs)}, counted from 0")
-        kept = [row for row in range(len(self.thumbs)) if row not in set(rows)]
-        if self.classifier is not None and len(kept) < len(self.thumbs):
-            self.classifier = self.classifier.forget(rows) if kept else None
-        self.thumbs = [self.thumbs[row] for row in kept]
+        with self._alone():
+            if strange := [row for row in rows if not 0 <= row < len(self.thumbs)]:
+                raise Refused(f"there is no picture {strange[0]}: there are {len(self.thumbs)}, counted from 0")
+            kept = [row for row in range(len(self.thumbs)) if row not in set(rows)]
+            new = self.classifier
+            if new is not None and len(kept) < len(self.thumbs):
+                new = copy.copy(new).forget(rows) if kept else None
+            self.classifier, self.thumbs = new, [self.thumbs[row] for row in kept]
 
     def use(self, model: str) -> None:
         """Learn what there is by another body, from the pictures as they are shown."""
-        labels, self.model = self.labels, model
-        if labels:
-            self.classifier = FewShotClassifier(model, open_set=self.open_set).fit(self.thumbs, labels)
+        with self._alone():
+            labels, new = self.labels, None
+            if labels:
+                new = FewShotClassifier(model, open_set=self.open_set).fit(self.thumbs, labels)
+            self.classifier, self.model = new, model
 
     # ------------------------------------------------------------------------------------------------------ answering
 
-    def judge(self, pictures: list[bytes], nearest: int = 3) -> tuple[list[Answer], list[np.ndarray | None]]:
-        """What is said of each picture, and the picture as it is shown.
+    def judge(
+        self, pictures: list[bytes], nearest: int = 3
+    ) -> tuple[list[Answer], list[np.ndarray | None], FewShotClassifier]:
+        """What is said of each picture, the picture as it is shown, and the classifier that says it.
 
         Raises:
             Refused: there are no classes yet, or too many pictures at once.
         """
-        if self.classifier is None:
+        classifier = self.classifier  # what is learned meanwhile makes another one
+        if classifier is None:
             raise Refused("there are no classes yet: teach one picture of each first")
         images, wrong = self.decoded(pictures)
         good = [image for image, text in zip(images, wrong, strict=True) if not text]
-        answers = iter(self.classifier.judge(good, nearest) if good else [])
-        nothing = np.full(len(self.classifier.classes_), np.nan)
+        with _WORK:
+            answers = iter(classifier.judge(good, nearest) if good else [])
+        nothing = np.full(len(classifier.classes_), np.nan)
         told = [Answer(None, False, nothing, np.nan, [], text) if text else next(answers) for text in wrong]
-        return told, [None if text else resized(image) for image, text in zip(images, wrong, strict=True)]
+        return told, [None if t else resized(image) for image, t in zip(images, wrong, strict=True)], classifier
 
     # ---------------------------------------------------------------------------------------------------------- files
 
@@ -170,12 +195,10 @@ class Session:
         Raises:
             Refused: there is nothing to save.
         """
-        if self.classifier is None:
+        classifier = self.classifier
+        if classifier is None:
             raise Refused("there are no classes yet: teach one picture of each first")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "a.kshot"
-            self.classifier.save(path)
-            return path.read_bytes()
+        return classifier.to_bytes()
 
     def load(self, blob: bytes) -> None:
         """Go on with a `.kshot` file of pictures; what was there is forgotten.
@@ -185,25 +208,17 @@ class Session:
         """
         if len(blob) > self.limits.request:
             raise Refused(f"a file of {len(blob) >> 20} MiB: at most {self.limits.request >> 20} MiB")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "file"
-            path.write_bytes(blob)
-            try:
-                classifier = FewShotClassifier.load(path)
-            except ValueError as error:
-                raise Refused(str(error).replace(str(path), "the file")) from error
-        if classifier.images_ is None or classifier.labels_.dtype.kind != "U":
-            raise Refused("the file holds a classifier of numbers, not of pictures with names")
-        names = set(classifier.labels_.tolist())
-        if len(classifier.labels_) > self.limits.pictures or len(names) > self.limits.classes:
-            raise Refused(
-                f"the file holds {len(classifier.labels_)} pictures of {len(names)} classes: at most "
-                f"{self.limits.pictures} of {self.limits.classes}"
-            )
-        for name in names:
-            self._name(name)
-        self.classifier, self.model = classifier, classifier.model_.name
-        self.thumbs = [resized(classifier.model_.shown(image)) for image in classifier.images_.numpy()]
+        limits = FILE._replace(examples=self.limits.pictures, classes=self.limits.classes)
+        with self._alone(), _WORK:
+            classifier = FewShotClassifier.from_bytes(blob, limits=limits)
+            if classifier.images_ is None or classifier.labels_.dtype.kind != "U":
+                raise Refused("the file holds a classifier of numbers, not of pictures with names")
+            if strange := [name for name in set(classifier.labels_.tolist()) if self._name(name) != name]:
+                raise Refused(f"the file has a class of the name {strange[0][:80]!r}, which cannot be shown")
+            thumbs = [resized(classifier.model_.shown(image)) for image in classifier.images_.numpy()]
+            name = classifier.model_.name
+            self.classifier, self.thumbs = classifier, thumbs
+            self.model = name if name in models.shipped() else "auto"  # a name of a file is never looked up
 
     # ---------------------------------------------------------------------------------------------------------- parts
 
@@ -216,7 +231,7 @@ class Session:
         most = self.limits
         if len(pictures) > most.at_once:
             raise Refused(f"{len(pictures)} pictures at once: at most {most.at_once}")
-        images, wrong = [], []
+        images, wrong, left = [], [], 4 * most.pixels
         for blob in pictures:
             image, text = np.zeros((SIDE, SIDE, 3), np.uint8), ""
             try:
@@ -225,7 +240,11 @@ class Session:
                 opened = open_image(blob)
                 if opened.width * opened.height > most.pixels:
                     raise ValueError(f"{opened.width}x{opened.height} pixels, more than {most.pixels // 10**6} million")
-                image = square(opened, SIDE)
+                left -= opened.width * opened.height
+                if left < 0:
+                    raise ValueError(f"with this one more than {4 * most.pixels // 10**6} million pixels at once")
+                with _WORK:
+                    image = square(opened, SIDE)
             except (ValueError, OSError) as error:
                 text = " ".join(str(error).split()) or type(error).__name__
             images.append(image)

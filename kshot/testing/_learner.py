@@ -122,6 +122,9 @@ def shapes(case: _Case) -> None:
             fits, width = len(prediction) == count, "...]"
         elif case.regression:
             fits, width = prediction.shape == task.query.y.shape, str(list(task.query.y.shape[1:]))
+            raw = learner.predict(learner.adapt(learner.init(), task.support), task.query.x)
+            if not isinstance(raw, Tensor):  # a distribution: each of its parameters
+                fits = all(leaf.shape == task.query.y.shape for leaf in tree.leaves(raw))
         else:
             ways = int(max(task.support.y.max(), task.query.y.max())) + 1
             fits, width = prediction.dim() == 2 and prediction.shape[1] >= ways, f"W] with W >= {ways}"

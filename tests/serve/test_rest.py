@@ -8,13 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi")
@@ -22,6 +25,7 @@ pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
 from kshot.data import load
+from kshot.estimators import FewShotClassifier, _packed
 from kshot.serve import Limits, Session, create_app
 from kshot.serve.session import Refused
 
@@ -129,7 +133,7 @@ def test_a_session_forgets_what_is_taken_away() -> None:
     session.remove([6, 7, 8])
     assert session.classes == whole.classes
     asked = next(iter(some.values()))
-    (ours, _), (theirs, _) = session.judge(asked), whole.judge(asked)
+    ours, theirs = session.judge(asked)[0], whole.judge(asked)[0]
     assert [a.label for a in ours] == [a.label for a in theirs]
     np.testing.assert_array_equal([a.probabilities for a in ours], [a.probabilities for a in theirs])
     with pytest.raises(Refused, match="there is no picture 17"):
@@ -138,6 +142,96 @@ def test_a_session_forgets_what_is_taken_away() -> None:
     assert session.classes == {}
     with pytest.raises(Refused, match="no classes yet"):
         session.judge(asked)
+
+
+def test_other_sites_and_other_names_are_refused() -> None:
+    client = TestClient(create_app(page=False, hosts=("testserver",)))
+    assert client.post("/v1/classifiers", json={}, headers={"Origin": "http://testserver"}).status_code == 201
+    assert client.post("/v1/classifiers", json={}, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert client.get("/v1/health", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_files_of_strangers_may_ask_for_little(tmp_path: Path) -> None:
+    """Small files that would take much memory, much time, the network or another model are refused."""
+    session, some = Session("omniglot"), letters(2, 2)
+    for label, pictures in some.items():
+        session.add(label, pictures)
+    with zipfile.ZipFile(io.BytesIO(session.save())) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(parts["manifest.json"])
+
+    def packed(**changed: Any) -> bytes:
+        out, content = io.BytesIO(), dict(parts)
+        support = changed.pop("support", None)
+        if support is not None:
+            content["support.safetensors"] = support
+        content["manifest.json"] = json.dumps({**manifest, **changed}).encode()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, blob in content.items():
+                archive.writestr(name, blob)
+        return out.getvalue()
+
+    settings, many = manifest["settings"], [f"{k}" for k in range(4)]
+    hostile = {
+        "another model": packed(model={"name": "dinov2-small", "fingerprint": "", "weights": False}),
+        "a path": packed(model={"name": "/etc/hostname", "fingerprint": "", "weights": False}),
+        "no name": packed(model={"name": 123, "fingerprint": "", "weights": False}),
+        "wide labels": packed(label_kind="V400000000"),
+        "wide support": packed(support=_packed({"support": torch.zeros(4, 2**20, dtype=torch.uint8)})),
+        "slow": packed(settings={**settings, "unlabelled": True, "steps": 1000}),
+        "a control character": packed(labels=["a\x1b[31m", "a\x1b[31m", "b", "b"]),
+        "a surrogate": packed(labels=["a\ud800", "a\ud800", "b", "b"]),
+        "a long name": packed(labels=["a" * 100, "a" * 100, "b", "b"]),
+        "many classes": packed(labels=many),
+    }
+    small = Session("omniglot", Limits(classes=3))
+    small.add("own", next(iter(some.values())))
+    for name, blob in hostile.items():
+        with pytest.raises(Refused) as caught:
+            small.load(blob)
+        assert len(str(caught.value)) < 500, name
+        assert small.classes == {"own": 2}, name
+    Session().load(packed())
+
+
+def test_what_fails_leaves_a_session_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = letters(2, 2)
+    session = Session("omniglot")
+    (one, first), (two, second) = some.items()
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FewShotClassifier, "_look_at_itself", broken)
+        with pytest.raises(Refused, match="no room"):
+            session.add(one, first)
+        assert session.classes == {}
+    session.add(one, first)
+    with monkeypatch.context() as patch:
+        patch.setattr(FewShotClassifier, "_look_at_itself", broken)
+        with pytest.raises(Refused, match="no room"):
+            session.add(two, second)
+    assert session.classes == {one: 2}
+    assert len(session.thumbs) == 2
+    assert session.judge(first)[0][0].label == one
+    session.remove([0, 1])
+    session.add(two, second)
+    assert session.classes == {two: 2}
+
+
+def test_threads_of_one_session_do_not_disturb_each_other() -> None:
+    session, pictures = Session("omniglot"), next(iter(letters(1, 1).values()))
+    session.add("start", pictures)
+    threads = [
+        threading.Thread(target=lambda n=n: [session.add(f"class {n}", pictures) for _ in range(5)]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.classes == {"start": 1} | {f"class {n}": 5 for n in range(4)}
+    assert len(session.thumbs) == len(session.labels) == 21
 
 
 @pytest.mark.parametrize("token", [None, "secret"])

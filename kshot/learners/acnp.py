@@ -1,0 +1,83 @@
+"""Attentive conditional neural processes: each query looks for the points that matter to it.
+
+    memory = points (x, y)
+    r(x*) = multi-head attention of query(x*) over key(x) with values encoder(x, y)      # [M, H]
+    mean, std = decoder(r(x*), x*)
+
+    learner = ACNP()
+
+The deterministic path of attentive neural processes: Hyunjik Kim et al.: Attentive Neural Processes. ICLR 2019,
+arXiv:1901.05761.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import Batch
+from kshot.learners._process import Gaussian, Memory, Process, gaussian, mlp
+
+__all__ = ["ACNP", "attend"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, here: Tensor, heads: int) -> Tensor:
+    """Multi-head attention: queries `[M, H]` over keys and values `[N, H]` of which `here` `[N]` says which are there.
+
+    A point of weight zero, of key and value zero, is always there beside them, so that an empty memory gives zeros.
+    """
+    m, width = query.shape
+    q, k, v = (t.reshape(len(t), heads, width // heads).transpose(0, 1) for t in (query, key, value))  # [heads, ., .]
+    scores = q @ k.transpose(1, 2) / (width // heads) ** 0.5  # [heads, M, N]
+    scores = torch.where(here > 0, scores, torch.finfo(scores.dtype).min)
+    weights = torch.cat([scores, torch.zeros_like(q[..., :1])], 2).softmax(2)[..., :-1] * here
+    return (weights @ v).transpose(0, 1).reshape(m, width)
+
+
+class ACNP(Process):
+    """Attention over a memory of points.
+
+    Args:
+        body, ways: unused.
+        inputs, outputs: numbers of x and of y.
+        width: H, of all layers; `heads` divides it.
+        layers: hidden ones of each network.
+        heads: of the attention.
+        least: the smallest standard deviation.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module | None = None,
+        *,
+        ways: int = 1,
+        inputs: int = 1,
+        outputs: int = 1,
+        width: int = 128,
+        layers: int = 3,
+        heads: int = 8,
+        least: float = 0.01,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads")
+        self.inputs, self.outputs, self.heads, self.least = inputs, outputs, heads, least
+        self.encoder = mlp(inputs + outputs, *[width] * layers, width)
+        self.key = mlp(inputs, width, width)
+        self.mixed = nn.Linear(width, width)
+        self.decoder = mlp(inputs + width, *[width] * layers, 2 * outputs)
+
+    def init(self) -> Memory:
+        """No points yet."""
+        return self._empty()
+
+    def adapt(self, state: Memory, support: Batch) -> Memory:
+        """Remember the points x `[N, I]`, y `[N, D]`."""
+        return self._remember(state, support)
+
+    def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A distribution for each of x `[M, I]`."""
+        x = x.flatten(1)
+        values = self.encoder(torch.cat([state.x, state.y], 1))
+        found = self.mixed(attend(self.key(x), self.key(state.x), values, state.here, self.heads))
+        return gaussian(self.decoder(torch.cat([x, found], 1)), self.least)
