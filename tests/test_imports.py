@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models": "checkpoint config core data engine learners seeding tasks",
         "estimators": "checkpoint core data models",
         "report": "estimators evaluate",
-        "serve": "data estimators evaluate models",
+        "serve": "checkpoint data estimators evaluate models",
         "recipes": "config learners rl train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,
