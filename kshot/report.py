@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,7 @@ MOST_SHOWN = 24  # pictures of a class
 MOST_MISTAKES = 24
 MOST_ON_THE_MAP = 400
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1000px; padding: 16px; color: #1f2937; }
-h1 { font-size: 26px; } h2 { font-size: 20px; margin-top: 32px; border-bottom: 1px solid #ddd; }
-figure { display: inline-block; margin: 4px; text-align: center; font-size: 12px; max-width: 110px; vertical-align: top;
-  overflow-wrap: anywhere; }
-img.picture { width: 64px; height: 64px; border: 1px solid #bbb; border-radius: 6px; } .mistake img.picture { width: 96px; height: 96px; }
-table { border-collapse: collapse; } .scroll { overflow-x: auto; }
-th, td { padding: 3px 7px; text-align: right; font-variant-numeric: tabular-nums; } th.across { writing-mode: vertical-rl; text-align: left; }
-td { border: 1px solid #eee; min-width: 22px; } .hint { color: #6b7280; }
-svg, img.plot { max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) { body { background: #111827; color: #e5e7eb; } td { border-color: #374151; } }
-"""  # noqa: E501
+_STYLE = Path(__file__).with_name("report.css").read_text("utf-8")
 
 
 def page(classifier: FewShotClassifier, title: str = "A classifier") -> str:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -31,8 +31,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from kshot import models
 from kshot.data import load
-from kshot.data.images import open_image, square
-from kshot.estimators import FewShotClassifier, FileError, _packed
+from kshot.estimators import FewShotClassifier, FileError
+from kshot.estimators.files import packed as safetensors_of
 from kshot.report import page
 
 WAYS, SHOTS = 5, 3
@@ -220,7 +220,7 @@ def test_damaged_foreign_and_hostile_files_are_refused_in_one_line(tmp_path: Pat
         "huge strings": told(label_kind="<U2000000000", labels=manifest["labels"][:-1]),
         "huge network": packed(
             manifest_json=json.dumps({**manifest, "model": {"name": "x", "fingerprint": "", "weights": True}}).encode(),
-            model_safetensors=_packed({"learner.w": torch.zeros(1)}, {"settings": huge}),
+            model_safetensors=safetensors_of({"learner.w": torch.zeros(1)}, {"settings": huge}),
         ),
         "tensor": packed(support_safetensors=b"\xff" * 64),
         "json": packed(manifest_json=b"[1"),
@@ -332,6 +332,48 @@ def test_fine_tuning_fits_the_body_to_the_support_set(tmp_path: Path) -> None:
         FewShotClassifier("omniglot", finetune=-1).fit(X, y)
 
 
+def test_what_cannot_be_learned_leaves_the_classifier_as_it_was() -> None:
+    X, y, Q, _ = drawings(ways=2)
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    before = classifier.predict_proba(Q)
+    for act in (classifier.fit, classifier.partial_fit):
+        with pytest.raises(ValueError, match="no picture that can be read"):
+            act([b"nothing"], ["a"])
+        np.testing.assert_array_equal(classifier.predict_proba(Q), before)
+    classifier.set_params(model="photos-small", learner="maml")
+    with pytest.raises(ValueError, match="cannot take a body"):
+        classifier.fit(X, y)
+    np.testing.assert_array_equal(classifier.predict_proba(Q), before)
+
+
+def test_copies_of_a_run_that_was_broken_off_are_made_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kshot.cli import classify
+
+    X, y, Q, _ = drawings(ways=2)
+    FewShotClassifier("omniglot").fit(X, y).save(tmp_path / "a.kshot")
+    (tmp_path / "others").mkdir()
+    for k, x in enumerate(Q[:3]):
+        Image.fromarray(x).save(tmp_path / "others" / f"{k}.png")
+    copy2, calls = classify.shutil.copy2, []
+
+    def broken(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return copy2(*arguments)
+
+    monkeypatch.setattr(classify.shutil, "copy2", broken)
+    run = {"csv": tmp_path / "a.csv", "sort_into": tmp_path / "sorted"}
+    paths = (str(tmp_path / "others"),)
+    with pytest.raises(KeyboardInterrupt):
+        classify.Predict(tmp_path / "a.kshot", paths, **run).run()
+    assert classify.Predict(tmp_path / "a.kshot", paths, resume=True, **run).run() == 0
+    assert sorted(p.name for p in (tmp_path / "sorted").rglob("*.png")) == ["0.png", "1.png", "2.png"]
+    assert len(list(csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8")))) == 3
+
+
 def test_whole_numbers_stay_whole_numbers() -> None:
     X, _, _, _ = drawings(ways=2)
     y = np.array([1, 2, 1, 2, 1, 2], dtype=object)
@@ -339,16 +381,6 @@ def test_whole_numbers_stay_whole_numbers() -> None:
 
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-
-
-@FUZZ
-@given(
-    blob=st.binary(max_size=400),
-    head=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF1234WEBPVP8 "]),
-)
-def test_any_bytes_are_a_picture_or_a_value_error(blob: bytes, head: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        square(open_image(head + blob), 28)
 
 
 @FUZZ
@@ -371,38 +403,6 @@ def test_a_changed_file_is_an_answer_or_a_file_error(
     (folder / "x.kshot").write_bytes(bytes(blob[: int(kept * len(blob)) + 1]))
     with contextlib.suppress(FileError):
         FewShotClassifier.load(folder / "x.kshot")
-
-
-@FUZZ
-@given(exif=st.binary(max_size=80), kind=st.sampled_from(["PNG", "JPEG", "WEBP"]))
-def test_a_damaged_exif_block_is_no_reason_to_refuse_a_picture(exif: bytes, kind: str) -> None:
-    out, picture = io.BytesIO(), Image.fromarray(np.zeros((4, 6, 3), np.uint8))
-    picture.save(out, kind, exif=b"Exif\0\0" + exif)
-    assert square(open_image(out.getvalue()), 8).shape == (8, 8, 3)
-
-
-def test_pillows_images_stay_as_they_are() -> None:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(out, "JPEG")
-    lazy = Image.open(io.BytesIO(out.getvalue()))
-    small = square(open_image(lazy), 28)
-    assert lazy.size == (640, 480)
-    assert np.abs(small.astype(int) - square(open_image(np.asarray(lazy)), 28)).max() <= 1
-
-
-def test_orientation_and_transparency() -> None:
-    x = np.zeros((8, 8, 4), np.uint8)
-    x[:, 4:] = (255, 0, 0, 255)  # the left half is transparent: white; the right half red
-    rgb = square(open_image(x), 8)
-    assert rgb[4, 1].tolist() == [255, 255, 255]
-    assert rgb[4, 6].tolist() == [255, 0, 0]
-    for turn in range(1, 9):
-        picture, out = Image.fromarray(rgb), io.BytesIO()
-        exif = picture.getexif()
-        exif[0x0112] = turn
-        picture.save(out, "PNG", exif=exif)
-        theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue()))))
-        np.testing.assert_array_equal(square(open_image(out.getvalue()), 8), theirs)
 
 
 def test_damaged_pictures_are_told(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ class Predict:
             raise InputError(f"no JPEG, PNG or WebP file in {', '.join(self.paths)}")
         say, count, bad, began = console(), 0, 0, time.monotonic()
         head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
-        with Progress(console=say, disable=not say.is_terminal) as bar, _Table(self.csv, head, self.resume) as table:
+        table = _Table(self.csv, head, self.resume)
+        with Progress(console=say, disable=not say.is_terminal) as bar:
             task = bar.add_task("classifying", total=len(files), completed=len(table.done))
             left = (file for file in files if file not in table.done)
             while chunk := list(itertools.islice(left, CHUNK)):
@@ -242,7 +243,6 @@ class _Table:
     def __init__(self, path: Path | None, head: dict[str, str], resume: bool):
         self.path, self.done = path, set[str]()
         self.part = path.with_name(f".{path.name}.part") if path is not None else None
-        self.out: Any = None
         if self.part is None:
             return
         if resume and self.part.exists():
@@ -260,21 +260,13 @@ class _Table:
                     whole += len(line)
             os.truncate(self.part, whole)
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.out = open(self.part, "a" if self.done else "w", encoding="utf-8")  # noqa: SIM115  closed by __exit__
         if not self.done:
-            self.out.write(json.dumps(head) + "\n")
-
-    def __enter__(self) -> _Table:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.out is not None:
-            self.out.close()
+            self.part.write_text(json.dumps(head) + "\n", "utf-8")
 
     def add(self, rows: list[dict[str, str]]) -> None:
-        if self.out is not None:
-            self.out.writelines(json.dumps(row) + "\n" for row in rows)
-            self.out.flush()
+        if self.part is not None:
+            with open(self.part, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row) + "\n" for row in rows)
 
     def finish(self, files: set[str]) -> None:
         """The CSV, of the rows of these files."""
@@ -283,7 +275,6 @@ class _Table:
         from kshot.checkpoint import write_beside
 
         part = self.part
-        self.out.flush()
 
         def write(path: Path) -> None:
             with (

@@ -38,8 +38,12 @@ def open_image(source: Any) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, (str, os.PathLike, bytes, bytearray)):
+        _check_size(source)
+        try:
+            return source.copy()  # the caller's stays as it is
+        except Exception as error:
+            raise ValueError(f"damaged: {error or type(error).__name__}") from None
+    if isinstance(source, (str, os.PathLike, bytes, bytearray)):
         if isinstance(source, (bytes, bytearray)):
             blob = bytes(source)
         else:
@@ -49,7 +53,6 @@ def open_image(source: Any) -> Any:
             blob = path.read_bytes()
         try:
             image = Image.open(io.BytesIO(blob), formats=FORMATS)
-            image._kshot_own = True  # pyright: ignore[reportAttributeAccessIssue]  `square` may change it
         except UnidentifiedImageError:
             raise ValueError("not a JPEG, PNG or WebP image") from None
         except Image.DecompressionBombError as error:
@@ -58,9 +61,13 @@ def open_image(source: Any) -> Any:
             raise ValueError(f"damaged: {error or type(error).__name__}") from None
     else:
         return Image.fromarray(_bytes(np.asarray(source)))
+    _check_size(image)
+    return image
+
+
+def _check_size(image: Any) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-    return image
 
 
 def is_grey(image: Any) -> bool:
@@ -69,7 +76,7 @@ def is_grey(image: Any) -> bool:
 
 
 def square(image: Any, size: int) -> NDArray[np.uint8]:
-    """uint8 `[size, size, 3]` of an image of Pillow, which stays as it is.
+    """uint8 `[size, size, 3]` of an image of `open_image`, which is used up by it.
 
     Raises:
         ValueError: a damaged file.
@@ -83,8 +90,7 @@ def square(image: Any, size: int) -> NDArray[np.uint8]:
 def _square(image: Any, size: int) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
-    if getattr(image, "_kshot_own", False):  # the JPEG decoder skips detail of large photos; it changes the image
-        image.draft("L" if is_grey(image) else "RGB", (2 * size, 2 * size))
+    image.draft("L" if is_grey(image) else "RGB", (2 * size, 2 * size))  # the JPEG decoder skips detail of large photos
     image.load()
     turn = _turn(image)
     if turn is not None:

@@ -85,8 +85,11 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
         )
     entry = known[name]
     cls = _class(entry)
+    network: dict[str, Any] = (
+        {} if name in PROCESSES else {"body": body, "ways": ways}
+    )  # they make networks of their own
     try:
-        return cls(body, ways=ways, **{**entry.settings, **settings})
+        return cls(**network, **{**entry.settings, **settings})
     except TypeError as error:
         raise ValueError(f"learner {name!r} does not take these settings {settings}: {error}") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kshot.core import Batch, Learner, Metrics
 
-__all__ = ["Gaussian", "Memory", "Process", "gaussian", "mlp", "there"]
+__all__ = ["Gaussian", "Memory", "Process", "Remembering", "gaussian", "mlp", "there"]
 
 
 class Gaussian(NamedTuple):
@@ -36,9 +36,13 @@ class Process(Learner):
     log-density of a target; metrics are that density ("log_likelihood") and the squared error ("mse").
     """
 
-    inputs: int
-    outputs: int
     folds = True
+
+    def __init__(self, inputs: int, outputs: int, least: float):
+        super().__init__()
+        if inputs < 1 or outputs < 1 or not least > 0:
+            raise ValueError(f"inputs={inputs}, outputs={outputs}, least={least}: pass numbers above 0")
+        self.inputs, self.outputs, self.least = inputs, outputs, least
 
     def criterion(self, prediction: Gaussian, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Minus the mean log-density of y `[M, D]`; NaN does not count."""
@@ -51,14 +55,19 @@ class Process(Learner):
         error = torch.where(here, mean - y.nan_to_num(), 0.0).square().sum() / here.sum().clamp_min(1)
         return {"log_likelihood": log_likelihood(Gaussian(mean, std), y), "mse": error}
 
-    def _empty(self) -> Memory:
+
+class Remembering(Process):
+    """One whose state is its points: `Memory`."""
+
+    def init(self) -> Memory:
+        """No points yet."""
         like = next(self.parameters())
         return Memory(like.new_zeros(0, self.inputs), like.new_zeros(0, self.outputs), like.new_zeros(0))
 
-    def _remember(self, memory: Memory, support: Batch) -> Memory:
-        here = there(support)
-        y = support.y.nan_to_num()
-        return Memory(*(torch.cat(pair) for pair in zip(memory, (support.x.flatten(1), y, here), strict=True)))
+    def adapt(self, state: Memory, support: Batch) -> Memory:
+        """Remember the points x `[N, I]`, y `[N, D]`."""
+        new = support.x.flatten(1), support.y.nan_to_num(), there(support)
+        return Memory(*(torch.cat(pair) for pair in zip(state, new, strict=True)))
 
 
 def there(batch: Batch) -> Tensor:

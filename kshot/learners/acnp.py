@@ -15,8 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Batch
-from kshot.learners._process import Gaussian, Memory, Process, gaussian, mlp
+from kshot.learners._process import Gaussian, Memory, Remembering, gaussian, mlp
 
 __all__ = ["ACNP", "attend"]
 
@@ -34,11 +33,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, here: Tensor, heads: int) 
     return (weights @ v).transpose(0, 1).reshape(m, width)
 
 
-class ACNP(Process):
+class ACNP(Remembering):
     """Attention over a memory of points.
 
     Args:
-        body, ways: unused.
         inputs, outputs: numbers of x and of y.
         width: H, of all layers; `heads` divides it.
         layers: hidden ones of each network.
@@ -48,9 +46,7 @@ class ACNP(Process):
 
     def __init__(
         self,
-        body: nn.Module | None = None,
         *,
-        ways: int = 1,
         inputs: int = 1,
         outputs: int = 1,
         width: int = 128,
@@ -58,22 +54,14 @@ class ACNP(Process):
         heads: int = 8,
         least: float = 0.01,
     ):
-        super().__init__()
+        super().__init__(inputs, outputs, least)
         if width % heads:
             raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads")
-        self.inputs, self.outputs, self.heads, self.least = inputs, outputs, heads, least
+        self.heads = heads
         self.encoder = mlp(inputs + outputs, *[width] * layers, width)
         self.key = mlp(inputs, width, width)
         self.mixed = nn.Linear(width, width)
         self.decoder = mlp(inputs + width, *[width] * layers, 2 * outputs)
-
-    def init(self) -> Memory:
-        """No points yet."""
-        return self._empty()
-
-    def adapt(self, state: Memory, support: Batch) -> Memory:
-        """Remember the points x `[N, I]`, y `[N, D]`."""
-        return self._remember(state, support)
 
     def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A distribution for each of x `[M, I]`."""

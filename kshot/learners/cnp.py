@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot.core import Batch
 from kshot.learners._process import Gaussian, Process, gaussian, mlp, there
@@ -35,8 +35,6 @@ class CNP(Process):
     """A deep set of points.
 
     Args:
-        body: unused; it has networks of its own.
-        ways: unused.
         inputs, outputs: numbers of x and of y.
         width: H, of all layers.
         layers: of encoder and decoder each, hidden ones.
@@ -47,17 +45,15 @@ class CNP(Process):
 
     def __init__(
         self,
-        body: nn.Module | None = None,
         *,
-        ways: int = 1,
         inputs: int = 1,
         outputs: int = 1,
         width: int = 128,
         layers: int = 3,
         least: float = 0.01,
     ):
-        super().__init__()
-        self.inputs, self.outputs, self.width, self.least = inputs, outputs, width, least
+        super().__init__(inputs, outputs, least)
+        self.width = width
         self.encoder = mlp(inputs + outputs, *[width] * layers, width)
         self.decoder = mlp(inputs + width + 1, *[width] * layers, 2 * outputs)
 

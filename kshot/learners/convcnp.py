@@ -19,17 +19,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Batch
-from kshot.learners._process import Gaussian, Memory, Process, gaussian
+from kshot.learners._process import Gaussian, Memory, Remembering, gaussian
 
 __all__ = ["ConvCNP"]
 
 
-class ConvCNP(Process):
+class ConvCNP(Remembering):
     """A convolutional network over a grid of one dimension.
 
     Args:
-        body, ways, inputs: unused; x has one number.
+        inputs: numbers of x: 1.
         outputs: numbers of y.
         span: of x. The grid reaches by it to either side of the smallest x of the support set; beyond, an answer fades
             into the prior.
@@ -46,9 +45,7 @@ class ConvCNP(Process):
 
     def __init__(
         self,
-        body: nn.Module | None = None,
         *,
-        ways: int = 1,
         inputs: int = 1,
         outputs: int = 1,
         span: float = 4.0,
@@ -59,13 +56,13 @@ class ConvCNP(Process):
         kernel: int = 11,
         least: float = 0.01,
     ):
-        super().__init__()
+        super().__init__(inputs, outputs, least)
         if inputs != 1 or kernel % 2 == 0 or not (span > 0 and density > 0 and margin >= 0):
             raise ValueError(
                 f"inputs={inputs}, kernel={kernel}, span={span}, density={density}: x has one number, the kernel an "
                 "odd width, span and density are above 0"
             )
-        self.inputs, self.outputs, self.least, self.density, self.margin = 1, outputs, least, density, margin
+        self.density, self.margin = density, margin
         self.span = span
         self.size = math.ceil(2 * (span + margin) * density) + 1
         self.log_length = nn.Parameter(torch.full((2,), math.log(2 / density)))
@@ -75,14 +72,6 @@ class ConvCNP(Process):
         )
         self.across = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in range(layers))
         self.last = nn.Linear(width, 2 * outputs)
-
-    def init(self) -> Memory:
-        """No points yet."""
-        return self._empty()
-
-    def adapt(self, state: Memory, support: Batch) -> Memory:
-        """Remember the points x `[N, 1]`, y `[N, D]`."""
-        return self._remember(state, support)
 
     def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A distribution for each of x `[M, 1]`."""

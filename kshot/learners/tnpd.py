@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Batch
-from kshot.learners._process import Gaussian, Memory, Process, gaussian, mlp
+from kshot.learners._process import Gaussian, Memory, Remembering, gaussian, mlp
 from kshot.learners.acnp import attend
 
 __all__ = ["TNPD"]
@@ -38,11 +37,10 @@ class _Layer(nn.Module):
         return tokens + self.feed(self.between(tokens))
 
 
-class TNPD(Process):
+class TNPD(Remembering):
     """A transformer over points and queries.
 
     Args:
-        body, ways: unused.
         inputs, outputs: numbers of x and of y.
         width: of a token; `heads` divides it.
         layers: of the transformer.
@@ -56,9 +54,7 @@ class TNPD(Process):
 
     def __init__(
         self,
-        body: nn.Module | None = None,
         *,
-        ways: int = 1,
         inputs: int = 1,
         outputs: int = 1,
         width: int = 64,
@@ -67,22 +63,13 @@ class TNPD(Process):
         feed: int = 128,
         least: float = 0.01,
     ):
-        super().__init__()
+        super().__init__(inputs, outputs, least)
         if width % heads:
             raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads")
-        self.inputs, self.outputs, self.least = inputs, outputs, least
         self.embed = mlp(inputs + outputs + 1, width, width, width)
         self.layers = nn.ModuleList(_Layer(width, heads, feed) for _ in range(layers))
         self.last = nn.LayerNorm(width)
         self.head = mlp(width, feed, 2 * outputs)
-
-    def init(self) -> Memory:
-        """No points yet."""
-        return self._empty()
-
-    def adapt(self, state: Memory, support: Batch) -> Memory:
-        """Remember the points x `[N, I]`, y `[N, D]`."""
-        return self._remember(state, support)
 
     def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A distribution for each of x `[M, I]`."""

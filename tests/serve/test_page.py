@@ -230,3 +230,24 @@ def test_a_phone_and_a_keyboard(browser: Any, address: str) -> None:
     assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert not page.errors
     page.context.close()
+
+
+def test_gradio_takes_no_files(address: str) -> None:
+    httpx = pytest.importorskip("httpx")
+    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.txt", b"x")}, timeout=60)
+    assert sent.status_code == 404
+    assert "no files are taken here" in sent.text
+    assert httpx.get(f"{address}config", timeout=60).status_code == 200  # the page itself is there
+
+
+def test_the_page_asks_for_the_token() -> None:
+    from fastapi.testclient import TestClient
+
+    from kshot.serve import create_app
+
+    back = _pillow()
+    client = TestClient(create_app(token="secret"))
+    assert client.get("/config").status_code == 401
+    assert client.post("/login", data={"username": "a", "password": "wrong"}).status_code == 400
+    assert client.post("/login", data={"username": "a", "password": "secret"}).status_code == 200
+    back()

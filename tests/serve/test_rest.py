@@ -25,7 +25,8 @@ pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
 from kshot.data import load
-from kshot.estimators import FewShotClassifier, _packed
+from kshot.estimators import FewShotClassifier
+from kshot.estimators.files import packed as safetensors_of
 from kshot.serve import Limits, Session, create_app
 from kshot.serve.session import Refused
 
@@ -177,7 +178,7 @@ def test_files_of_strangers_may_ask_for_little(tmp_path: Path) -> None:
         "a path": packed(model={"name": "/etc/hostname", "fingerprint": "", "weights": False}),
         "no name": packed(model={"name": 123, "fingerprint": "", "weights": False}),
         "wide labels": packed(label_kind="V400000000"),
-        "wide support": packed(support=_packed({"support": torch.zeros(4, 2**20, dtype=torch.uint8)})),
+        "wide support": packed(support=safetensors_of({"support": torch.zeros(4, 2**20, dtype=torch.uint8)})),
         "slow": packed(settings={**settings, "unlabelled": True, "steps": 1000}),
         "a control character": packed(labels=["a\x1b[31m", "a\x1b[31m", "b", "b"]),
         "a surrogate": packed(labels=["a\ud800", "a\ud800", "b", "b"]),

@@ -33,40 +33,12 @@ from torch import Tensor
 from kshot import checkpoint, models
 from kshot.core import PADDING, Batch
 from kshot.data.images import open_image, square
+from kshot.estimators import files
 
-__all__ = ["Answer", "FewShotClassifier", "FileError", "FileLimits"]
+__all__ = ["Answer", "FewShotClassifier"]
 
-FORMAT = 1
 MOST_LEFT_OUT = 200  # support pictures up to which each is left out alone; above, in this many parts
-MOST_BYTES = 1 << 30  # of a .kshot file's content
 MOST_LOOKED_AT = 64  # pictures by which "auto" decides between drawings and photos
-
-
-class FileError(ValueError):
-    """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
-
-
-class FileLimits(NamedTuple):
-    """What a `.kshot` file may ask for; files of strangers are given less.
-
-    Attributes:
-        bytes: of its content.
-        examples, classes: of the support set.
-        steps: of soft k-means.
-        size: of a body's images, height and width.
-        inner_steps: of a learner that adapts its body.
-        hub: whether it may name a body of the Hugging Face hub, which is then downloaded.
-        features_alone: whether learners that adapt their body are refused.
-    """
-
-    bytes: int = MOST_BYTES
-    examples: int = 1_000_000
-    classes: int = 100_000
-    steps: int = 1000
-    size: int = 1024
-    inner_steps: int = 1000
-    hub: bool = True
-    features_alone: bool = False
 
 
 class Answer(NamedTuple):
@@ -125,6 +97,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """
 
     n_features_in_: int
+    model_: models.Model
 
     def __init__(
         self,
@@ -161,19 +134,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"finetune={self.finetune}, finetune_lr={self.finetune_lr}: pass 0 to 100,000 steps and a rate above 0"
             )
-        self.model_ = self._model(X)
-        x, labels, images = self._given(X, y, first=True)
+        twin = copy.copy(self)  # where it fails, what was learned before stays whole
+        twin.model_ = twin._model(X)
+        x, labels, images = twin._given(X, y, first=True)
         if self.finetune:
             if images is None:
                 raise ValueError("finetune fits a body of images, and the model 'features' has none: pass finetune=0")
-            known = labels != ("" if labels.dtype.kind == "U" else -1) if self.unlabelled else labels == labels
+            known = self._labelled(labels)
             index = np.unique(labels[known], return_inverse=True)[1]
             rows = torch.from_numpy(np.flatnonzero(known))
-            self.model_ = models.finetuned(
-                self.model_, images[rows], torch.from_numpy(index), self.finetune, self.finetune_lr, self.random_state
+            twin.model_ = models.finetuned(
+                twin.model_, images[rows], torch.from_numpy(index), self.finetune, self.finetune_lr, self.random_state
             )
-            x = self.model_.encode(images)
-        return self._learn(x, labels, images)
+            x = twin.model_.encode(images)
+        twin._learn(x, labels, images)
+        self.__dict__.update(twin.__dict__)
+        return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FewShotClassifier:
         """Learn further examples; their classes may be new. On a fresh classifier this is `fit`.
@@ -252,9 +228,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _learn_here(self, x: Tensor, labels: np.ndarray, images: Tensor | None) -> None:
-        known = np.ones(len(labels), dtype=bool)
-        if self.unlabelled:
-            known = labels != ("" if labels.dtype.kind == "U" else -1)
+        known = self._labelled(labels)
         if not known.any():
             raise ValueError("all examples are unlabelled: give at least one of them a label")
         self.classes_, index = np.unique(labels[known], return_inverse=True)
@@ -266,6 +240,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self._learner = self.model_.learner(len(self.classes_), self.learner, x.shape[1] if x.ndim == 2 else None)
         self._state = self._adapt(y)
         self._look_at_itself()
+
+    def _labelled(self, labels: np.ndarray) -> np.ndarray:
+        """bool `[n]`: which examples have a class."""
+        if not self.unlabelled:
+            return np.ones(len(labels), dtype=bool)
+        return labels != ("" if labels.dtype.kind == "U" else -1)
 
     def _adapt(self, y: Tensor) -> Any:
         """The learner's state after the support set with these labels: class ids, -1 unlabelled, -2 left out."""
@@ -407,10 +387,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         their body, less the best score); above `threshold_` it is "none of these" (with `open_set`).
         """
         x = self._encoded(X)
-        return self._novelty(x, None if self._by_distance else self._scores_of(x)).numpy()
+        return self._novelty(x, self._scores_of(x)).numpy()
 
-    def _novelty(self, x: Tensor, scores: Tensor | None) -> Tensor:
-        if scores is not None and not self._by_distance:
+    def _novelty(self, x: Tensor, scores: Tensor) -> Tensor:
+        """Of what was encoded, and its scores."""
+        if not self._by_distance:
             return -scores.amax(1).double()
         return torch.cdist(x.double(), self._means()[0]).square().amin(1)
 
@@ -418,7 +399,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Labels `[n]`."""
         x = self._encoded(X)
         scores = self._scores_of(x)
-        return self._labels_of(scores, self._is_none(x, scores))
+        return self._labels_of(scores, self._is_none(self._novelty(x, scores)))
 
     def _labels_of(self, scores: Tensor, none: np.ndarray) -> np.ndarray:
         found = self.classes_[scores.argmax(1).numpy()]
@@ -430,10 +411,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             found[none] = self.none_label_
         return found
 
-    def _is_none(self, x: Tensor, scores: Tensor) -> np.ndarray:
-        if math.isinf(self.threshold_):
-            return np.zeros(len(x), dtype=bool)
-        return self._novelty(x, scores).numpy() > self.threshold_
+    def _is_none(self, novelty: Tensor) -> np.ndarray:
+        return novelty.numpy() > self.threshold_
 
     def judge(self, X: Any, nearest: int = 3) -> list[Answer]:
         """All that can be said of each of `n` examples, in one pass; one that cannot be read is told and not raised.
@@ -456,8 +435,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _answers(self, x: Tensor, nearest: int) -> list[Answer]:
         scores = self._scores_of(x)
-        none = self._is_none(x, scores)
-        labels, novelty = self._labels_of(scores, none).tolist(), self._novelty(x, scores).tolist()
+        novelty = self._novelty(x, scores)
+        none = self._is_none(novelty)
+        labels = self._labels_of(scores, none).tolist()
         chances = (scores.double() * self.temperature_).softmax(1).numpy()
         rows = torch.nonzero(self._y >= 0)[:, 0]
         support = self.support_[rows].flatten(1)
@@ -465,7 +445,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         order = rows[far.topk(min(nearest, len(rows)), largest=False).indices].tolist()
         return [
             Answer(label, is_none, chance, new, near)
-            for label, is_none, chance, new, near in zip(labels, none.tolist(), chances, novelty, order, strict=True)
+            for label, is_none, chance, new, near in zip(
+                labels, none.tolist(), chances, novelty.tolist(), order, strict=True
+            )
         ]
 
     def __sklearn_tags__(self) -> Any:
@@ -495,7 +477,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         own = model.takes_images and not model.by_name
         labels = self.labels_.tolist()
         manifest = {
-            "kshot": FORMAT,
+            "kshot": files.FORMAT,
             "versions": checkpoint.versions(),
             "settings": {**self.get_params(), "model": str(self.model)},
             "model": {"name": str(model.name), "fingerprint": model.fingerprint, "weights": own},
@@ -506,12 +488,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         tensors = {"support": self.support_}
         if self.images_ is not None:
             tensors["images"] = self.images_
-        parts = {"manifest.json": json.dumps(manifest).encode(), "support.safetensors": _packed(tensors)}
+        parts = {"manifest.json": json.dumps(manifest).encode(), "support.safetensors": files.packed(tensors)}
         if own:
             assert model.trained is not None
             weights = {f"learner.{n}": t for n, t in model.trained.state_dict().items()}
             told = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
-            parts["model.safetensors"] = _packed(weights, told)
+            parts["model.safetensors"] = files.packed(weights, told)
 
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -530,7 +512,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return cls.from_bytes(Path(path).read_bytes(), str(path))
 
     @classmethod
-    def from_bytes(cls, blob: bytes, path: str = "the file", limits: FileLimits | None = None) -> FewShotClassifier:
+    def from_bytes(
+        cls, blob: bytes, path: str = "the file", limits: files.FileLimits | None = None
+    ) -> FewShotClassifier:
         """The classifier of the bytes of a `.kshot` file.
 
         Args:
@@ -541,58 +525,60 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             FileError: as `load`.
         """
-        limits = limits or FileLimits()
-        manifest, parts = _unpacked(blob, path, limits.bytes)
+        limits = limits or files.FileLimits()
+        manifest, parts = files.unpacked(blob, path, limits.bytes)
         try:
             settings, told = manifest["settings"], manifest["model"]
             if strange := sorted(set(settings) - set(cls().get_params())):
-                raise FileError(f"{path}: settings {strange} do not fit this version of kshot")
+                raise files.FileError(f"{path}: settings {strange} do not fit this version of kshot")
             classifier = cls(**settings)
             if not 0 <= classifier.steps <= limits.steps:
-                raise FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means: at most {limits.steps}")
+                raise files.FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means: at most {limits.steps}")
             name, rows, kind = told["name"], manifest["labels"], np.dtype(manifest["label_kind"])
             if not isinstance(name, str) or len(name) > 200 or not isinstance(rows, list) or not len(rows) > 0:
-                raise FileError(f"{path}: a model or labels that are none")
+                raise files.FileError(f"{path}: a model or labels that are none")
             plain = {"U": str, "i": int, "u": int, "f": (int, float), "b": bool}.get(kind.kind)
             if plain is None or (kind.kind != "U" and kind.itemsize > 8) or not all(isinstance(r, plain) for r in rows):
-                raise FileError(f"{path}: labels that are not of the type {str(kind)[:20]}")
+                raise files.FileError(f"{path}: labels that are not of the type {str(kind)[:20]}")
             if len(rows) > limits.examples or len(set(rows)) > limits.classes:
-                raise FileError(
+                raise files.FileError(
                     f"{path} holds {len(rows)} examples of {len(set(rows))} classes: at most {limits.examples} of "
                     f"{limits.classes}"
                 )
-            _check_shapes(parts["support.safetensors"], len(rows), path)
+            files.check_shapes(parts["support.safetensors"], len(rows), path)
             if told["weights"]:
-                tensors, info = _tensors(parts["model.safetensors"])
-                _modest(info, limits, path)
+                tensors, info = files.tensors(parts["model.safetensors"])
+                files.modest(info, limits, path)
                 classifier.model_ = models.loaded(name, tensors, info)
             else:
                 known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
                 if name not in known:
-                    raise FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
+                    raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
                 classifier.model_ = models.get(name)
             if limits.features_alone and classifier.model_.kind not in models.METRIC:
-                raise FileError(f"{path} holds a learner that adapts all of its body, or none: it cannot be used here")
+                raise files.FileError(
+                    f"{path} holds a learner that adapts all of its body, or none: it cannot be used here"
+                )
             if classifier.model_.fingerprint != told["fingerprint"]:
-                raise FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
-            tensors, _ = _tensors(parts["support.safetensors"])
+                raise files.FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
+            tensors, _ = files.tensors(parts["support.safetensors"])
             support, images = tensors["support"], tensors.get("images")
             labels = np.array(rows)  # strings as long as they are, not as long as the file says
             labels = labels if kind.kind == "U" else labels.astype(kind)
             model = classifier.model_
             if not torch.isfinite(support).all():
-                raise FileError(f"{path}: features that are not finite")
+                raise files.FileError(f"{path}: features that are not finite")
             shape = [len(labels), model.channels, model.size, model.size]
             if images is not None and list(images.shape) != shape:
-                raise FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
+                raise files.FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
             if manifest["n_features_in"] is not None:
                 classifier.n_features_in_ = int(manifest["n_features_in"])
             return classifier._learn(support, labels, images)
-        except FileError:
+        except files.FileError:
             raise
         except Exception as error:  # whatever a file may hold: one line, and nothing of it is used
             text = " ".join(str(error).split())[:300]
-            raise FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {text}") from error
+            raise files.FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {text}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -654,78 +640,3 @@ def _temperature(scores: Tensor, y: Tensor, start: float) -> float:
     logits = scores.double()[None] * (steps.exp() * start)[:, None, None]
     loss = -(logits.log_softmax(-1)[:, torch.arange(len(y)), y]).sum(1) + steps.square() / 2
     return float(steps[loss.argmin()].exp() * start)
-
-
-def _packed(tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> bytes:
-    from safetensors import torch as safetensors
-
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.save(own, metadata={"kshot": json.dumps(info or {})})
-
-
-def _tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import torch as safetensors
-
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    return safetensors.load(content), json.loads(header.get("__metadata__", {}).get("kshot", "{}"))
-
-
-def _check_shapes(content: bytes, rows: int, path: str) -> None:
-    """Refuse a support set of other tensors, types or sizes than it may have, before it is made."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header.pop("__metadata__", None)
-    wanted = {"support": "F32", "images": "U8"}
-    if not {"support"} <= set(header) <= set(wanted):
-        raise FileError(f"{path}: a support set of {sorted(header)}, expected {sorted(wanted)}")
-    for name, told in header.items():
-        if told["dtype"] != wanted[name] or not told["shape"] or told["shape"][0] != rows:
-            raise FileError(
-                f"{path}: {name} is {told['dtype']} {told['shape']}, expected {wanted[name]} of {rows} rows"
-            )
-
-
-def _modest(info: dict[str, Any], limits: FileLimits, path: str) -> None:
-    """Refuse settings of a network that would take more time or memory than its weights tell."""
-    settings = info.get("settings") or {}
-    options = settings.get("options") or {}
-    for source, names, most in (
-        (settings, ("size", "channels"), limits.size),
-        (settings, ("inner_steps", "test_steps", "ways", "train_ways"), limits.inner_steps),
-        (options, tuple(options), limits.inner_steps),
-    ):
-        for name in names:
-            value = source.get(name)
-            if isinstance(value, (int, float)) and not abs(value) <= most:
-                raise FileError(f"{path}: {name}={value!r:.20}: at most {most}")
-
-
-def _unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest and the files of a .kshot file, each of a known name and a bounded size."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-            listed = archive.infolist()
-            names = [info.filename for info in listed]
-            allowed = {"manifest.json", "support.safetensors", "model.safetensors"}
-            if strange := sorted(set(names) - allowed):
-                raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
-            if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
-                raise FileError(f"{path} is no .kshot file: it holds {names}")
-            if sum(info.file_size for info in listed) > most:
-                raise FileError(f"{path} unpacks to more than {most >> 20} MiB")
-            parts = {}
-            for info in listed:
-                with archive.open(info) as file:
-                    parts[info.filename] = file.read(info.file_size + 1)
-                if len(parts[info.filename]) != info.file_size:
-                    raise FileError(f"{path}: {info.filename} is larger than it says")
-        manifest = json.loads(parts["manifest.json"])
-        version = int(manifest["kshot"])
-    except FileError:
-        raise
-    except Exception as error:
-        raise FileError(f"{path} is no .kshot file, or a damaged one: {type(error).__name__}: {error}") from error
-    if version > FORMAT:
-        raise FileError(f"{path} has format {version} and this kshot reads up to {FORMAT}: update kshot")
-    return manifest, parts

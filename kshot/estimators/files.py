@@ -1,0 +1,117 @@
+"""The parts of a `.kshot` file (docs/kshot-file.md): a zip of `manifest.json` and safetensors. Whatever stands in one
+is looked at before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+FORMAT = 1
+MOST_BYTES = 1 << 30  # of a file's content
+
+
+class FileError(ValueError):
+    """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
+
+
+class FileLimits(NamedTuple):
+    """What a `.kshot` file may ask for; files of strangers are given less.
+
+    Attributes:
+        bytes: of its content.
+        examples, classes: of the support set.
+        steps: of soft k-means.
+        size: of a body's images, height and width.
+        inner_steps: of a learner that adapts its body.
+        hub: whether it may name a body of the Hugging Face hub, which is then downloaded.
+        features_alone: whether learners that adapt their body are refused.
+    """
+
+    bytes: int = MOST_BYTES
+    examples: int = 1_000_000
+    classes: int = 100_000
+    steps: int = 1000
+    size: int = 1024
+    inner_steps: int = 1000
+    hub: bool = True
+    features_alone: bool = False
+
+
+def packed(tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> bytes:
+    from safetensors import torch as safetensors
+
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.save(own, metadata={"kshot": json.dumps(info or {})})
+
+
+def tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import torch as safetensors
+
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return safetensors.load(content), json.loads(header.get("__metadata__", {}).get("kshot", "{}"))
+
+
+def check_shapes(content: bytes, rows: int, path: str) -> None:
+    """Refuse a support set of other tensors, types or sizes than it may have, before it is made."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    wanted = {"support": "F32", "images": "U8"}
+    if not {"support"} <= set(header) <= set(wanted):
+        raise FileError(f"{path}: a support set of {sorted(header)}, expected {sorted(wanted)}")
+    for name, told in header.items():
+        if told["dtype"] != wanted[name] or not told["shape"] or told["shape"][0] != rows:
+            raise FileError(
+                f"{path}: {name} is {told['dtype']} {told['shape']}, expected {wanted[name]} of {rows} rows"
+            )
+
+
+def modest(info: dict[str, Any], limits: FileLimits, path: str) -> None:
+    """Refuse settings of a network that would take more time or memory than its weights tell."""
+    settings = info.get("settings") or {}
+    options = settings.get("options") or {}
+    for source, names, most in (
+        (settings, ("size", "channels"), limits.size),
+        (settings, ("inner_steps", "test_steps", "ways", "train_ways"), limits.inner_steps),
+        (options, tuple(options), limits.inner_steps),
+    ):
+        for name in names:
+            value = source.get(name)
+            if isinstance(value, (int, float)) and not abs(value) <= most:
+                raise FileError(f"{path}: {name}={value!r:.20}: at most {most}")
+
+
+def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the files of a .kshot file, each of a known name and a bounded size."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            listed = archive.infolist()
+            names = [info.filename for info in listed]
+            allowed = {"manifest.json", "support.safetensors", "model.safetensors"}
+            if strange := sorted(set(names) - allowed):
+                raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
+            if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
+                raise FileError(f"{path} is no .kshot file: it holds {names}")
+            if sum(info.file_size for info in listed) > most:
+                raise FileError(f"{path} unpacks to more than {most >> 20} MiB")
+            parts = {}
+            for info in listed:
+                with archive.open(info) as file:
+                    parts[info.filename] = file.read(info.file_size + 1)
+                if len(parts[info.filename]) != info.file_size:
+                    raise FileError(f"{path}: {info.filename} is larger than it says")
+        manifest = json.loads(parts["manifest.json"])
+        version = int(manifest["kshot"])
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path} is no .kshot file, or a damaged one: {type(error).__name__}: {error}") from error
+    if version > FORMAT:
+        raise FileError(f"{path} has format {version} and this kshot reads up to {FORMAT}: update kshot")
+    return manifest, parts
