@@ -11,6 +11,7 @@ import csv
 import html
 import io
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,6 @@ def mounted(app: FastAPI, limits: Limits, token: str | None, begin: bytes | None
 
 
 def _same(given: str, token: str) -> bool:
-    import secrets
-
     return secrets.compare_digest(given.encode(), token.encode())
 
 
