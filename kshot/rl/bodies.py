@@ -30,17 +30,31 @@ __all__ = ["FAMILIES", "Ant", "Bodies", "Walker"]
 
 
 class Bodies(Mujoco):
-    """A family whose goals are bodies, and whose reward is to go forwards: v + 1 - 0.05 |a|^2 until it falls.
+    """A family whose goals are bodies, and whose reward is to go forwards: v + alive - cost |a|^2 until it falls.
 
     Attributes:
+        timestep: of the physics, s. MuJoCo's implicit integrator takes it in one evaluation of the forces, where the
+            Runge-Kutta of gymnasium's files takes four.
+        alive: reward of a step without a fall.
+        cost: of the squares of actions.
         joints: names of all the joints that a body may have, in the order of observations.
         motors: names of the joints of all the motors that it may have, in the order of actions.
     """
 
     frame_skip = 5
     horizon = 200
+    timestep: float
+    alive: float
+    cost: float
     joints: tuple[str, ...]
     motors: tuple[str, ...]
+
+    def spec(self) -> Any:
+        """Gymnasium's `MjSpec` with our integrator."""
+        mujoco, _ = needs_mujoco()
+        spec = super().spec()
+        spec.option.integrator, spec.option.timestep = mujoco.mjtIntegrator.mjINT_IMPLICITFAST, self.timestep
+        return spec
 
     @property
     @abstractmethod
@@ -94,7 +108,7 @@ class Bodies(Mujoco):
     def reward(self, physics: Physics, actions: Array, goals: Array) -> Array:
         """`[n]`."""
         velocity = (physics.qpos[:, 0] - physics.was[:, 0]) / (self.frame_skip * self.model.opt.timestep)
-        return velocity - 0.05 * np.square(actions).sum(1) + 1.0 * ~self.fallen(physics)
+        return velocity - self.cost * np.square(actions).sum(1) + self.alive * ~self.fallen(physics)
 
 
 class _One(Mujoco):
@@ -157,7 +171,8 @@ _FIFTH = "fifth_leg"
 
 class Ant(Bodies):
     """The ant with up to five legs: a lost, shortened (0.7..1.3) or weakened (0.5..1.5) leg, mass 0.8..1.25, friction
-    0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions.
+    0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions. Paid v + 0.05 -
+    0.005 |a|^2, as MAML's ants are.
 
     Args:
         lost: how many of the four legs may be missing: the first `lost`, or none, with equal chances.
@@ -167,6 +182,7 @@ class Ant(Bodies):
     """
 
     file = "ant.xml"
+    timestep, alive, cost = 0.01, 0.05, 0.005
     stage = "vel"
     joints = tuple(f"{kind}_{k}" for k in (1, 2, 3, 4, 5) for kind in ("hip", "ankle"))
     motors = tuple(f"{kind}_{k}" for k in (4, 1, 2, 3, 5) for kind in ("hip", "ankle"))  # gymnasium's order, then ours
@@ -286,7 +302,7 @@ def _add_leg(spec: Any, angle: float) -> None:
 
 class Walker(Bodies):
     """Gymnasium's planar walker whose thighs and shins have other lengths: four numbers, left and right of their own.
-    Observes height, angle, joint angles (6) and velocities (3 + 6): D = 17; 6 actions.
+    Observes height, angle, joint angles (6) and velocities (3 + 6): D = 17; 6 actions. Paid v + 1 - 0.05 |a|^2.
 
     Args:
         ranges: of the lengths, as shares of gymnasium's; one of them is drawn for each number.
@@ -294,7 +310,7 @@ class Walker(Bodies):
     """
 
     file = "walker2d_v5.xml"
-    frame_skip = 10
+    timestep, alive, cost = 0.004, 1.0, 0.05
     stage = "vel"
     joints = ("thigh_joint", "leg_joint", "foot_joint", "thigh_left_joint", "leg_left_joint", "foot_left_joint")
     motors = joints
