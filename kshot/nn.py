@@ -30,7 +30,9 @@ __all__ = [
     "MLP",
     "BatchNorm",
     "Conv4",
+    "Noise",
     "ResNet12",
+    "UNet",
     "call",
     "convert",
     "evaluating",
@@ -345,6 +347,74 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+class Noise(nn.Module):
+    """Normal draws that a learner's answer or loss is averaged over: new ones in training, the same ones in `eval()`.
+
+    Args:
+        draws: S in `eval()` mode, where they are spread evenly (a scrambled Sobol sequence).
+        size: numbers of a draw, Z.
+        training: S in training.
+        uniform: uniform in 0..1 in place of normal.
+    """
+
+    fixed: Tensor
+
+    def __init__(self, draws: int, size: int, training: int = 1, uniform: bool = False):
+        super().__init__()
+        if min(draws, size, training) < 1:
+            raise ValueError(f"draws={draws}, size={size}, training={training}: at least 1 each")
+        even = torch.quasirandom.SobolEngine(min(size, 21201), scramble=True, seed=0).draw(draws, dtype=torch.float64)
+        even = even.clamp(1e-6, 1 - 1e-6)
+        fixed = even if uniform else torch.special.ndtri(even)
+        self.register_buffer("fixed", fixed.to(torch.get_default_dtype()))
+        self.draws, self.uniform = training, uniform
+
+    def forward(self) -> Tensor:
+        """`[S, Z]`."""
+        if not self.training:
+            return self.fixed
+        shape = (self.draws, self.fixed.shape[1])
+        make = torch.rand if self.uniform else torch.randn
+        return make(shape, device=self.fixed.device, dtype=self.fixed.dtype)
+
+
+class UNet(nn.Module):
+    """Convolutions over a grid at several resolutions: down by 2 and up again, each level joined with its like.
+
+    Args:
+        dims: of the grid, 1 or 2.
+        channels: of the input.
+        width: channels of every level, and of the output.
+        levels: how many times the resolution is halved.
+        kernel: odd width of each convolution.
+
+    Maps `[B, channels, G]` or `[B, channels, G, G']` to the same grid with `width` channels; the grid's sides are
+    multiples of 2 ** levels. Source: Ronneberger et al. 2015, arXiv:1505.04597, without norms.
+    """
+
+    def __init__(self, dims: Literal[1, 2], channels: int, width: int = 64, levels: int = 4, kernel: int = 5):
+        super().__init__()
+        if kernel % 2 == 0 or levels < 1:
+            raise ValueError(f"kernel={kernel}, levels={levels}: an odd kernel and at least one level are needed")
+        conv = {1: nn.Conv1d, 2: nn.Conv2d}[dims]
+        self.dims, self.levels = dims, levels
+        self.first = conv(channels, width, kernel, padding=kernel // 2)
+        self.down = nn.ModuleList(conv(width, width, kernel, padding=kernel // 2, stride=2) for _ in range(levels))
+        self.up = nn.ModuleList(conv(2 * width, width, kernel, padding=kernel // 2) for _ in range(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        known = [self.first(x)]
+        for layer in self.down:
+            known.append(layer(torch.relu(known[-1])))
+        h = known.pop()
+        for layer in self.up:
+            for axis in range(1, self.dims + 1):
+                h = h.repeat_interleave(2, -axis)
+            h = layer(torch.relu(torch.cat([h, known.pop()], 1)))
+        return h
 
 
 def call(module: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -55,8 +55,14 @@ REGISTRY: dict[str, Entry] = {
 
 PROCESSES: dict[str, Entry] = {
     "cnp": Entry(_L + "cnp:CNP", False, "Garnelo et al. 2018, arXiv:1807.01613", regression=True),
+    "np": Entry(_L + "np:NP", False, "Garnelo et al. 2018, arXiv:1807.01622", regression=True),
     "acnp": Entry(_L + "acnp:ACNP", False, "Kim et al. 2019, arXiv:1901.05761", regression=True),
+    "anp": Entry(_L + "anp:ANP", False, "Kim et al. 2019, arXiv:1901.05761", regression=True),
+    "bnp": Entry(_L + "bnp:BNP", False, "Lee et al. 2020, arXiv:2008.02956", regression=True),
     "convcnp": Entry(_L + "convcnp:ConvCNP", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
+    "convcnp2d": Entry(_L + "convcnp2d:ConvCNP2d", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
+    "gnp": Entry(_L + "gnp:GNP", False, "Markou et al. 2022, arXiv:2203.08775", regression=True),
+    "convgnp": Entry(_L + "convcnp:ConvCNP", False, "Markou et al. 2022", {"rank": 32}, regression=True),
     "tnpd": Entry(_L + "tnpd:TNPD", False, "Nguyen and Grover 2022, arXiv:2207.04179", regression=True),
 }
 """Neural processes: they learn functions alone, have networks of their own (`body=None`), answer with distributions."""

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kshot.core import Batch, Learner, Metrics
+from kshot.distributions import Gaussian, LowRank
 
-__all__ = ["Gaussian", "Memory", "Process", "Remembering", "gaussian", "mlp", "there"]
-
-
-class Gaussian(NamedTuple):
-    """A normal distribution for each value: mean and standard deviation `[M, D]`."""
-
-    mean: Tensor
-    std: Tensor
+__all__ = ["Encodings", "Memory", "Process", "Remembering", "Summing", "gaussian", "mlp", "per_value", "there"]
 
 
 class Memory(NamedTuple):
@@ -29,31 +22,73 @@ class Memory(NamedTuple):
     here: Tensor
 
 
+class Encodings(NamedTuple):
+    """The sum `[H]` of the points' encodings, and how many they are `[]`."""
+
+    total: Tensor
+    points: Tensor
+
+    @property
+    def summary(self) -> Tensor:
+        """`[H + 1]`: their mean, and the share n / (n + 8), since a mean hides how many there are."""
+        return torch.cat([self.total / self.points.clamp_min(1), (self.points / (self.points + 8))[None]])
+
+
 class Process(Learner):
-    """A learner of functions whose answers are distributions.
+    """A learner of functions whose answers are distributions (`kshot.distributions`).
 
     Support and query rows with y = NaN are not there. An empty support set is a valid one. The loss is minus the mean
-    log-density of a target; metrics are that density ("log_likelihood") and the squared error ("mse").
+    log-density of a target; metrics are that density ("log_likelihood") and the squared error of the mean ("mse").
+
+    Args:
+        inputs, outputs: numbers of x and of y.
+        least: the smallest standard deviation.
+        rank: 0: an answer is a normal distribution for each value (`Gaussian`), trained by the values' own
+            likelihood; else one over all values with that many common causes (`LowRank`), trained by the likelihood of
+            all together.
     """
 
     folds = True
 
-    def __init__(self, inputs: int, outputs: int, least: float):
+    def __init__(self, inputs: int, outputs: int, least: float, rank: int = 0):
         super().__init__()
-        if inputs < 1 or outputs < 1 or not least > 0:
-            raise ValueError(f"inputs={inputs}, outputs={outputs}, least={least}: pass numbers above 0")
-        self.inputs, self.outputs, self.least = inputs, outputs, least
+        if inputs < 1 or outputs < 1 or not least > 0 or rank < 0:
+            raise ValueError(
+                f"inputs={inputs}, outputs={outputs}, least={least}, rank={rank}: pass numbers above 0; a rank of 0 is "
+                "an answer without common causes"
+            )
+        self.inputs, self.outputs, self.least, self.rank = inputs, outputs, least, rank
 
-    def criterion(self, prediction: Gaussian, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Minus the mean log-density of y `[M, D]`; NaN does not count."""
-        return -log_likelihood(prediction, y)
+    @property
+    def answers(self) -> int:
+        """How many numbers a network gives for each place, for `answer`."""
+        return self.outputs * (2 + self.rank)
 
-    def metrics(self, prediction: Gaussian, y: Tensor) -> Metrics:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def answer(self, values: Tensor) -> Any:
+        """What a network's `[M, answers]` values stand for."""
+        plain = gaussian(values[:, : 2 * self.outputs], self.least)
+        if not self.rank:
+            return plain
+        factor = values[:, 2 * self.outputs :].unflatten(1, (self.outputs, self.rank)) / self.rank**0.5
+        return LowRank(plain.mean, plain.std, factor)
+
+    def criterion(self, prediction: Any, y: Tensor) -> Tensor:
+        """Minus the mean log-density of y `[M, D]`, of all values together where the answer knows it; NaN does not
+        count.
+        """
+        if isinstance(prediction, Gaussian):
+            return -per_value(prediction.log_prob(y), y)
+        return -prediction.joint_log_prob(y) / (~y.isnan()).sum().clamp_min(1)
+
+    def metrics(self, prediction: Any, y: Tensor) -> Metrics:
         """0-d tensors of one task."""
-        here = ~y.isnan()
-        mean, std = prediction.mean.detach(), prediction.std.detach()
-        error = torch.where(here, mean - y.nan_to_num(), 0.0).square().sum() / here.sum().clamp_min(1)
-        return {"log_likelihood": log_likelihood(Gaussian(mean, std), y), "mse": error}
+        fixed = type(prediction)(*(leaf.detach() for leaf in prediction))
+        error = torch.where(y.isnan(), 0.0, fixed.mean - y.nan_to_num()).square()
+        return {"log_likelihood": per_value(fixed.log_prob(y), y), "mse": per_value(error, y)}
+
+    def predict(self, state: Any, x: Tensor) -> Any:
+        """A `Distribution` of the values at x `[M, I]`."""
+        raise NotImplementedError
 
 
 class Remembering(Process):
@@ -70,17 +105,36 @@ class Remembering(Process):
         return Memory(*(torch.cat(pair) for pair in zip(state, new, strict=True)))
 
 
+class Summing(Process):
+    """One whose state is a sum over its points: `Encodings`.
+
+    Attributes:
+        encoder: of a point (x, y), to `width` numbers.
+    """
+
+    encoder: nn.Module
+    width: int
+
+    def init(self) -> Encodings:
+        """No points yet."""
+        like = next(self.parameters())
+        return Encodings(like.new_zeros(self.width), like.new_zeros(()))
+
+    def adapt(self, state: Encodings, support: Batch) -> Encodings:
+        """Add the points x `[N, I]`, y `[N, D]`."""
+        here = there(support)
+        encoded = self.encoder(torch.cat([support.x.flatten(1), support.y.nan_to_num()], 1))  # [N, H]
+        return Encodings(state.total + here @ encoded, state.points + here.sum())
+
+
 def there(batch: Batch) -> Tensor:
     """1 or 0 `[N]`: which rows of a regression are there."""
     return (~batch.y.isnan().any(-1)).to(batch.x.dtype)
 
 
-def log_likelihood(prediction: Gaussian, y: Tensor) -> Tensor:
-    """Mean log-density of a value of y `[M, D]`; NaN does not count."""
-    here = ~y.isnan()
-    z = (y.nan_to_num() - prediction.mean) / prediction.std
-    density = -0.5 * z.square() - prediction.std.log() - 0.5 * math.log(2 * math.pi)
-    return torch.where(here, density, 0.0).sum() / here.sum().clamp_min(1)
+def per_value(values: Tensor, y: Tensor) -> Tensor:
+    """Mean of `[M, D]` numbers, 0 where y is NaN, over the values that are there."""
+    return values.sum() / (~y.isnan()).sum().clamp_min(1)
 
 
 def gaussian(values: Tensor, least: float) -> Gaussian:

@@ -12,10 +12,12 @@ arXiv:1901.05761.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from kshot.learners._process import Gaussian, Memory, Remembering, gaussian, mlp
+from kshot.learners._process import Memory, Remembering, mlp
 
 __all__ = ["ACNP", "attend"]
 
@@ -42,6 +44,7 @@ class ACNP(Remembering):
         layers: hidden ones of each network.
         heads: of the attention.
         least: the smallest standard deviation.
+        rank: common causes of the values of an answer, see `Process`; 0 is none.
     """
 
     def __init__(
@@ -53,19 +56,20 @@ class ACNP(Remembering):
         layers: int = 3,
         heads: int = 8,
         least: float = 0.01,
+        rank: int = 0,
     ):
-        super().__init__(inputs, outputs, least)
+        super().__init__(inputs, outputs, least, rank)
         if width % heads:
             raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads")
         self.heads = heads
         self.encoder = mlp(inputs + outputs, *[width] * layers, width)
         self.key = mlp(inputs, width, width)
         self.mixed = nn.Linear(width, width)
-        self.decoder = mlp(inputs + width, *[width] * layers, 2 * outputs)
+        self.decoder = mlp(inputs + width, *[width] * layers, self.answers)
 
-    def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
         x = x.flatten(1)
         values = self.encoder(torch.cat([state.x, state.y], 1))
         found = self.mixed(attend(self.key(x), self.key(state.x), values, state.here, self.heads))
-        return gaussian(self.decoder(torch.cat([x, found], 1)), self.least)
+        return self.answer(self.decoder(torch.cat([x, found], 1)))

@@ -13,25 +13,17 @@ Marta Garnelo et al.: Conditional Neural Processes. ICML 2018, arXiv:1807.01613.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kshot.core import Batch
-from kshot.learners._process import Gaussian, Process, gaussian, mlp, there
+from kshot.learners._process import Encodings, Summing, mlp
 
-__all__ = ["CNP", "Encodings"]
-
-
-class Encodings(NamedTuple):
-    """The sum `[H]` of the points' encodings, and how many they are `[]`."""
-
-    total: Tensor
-    points: Tensor
+__all__ = ["CNP"]
 
 
-class CNP(Process):
+class CNP(Summing):
     """A deep set of points.
 
     Args:
@@ -39,6 +31,7 @@ class CNP(Process):
         width: H, of all layers.
         layers: of encoder and decoder each, hidden ones.
         least: the smallest standard deviation.
+        rank: common causes of the values of an answer, see `Process`; 0 is none.
 
     Differs from the paper: the decoder is told how many points there are (the share n / (n + 8)), which a mean hides.
     """
@@ -51,25 +44,14 @@ class CNP(Process):
         width: int = 128,
         layers: int = 3,
         least: float = 0.01,
+        rank: int = 0,
     ):
-        super().__init__(inputs, outputs, least)
+        super().__init__(inputs, outputs, least, rank)
         self.width = width
         self.encoder = mlp(inputs + outputs, *[width] * layers, width)
-        self.decoder = mlp(inputs + width + 1, *[width] * layers, 2 * outputs)
+        self.decoder = mlp(inputs + width + 1, *[width] * layers, self.answers)
 
-    def init(self) -> Encodings:
-        """No points yet."""
-        like = next(self.parameters())
-        return Encodings(like.new_zeros(self.width), like.new_zeros(()))
-
-    def adapt(self, state: Encodings, support: Batch) -> Encodings:
-        """Add the points x `[N, I]`, y `[N, D]`."""
-        here = there(support)
-        encoded = self.encoder(torch.cat([support.x.flatten(1), support.y.nan_to_num()], 1))  # [N, H]
-        return Encodings(state.total + here @ encoded, state.points + here.sum())
-
-    def predict(self, state: Encodings, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def predict(self, state: Encodings, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
         x = x.flatten(1)
-        known = torch.cat([state.total / state.points.clamp_min(1), (state.points / (state.points + 8))[None]])
-        return gaussian(self.decoder(torch.cat([x, known.expand(len(x), -1)], 1)), self.least)
+        return self.answer(self.decoder(torch.cat([x, state.summary.expand(len(x), -1)], 1)))

@@ -11,10 +11,12 @@ Tung Nguyen, Aditya Grover: Transformer Neural Processes. ICML 2022, arXiv:2207.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from kshot.learners._process import Gaussian, Memory, Remembering, gaussian, mlp
+from kshot.learners._process import Memory, Remembering, mlp
 from kshot.learners.acnp import attend
 
 __all__ = ["TNPD"]
@@ -47,6 +49,7 @@ class TNPD(Remembering):
         heads: of the attention.
         feed: width of the feed-forward networks.
         least: the smallest standard deviation.
+        rank: common causes of the values of an answer, see `Process`; 0 is none.
 
     Differs from the paper: the norm stands before each part, which trains without a warm-up; an unknown y is told by a
     flag.
@@ -62,16 +65,17 @@ class TNPD(Remembering):
         heads: int = 4,
         feed: int = 128,
         least: float = 0.01,
+        rank: int = 0,
     ):
-        super().__init__(inputs, outputs, least)
+        super().__init__(inputs, outputs, least, rank)
         if width % heads:
             raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads")
         self.embed = mlp(inputs + outputs + 1, width, width, width)
         self.layers = nn.ModuleList(_Layer(width, heads, feed) for _ in range(layers))
         self.last = nn.LayerNorm(width)
-        self.head = mlp(width, feed, 2 * outputs)
+        self.head = mlp(width, feed, self.answers)
 
-    def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
         x = x.flatten(1)
         points = torch.cat([state.x, state.y, torch.ones_like(state.x[:, :1])], 1)
@@ -79,4 +83,4 @@ class TNPD(Remembering):
         tokens = self.embed(torch.cat([points, asked]))  # [N + M, width]
         for layer in self.layers:
             tokens = layer(tokens, len(points), state.here)
-        return gaussian(self.head(self.last(tokens[len(points) :])), self.least)
+        return self.answer(self.head(self.last(tokens[len(points) :])))

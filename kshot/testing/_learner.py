@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kshot import checkpoint, engine, losses, seeding, tree
+from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task, to
 from kshot.tasks.base import TaskDistribution
 from kshot.testing._report import (
@@ -36,6 +37,8 @@ def numbers(prediction: Any) -> Tensor:
     """Predictions as one tensor: those that are a distribution, its parameters side by side `[M, ..., P]`."""
     if isinstance(prediction, Tensor):
         return prediction
+    if hasattr(prediction, "quantile"):  # kshot.distributions
+        return torch.cat([prediction.mean, prediction.std], dim=-1)
     leaves = [leaf for leaf in tree.leaves(prediction) if isinstance(leaf, Tensor)]
     return torch.cat(torch.broadcast_tensors(*leaves), dim=-1)
 
@@ -59,10 +62,10 @@ class _Case:
         self.regression = self.acts or self.batch("kind", 1).support.y.is_floating_point()
 
     def learner(self, train: bool = False, dtype: torch.dtype = torch.float64) -> Learner:
-        """A deep copy, in eval mode or in training mode with dropout off."""
+        """A deep copy, in eval mode or in training mode with dropout and noise off."""
         learner = copy.deepcopy(self._learner).to(dtype=dtype).train(train)
         for module in learner.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
+            if isinstance(module, (nn.modules.dropout._DropoutNd, knn.Noise)):
                 module.eval()
         return learner
 
@@ -123,8 +126,8 @@ def shapes(case: _Case) -> None:
         elif case.regression:
             fits, width = prediction.shape == task.query.y.shape, str(list(task.query.y.shape[1:]))
             raw = learner.predict(learner.adapt(learner.init(), task.support), task.query.x)
-            if not isinstance(raw, Tensor):  # a distribution: each of its parameters
-                fits = all(leaf.shape == task.query.y.shape for leaf in tree.leaves(raw))
+            if not isinstance(raw, Tensor):  # a distribution
+                fits = raw.mean.shape == raw.std.shape == task.query.y.shape
         else:
             ways = int(max(task.support.y.max(), task.query.y.max())) + 1
             fits, width = prediction.dim() == 2 and prediction.shape[1] >= ways, f"W] with W >= {ways}"
