@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kshot import learners
+from kshot import functions, learners
 from kshot import nn as knn
 from kshot.checkpoint import CheckpointError
 from kshot.core import Learner
@@ -35,7 +35,9 @@ class Recipe:
 
     Attributes:
         learner: a name of `kshot list learners`.
-        data: "omniglot", "glyphs", "grocery", "mnist", "fashion-mnist", "folder:PATH", or "sinusoid".
+        data: "omniglot", "glyphs", "grocery", "mnist", "fashion-mnist", "folder:PATH"; or functions: "sinusoid",
+            "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.published`), "predator-prey", or
+            "pixels:DATA", the images of a data set as functions of the place.
         splits: omniglot's class split, "vinyals" or "lake".
         train_split: the split whose classes are trained on.
         size: height and width of the images in pixels.
@@ -110,7 +112,7 @@ class Recipe:
     @property
     def regression(self) -> bool:
         """Whether the tasks are functions and not classes."""
-        return self.data == "sinusoid"
+        return functions.is_function(self.data)
 
 
 def from_dict(values: dict[str, Any]) -> Recipe:
@@ -125,7 +127,8 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 def body(recipe: Recipe, head: bool) -> nn.Module | None:
     """The network of a recipe: with `ways` outputs, or giving features with population statistics (metric learners)."""
-    out = (1 if recipe.regression else (recipe.train_ways or recipe.ways)) if head else None
+    inputs, outputs = functions.sizes(recipe.data, recipe.channels) if recipe.regression else (0, 0)
+    out = (outputs if recipe.regression else (recipe.train_ways or recipe.ways)) if head else None
     if recipe.network == "conv4":
         return knn.Conv4(
             recipe.channels, recipe.width, recipe.pool, recipe.size, out, recipe.features, population=not head
@@ -135,7 +138,7 @@ def body(recipe: Recipe, head: bool) -> nn.Module | None:
         widths = (w, int(2.5 * w), 5 * w, 10 * w)
         return knn.ResNet12(recipe.channels, widths, out, population=not head)
     if recipe.network == "mlp":
-        inputs = 1 if recipe.regression else recipe.channels * recipe.size**2
+        inputs = inputs or recipe.channels * recipe.size**2
         return knn.MLP(inputs, recipe.width, recipe.width, out or recipe.width)
     return None
 
@@ -143,6 +146,9 @@ def body(recipe: Recipe, head: bool) -> nn.Module | None:
 def build(recipe: Recipe) -> Learner:
     """The learner of a recipe, its weights drawn from `recipe.outer.seed`."""
     entry = learners.REGISTRY.get(recipe.learner)
+    if recipe.learner in learners.PROCESSES:
+        learner = _process(recipe)
+        return learner.double() if recipe.precision == "float64" else learner
     with seeded(recipe.outer.seed, "weights"):
         network = body(recipe, entry.head) if entry is not None else None
         given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps, "later": recipe.later}
@@ -151,6 +157,20 @@ def build(recipe: Recipe) -> Learner:
     if entry is not None and not entry.floor and recipe.network == "conv4" and recipe.pool == "max":
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.kernels wants it
     return learner.double() if recipe.precision == "float64" else learner
+
+
+def _process(recipe: Recipe) -> Learner:
+    if not recipe.regression:
+        raise ValueError(
+            f"{recipe.learner} learns functions, and {recipe.data!r} has classes: choose data of functions ("
+            f"{', '.join(functions.NAMES)}), or another learner"
+        )
+    inputs, outputs = functions.sizes(recipe.data, recipe.channels)
+    settings: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
+    if recipe.learner == "convcnp2d":
+        settings |= {"height": recipe.size, "width": recipe.size}
+    with seeded(recipe.outer.seed, "weights"):
+        return learners.build(recipe.learner, None, 1, **{**settings, **recipe.options})
 
 
 def rebuild(
@@ -191,6 +211,10 @@ def tasks(
     recipe: Recipe, split: str, *, training: bool = False, data_root: Path | str | None = None
 ) -> TaskDistribution:
     """The task distribution of a recipe on a split; `training` uses its training sizes and task augmentation."""
+    if recipe.regression and recipe.data != "sinusoid":
+        return functions.make(
+            recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, splits=recipe.splits
+        )
     if recipe.regression:
         return Sinusoid(
             shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,

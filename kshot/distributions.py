@@ -47,6 +47,10 @@ class Distribution(Protocol):
         """`[]` log-density of all values of y `[M, D]` together, those that are there."""
         ...
 
+    def cdf(self, y: Tensor) -> Tensor:
+        """`[M, D]`: the chance that each value lies below y `[M, D]`; NaN where that is."""
+        ...
+
     def quantile(self, share: float) -> Tensor:
         """`[M, D]`: below which each value lies with a chance of `share`, 0..1."""
         ...
@@ -87,6 +91,10 @@ class Gaussian(NamedTuple):
     def joint_log_prob(self, y: Tensor) -> Tensor:
         """See `Distribution.joint_log_prob`."""
         return self.log_prob(y).sum()
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """See `Distribution.cdf`."""
+        return torch.special.ndtr((y - self.mean) / self.std)
 
     def quantile(self, share: float) -> Tensor:
         """See `Distribution.quantile`."""
@@ -138,6 +146,10 @@ class LowRank(NamedTuple):
         log_root = (here.flatten() * noise.log()).sum() + root.diagonal().log().sum()
         return -0.5 * squared - log_root - here.sum() * _HALF_LOG_2PI
 
+    def cdf(self, y: Tensor) -> Tensor:
+        """See `Distribution.cdf`."""
+        return torch.special.ndtr((y - self.mean) / self.std)
+
     def quantile(self, share: float) -> Tensor:
         """See `Distribution.quantile`."""
         return self.mean + _normal_quantile(share) * self.std
@@ -177,6 +189,10 @@ class Mixture(NamedTuple):
         """See `Distribution.joint_log_prob`."""
         return self._each(y).sum((0, 1)).logsumexp(-1) - math.log(self.means.shape[-1])
 
+    def cdf(self, y: Tensor) -> Tensor:
+        """See `Distribution.cdf`."""
+        return torch.special.ndtr((y[..., None] - self.means) / self.stds).mean(-1)
+
     def quantile(self, share: float) -> Tensor:
         """See `Distribution.quantile`; by halving, to 1e-6 of the spread."""
         z = _normal_quantile(share)
@@ -184,7 +200,7 @@ class Mixture(NamedTuple):
         low, high = corners.amin(-1), corners.amax(-1)  # the mixture's quantile lies between its parts'
         for _ in range(40):
             middle = 0.5 * (low + high)
-            below = torch.special.ndtr((middle[..., None] - self.means) / self.stds).mean(-1) < share
+            below = self.cdf(middle) < share
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return 0.5 * (low + high)
 

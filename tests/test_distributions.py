@@ -47,6 +47,7 @@ def test_quantiles_and_moments_are_those_of_samples(name: str) -> None:
     for share in (0.025, 0.5, 0.9):
         below = (drawn < answer.quantile(share)).double().mean(0)
         torch.testing.assert_close(below, torch.full_like(below, share), atol=0.005, rtol=0)
+        torch.testing.assert_close(answer.cdf(answer.quantile(share)), torch.full((M, D), share, dtype=torch.float64))
     with pytest.raises(ValueError, match="between 0 and 1"):
         answer.quantile(1.0)
 

@@ -23,7 +23,7 @@ HEAVY = {
 
 EVERYTHING = (
     "core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning "
-    "parallel evaluate plots train pretrain config recipes runs rl models estimators report serve testing"
+    "parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models estimators report serve testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -45,18 +45,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "checkpoint": "",
         "planning": "checkpoint core engine kernels memory nn places tree",
         "parallel": "core tree",
+        "functions": "data tasks",
+        "joint": "core",
+        "likelihood": "checkpoint core distributions engine evaluate joint nn seeding tasks tree",
         "evaluate": "checkpoint core engine losses nn seeding tasks tree",
-        "plots": "checkpoint core engine evaluate losses nn tasks tree",
+        "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
         "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree",
         "pretrain": "checkpoint data nn seeding train",
-        "config": "checkpoint core data learners nn seeding tasks train",
+        "config": "checkpoint core data functions learners nn seeding tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
         "rl": "checkpoint core engine evaluate learners seeding train tree",
         "models": "checkpoint config core data engine learners seeding tasks",
         "estimators": "checkpoint core data models",
         "report": "estimators evaluate",
         "serve": "checkpoint data estimators evaluate models",
-        "recipes": "config learners rl train",
+        "recipes": "config functions learners rl train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,
         "__init__": "core",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kshot import plots
+from kshot.plots import scores as plots
 from kshot.checkpoint import CheckpointError
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
 from kshot.evaluate import Result
@@ -79,7 +79,7 @@ def result(name: str, means: list[float], mode: str = "inductive", metric: str =
 def texts(monkeypatch) -> list[str]:
     """What is written in a picture."""
     found: list[str] = []
-    save = plots._save
+    save = plots.save
 
     def spy(figure, path):
         for axes in figure.axes:
@@ -90,7 +90,7 @@ def texts(monkeypatch) -> list[str]:
             found.extend(f"frame {patch.get_edgecolor()}" for patch in axes.patches)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", spy)
+    monkeypatch.setattr(plots, "save", spy)
     return found
 
 

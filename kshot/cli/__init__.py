@@ -21,6 +21,7 @@ from kshot.cli._shared import InputError
 from kshot.cli.classify import Fit, Predict, Report
 from kshot.cli.control import EvaluateControl, TrainControl, Video
 from kshot.cli.demo import Demo
+from kshot.cli.functions import EvaluateFunctions, is_of_functions
 from kshot.cli.listing import Data, List
 from kshot.cli.scores import Compare, Evaluate, Figures
 from kshot.cli.serve import Serve
@@ -69,6 +70,8 @@ def _parse(arguments: list[str]) -> Any:
     command, *rest = arguments
     if command == "evaluate" and rest and is_control(rest[0]):
         return _read(EvaluateControl, "kshot evaluate", rest)
+    if command == "evaluate" and rest and is_of_functions(rest[0]):
+        return _read(EvaluateFunctions, "kshot evaluate", rest)
     if command != "train":
         return _read(_COMMANDS[command], f"kshot {command}", rest)
 

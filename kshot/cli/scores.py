@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kshot.evaluate import Result
 
-__all__ = ["Compare", "Evaluate", "Figures", "draw", "scored", "show", "titles"]
+__all__ = ["Compare", "Evaluate", "Figures", "counting", "draw", "scored", "show", "titles"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def draw(run: Run, test: Test, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _counting(what: str) -> Iterator[Callable[[int, int], object]]:
+def counting(what: str) -> Iterator[Callable[[int, int], object]]:
     """A progress bar for `evaluate`, where there is a terminal."""
     from rich.progress import Progress
 
@@ -70,7 +70,7 @@ def _counting(what: str) -> Iterator[Callable[[int, int], object]]:
 
 def scored(run: Run, test: Test, name: str | None = None) -> list[list[Result]]:
     """A list of results for each number of shots."""
-    with _counting("testing") as progress:
+    with counting("testing") as progress:
         return [runs.score(run, test, name, shots, progress) for shots in test.shots or (None,)]
 
 
@@ -80,7 +80,7 @@ def titles(recipe: Recipe, test: Test) -> list[str]:
         shown = runs.recipe_of(recipe, test, shots)
         what = f"{shown.data} {test.split}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
         if recipe.regression:
-            what = f"sinusoid, {shown.shots} points"
+            what = f"{shown.data}, {shown.shots} points" if shown.data == "sinusoid" else shown.data
         titles.append(f"{what}, {test.tasks} tasks (seed {test.seed})")
     return titles
 

@@ -63,6 +63,8 @@ PROCESSES: dict[str, Entry] = {
     "convcnp2d": Entry(_L + "convcnp2d:ConvCNP2d", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
     "gnp": Entry(_L + "gnp:GNP", False, "Markou et al. 2022, arXiv:2203.08775", regression=True),
     "convgnp": Entry(_L + "convcnp:ConvCNP", False, "Markou et al. 2022", {"rank": 32}, regression=True),
+    "gp": Entry(_L + "gp:FittedGP", False, "a Gaussian process fitted to each task", regression=True, floor=True),
+    "neighbours": Entry(_L + "neighbours:Neighbours", False, "nearest neighbours", regression=True, floor=True),
     "tnpd": Entry(_L + "tnpd:TNPD", False, "Nguyen and Grover 2022, arXiv:2207.04179", regression=True),
 }
 """Neural processes: they learn functions alone, have networks of their own (`body=None`), answer with distributions."""

@@ -96,7 +96,7 @@ class Remembering(Process):
 
     def init(self) -> Memory:
         """No points yet."""
-        like = next(self.parameters())
+        like = next(self.parameters(), torch.zeros(0))
         return Memory(like.new_zeros(0, self.inputs), like.new_zeros(0, self.outputs), like.new_zeros(0))
 
     def adapt(self, state: Memory, support: Batch) -> Memory:

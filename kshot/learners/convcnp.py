@@ -4,9 +4,9 @@
     features = convolutions(density, signal / density)
     mean, std = readout(sum over the grid of k(x* - grid) features)
 
-    learner = ConvCNP(span=4.0, density=32)
+    learner = ConvCNP(reach=3.0, density=32)
 
-The grid begins at a multiple of its step near the smallest x there is, so a shift of all x by a multiple of the step
+The grid lies about the middle of the points, at multiples of its step, so a shift of all x by a multiple of the step
 shifts the answer exactly.
 
 Jonathan Gordon et al.: Convolutional Conditional Neural Processes. ICLR 2020, arXiv:1910.13556.
@@ -32,8 +32,8 @@ class ConvCNP(Remembering):
     Args:
         inputs: numbers of x: 1.
         outputs: numbers of y.
-        span: of x. The grid reaches by it to either side of the smallest x of the support set; beyond, an answer fades
-            into the prior.
+        reach: of x. The grid reaches by it to either side of the middle of the support set's range; beyond, an answer
+            fades into the prior.
         density: grid points to a unit of x.
         margin: by which the grid is longer at either end, at least.
         width: channels.
@@ -51,7 +51,7 @@ class ConvCNP(Remembering):
         *,
         inputs: int = 1,
         outputs: int = 1,
-        span: float = 4.0,
+        reach: float = 3.0,
         density: int = 32,
         margin: float = 0.1,
         width: int = 64,
@@ -61,27 +61,33 @@ class ConvCNP(Remembering):
         rank: int = 0,
     ):
         super().__init__(inputs, outputs, least, rank)
-        if inputs != 1 or not (span > 0 and density > 0 and margin >= 0):
+        if inputs != 1 or not (reach > 0 and density > 0 and margin >= 0):
             raise ValueError(
-                f"inputs={inputs}, span={span}, density={density}, margin={margin}: x has one number; span and density "
-                "are above 0"
+                f"inputs={inputs}, reach={reach}, density={density}, margin={margin}: x has one number; reach and "
+                "density are above 0"
             )
-        self.span, self.density, self.margin = span, density, margin
-        whole = 2**levels
-        self.size = whole * math.ceil((2 * (span + margin) * density + 1) / whole)
+        self.reach, self.density, self.margin = reach, density, margin
+        self.levels = levels
         self.log_length = nn.Parameter(torch.full((2,), math.log(2 / density)))
         self.network = knn.UNet(1, 1 + outputs, width, levels, kernel)
         self.last = nn.Linear(width, self.answers)
 
+    @property
+    def size(self) -> int:
+        """Points of the grid, a multiple of 2 ** levels. `reach` may be changed later: no weight depends on it."""
+        whole = 2**self.levels
+        return whole * math.ceil((2 * (self.reach + self.margin) * self.density + 1) / whole)
+
     def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, 1]`."""
         x = x.flatten(1)
-        known = torch.where(state.here > 0, state.x[:, 0], torch.inf)
-        first = torch.cat([known, known.new_full((1,), torch.inf)]).amin()
-        empty = first.isinf()
-        first = torch.where(empty, 0.0, first).detach()
+        far = x.new_full((1,), torch.inf)
+        known = torch.cat([torch.where(state.here > 0, state.x[:, 0], torch.inf), far])
+        least, most = known.amin(), -torch.cat([torch.where(state.here > 0, -state.x[:, 0], torch.inf), far]).amin()
+        empty = least.isinf()
+        middle = torch.where(empty, 0.0, 0.5 * (least + most)).detach()
         x = torch.where(empty, 0.0, x)  # without points the answer is the same anywhere
-        start = torch.floor((first - self.span - self.margin) * self.density) / self.density
+        start = torch.floor((middle - self.reach - self.margin) * self.density) / self.density
         grid = start + torch.arange(self.size, device=x.device, dtype=x.dtype) / self.density  # [G]
         near = self._near(grid, state.x[:, 0], 0) * state.here  # [G, N]
         density = near.sum(1, keepdim=True)

@@ -10,8 +10,8 @@
     answer = learner.predict(state, x)                                  # a Mixture of `samples` functions
 
 Marta Garnelo et al.: Neural Processes. 2018, arXiv:1807.01622. Yuri Burda et al.: Importance Weighted Autoencoders.
-ICLR 2016, arXiv:1509.00519. Andrew Foong et al.: Meta-Learning Stationary Stochastic Process Prediction with Convolutional
-Neural Processes. NeurIPS 2020, arXiv:2007.01332 ("ml").
+ICLR 2016, arXiv:1509.00519. Andrew Foong et al.: Meta-Learning Stationary Stochastic Process Prediction with
+Convolutional Neural Processes. NeurIPS 2020, arXiv:2007.01332 ("ml").
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ import difflib
 from typing import Literal
 
 from kshot.config import Recipe
-from kshot.recipes import control, glyphs, grocery, omniglot, sinusoid
+from kshot.recipes import control, functions, glyphs, grocery, omniglot, sinusoid
 from kshot.rl.recipe import ControlRecipe
 
 __all__ = ["Budget", "get", "names"]
 
 Budget = Literal["paper", "quick"]
-_FAMILIES = (omniglot, sinusoid, glyphs, grocery, control)
+_FAMILIES = (omniglot, sinusoid, glyphs, grocery, functions, control)
 
 
 def names() -> list[str]:

@@ -20,8 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "anp": {"width": 16, "latent": 8, "layers": 2, "heads": 2, "samples": 8},
     "bnp": {"width": 16, "layers": 2, "samples": 6},
     "gnp": {"width": 16, "layers": 1, "heads": 2, "rank": 4},
-    "convgnp": {"width": 8, "levels": 2, "kernel": 5, "density": 8, "span": 4.0, "rank": 4},
-    "convcnp": {"width": 8, "levels": 2, "kernel": 5, "density": 8, "span": 4.0},
+    "convgnp": {"width": 8, "levels": 2, "kernel": 5, "density": 8, "reach": 3.0, "rank": 4},
+    "convcnp": {"width": 8, "levels": 2, "kernel": 5, "density": 8, "reach": 3.0},
     "tnpd": {"width": 16, "layers": 2, "heads": 2, "feed": 16},
 }
 CURVES = GaussianProcess(context=(8, 8), total=16, length=(0.8, 1.2), scale=(0.8, 1.2), noise=0.1)

@@ -1,4 +1,4 @@
-"""Pictures: scores against adaptation steps and against shots, one episode with its guesses, one fitted curve.
+"""Pictures of scores: against adaptation steps and against shots, one episode with its guesses, one fitted curve.
 
     plot_steps(results, "steps.png")                      # results of `kshot.evaluate`
     draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
@@ -17,22 +17,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kshot import checkpoint, core
+from kshot import core
 from kshot import nn as knn
 from kshot.core import Learner, State, Task
 from kshot.evaluate import Result, interval95, is_transductive
+from kshot.plots._base import (
+    COLOURS,
+    FAINT,
+    GREY,
+    INK,
+    LINES,
+    RIGHT,
+    WRONG,
+    band,
+    finish,
+    name_lines,
+    new_axes,
+    note,
+    save,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["draw_episode", "plot_learning", "plot_returns", "plot_shots", "plot_sinusoid", "plot_steps"]
 
-# Okabe and Ito's colours (2008, "Color universal design"), told apart with any colour vision; the first for the first.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # once the colours are used up
-_INK, _GREY, _FAINT = "#222222", "#767676", "#D9D9D9"
-_RIGHT, _WRONG = "#2E9E5B", "#D62728"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -47,7 +57,7 @@ def plot_steps(results: Sequence[Result], path: Path | str, title: str | None = 
     """
     metric = _one_metric(results)
     longest = max((r.per_step[-1][0] for r in results if not r.is_floor), default=0)
-    figure, axes = _axes(metric, "adaptation steps", title)
+    figure, axes = new_axes(metric, "adaptation steps", title)
     end = max(longest, 1)
     ends: list[tuple[float, str, str]] = []
     for i, r in enumerate(results):
@@ -61,14 +71,14 @@ def plot_steps(results: Sequence[Result], path: Path | str, title: str | None = 
             steps = [step for step, _, _ in r.per_step]
             means = [scale * mean for _, mean, _ in r.per_step]
             halves = [scale * half for _, _, half in r.per_step]
-            _band(axes, steps, means, halves, colour, line)
+            band(axes, steps, means, halves, colour, line)
         ends.append((scale * r.mean, _label(r, results), colour))
     axes.set_xlim(-0.03 * end, end * 1.03)
-    _whole_numbers(axes)
-    _finish(axes, metric)
-    _name_lines(axes, ends)
-    _note(axes, results)
-    _save(figure, path)
+    whole_numbers(axes)
+    finish(axes, metric)
+    name_lines(axes, ends)
+    note(axes, results)
+    save(figure, path)
 
 
 def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = None) -> None:
@@ -91,7 +101,7 @@ def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = N
     lines: dict[tuple[str, str], list[Result]] = {}
     for r in points:
         lines.setdefault((r.name, r.mode), []).append(r)
-    figure, axes = _axes(metric, "shots (support examples per class)", title)
+    figure, axes = new_axes(metric, "shots (support examples per class)", title)
     ends: list[tuple[float, str, str]] = []
     for i, line in enumerate(lines.values()):
         line.sort(key=lambda r: r.settings["shots"])
@@ -99,17 +109,17 @@ def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = N
         scale = _scale(metric)
         shots = [r.settings["shots"] for r in line]
         means, halves = [scale * r.mean for r in line], [scale * r.interval95 for r in line]
-        _band(axes, shots, means, halves, colour, dashes)
+        band(axes, shots, means, halves, colour, dashes)
         ends.append((means[-1], _label(line[0], points), colour))
     shown = sorted({r.settings["shots"] for r in points})
     if shown[-1] >= 8 * shown[0]:
         axes.set_xscale("log")
     axes.set_xticks(shown, [str(s) for s in shown])
     axes.minorticks_off()
-    _finish(axes, metric)
-    _name_lines(axes, ends)
-    _note(axes, points)
-    _save(figure, path)
+    finish(axes, metric)
+    name_lines(axes, ends)
+    note(axes, points)
+    save(figure, path)
 
 
 def plot_returns(
@@ -122,22 +132,22 @@ def plot_returns(
         path: the picture.
         title: above it.
     """
-    figure, axes = _axes("return", "rounds of adapting (gradient steps; with a memory: rollouts)", title)
+    figure, axes = new_axes("return", "rounds of adapting (gradient steps; with a memory: rollouts)", title)
     end = max(1, *(len(means) - 1 for _, means, _ in curves))
     ends: list[tuple[float, str, str]] = []
     for i, (name, means, halves) in enumerate(curves):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         if len(means) == 1:
             axes.axhline(means[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
             axes.axhspan(means[0] - halves[0], means[0] + halves[0], color=colour, alpha=0.12, linewidth=0)
         else:
-            _band(axes, list(range(len(means))), list(means), list(halves), colour, _LINES[i // len(_COLOURS) % 4])
+            band(axes, list(range(len(means))), list(means), list(halves), colour, LINES[i // len(COLOURS) % 4])
         ends.append((means[-1], name, colour))
     axes.set_xlim(-0.03 * end, end * 1.03)
     axes.margins(y=0.08)
-    _whole_numbers(axes)
-    _name_lines(axes, ends)
-    _save(figure, path)
+    whole_numbers(axes)
+    name_lines(axes, ends)
+    save(figure, path)
 
 
 def plot_learning(
@@ -152,11 +162,11 @@ def plot_learning(
         path: the picture.
         title: above it.
     """
-    figure, axes = _axes("return", "environment steps of training, millions", title)
+    figure, axes = new_axes("return", "environment steps of training, millions", title)
     ends: list[tuple[float, str, str]] = []
     for i, name in enumerate(dict.fromkeys(name for name, _ in curves)):
         same = [rows for other, rows in curves if other == name]
-        colour, shortest = _COLOURS[i % len(_COLOURS)], min(map(len, same))
+        colour, shortest = COLOURS[i % len(COLOURS)], min(map(len, same))
         values = torch.tensor([[list(row) for row in rows[:shortest]] for rows in same], dtype=torch.float64)
         millions, before, after = values.mean(0).unbind(1)  # [steps]
         x = (millions / 1e6).tolist()
@@ -170,10 +180,10 @@ def plot_learning(
         if x:
             ends.append((float(after[-1]), name, colour))
     axes.margins(y=0.08)
-    _name_lines(axes, ends)
+    name_lines(axes, ends)
     note = "thick: after the inner step, thin: before; of several seeds the mean, from three on with its 95 % interval"
-    axes.annotate(note, (0, 1.01), xycoords="axes fraction", color=_GREY, fontsize=8, va="bottom")
-    _save(figure, path)
+    axes.annotate(note, (0, 1.01), xycoords="axes fraction", color=GREY, fontsize=8, va="bottom")
+    save(figure, path)
 
 
 def draw_episode(
@@ -248,7 +258,7 @@ def draw_episode(
         frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=line, joinstyle="miter", zorder=2)
         axes.add_patch(frame)
 
-    def write(text: str, x: float, y: float, size: float, colour: str = _INK, **options: Any) -> None:
+    def write(text: str, x: float, y: float, size: float, colour: str = INK, **options: Any) -> None:
         axes.text(x, y, text, fontsize=size * points, color=colour, **options)
 
     ways = f"{len(classes)}-way " + (f"{len(shots[0])}-shot" if len(set(map(len, shots))) == 1 else "")
@@ -259,26 +269,26 @@ def draw_episode(
     asked += " · red: guess → truth" if right < count else ""
     unlabelled = int((support_y == core.UNLABELLED).sum())
     told = "support" + (f" + {unlabelled} unlabelled" if unlabelled else "")
-    write(told, label, -0.3, 0.24, _GREY, va="center")
-    write(asked, begin, -0.3, 0.24, _GREY, va="center")
+    write(told, label, -0.3, 0.24, GREY, va="center")
+    write(asked, begin, -0.3, 0.24, GREY, va="center")
     if len(classes):
         middle = begin - gap / 2 - (pitch - 1) / 2
         bottom = (len(classes) - 1) * pitch_y + 1
-        axes.plot([middle, middle], [0, bottom], color=_FAINT, linewidth=0.02 * points, solid_capstyle="butt")
+        axes.plot([middle, middle], [0, bottom], color=FAINT, linewidth=0.02 * points, solid_capstyle="butt")
     for row, c in enumerate(classes):
         y = row * pitch_y
         write(names[c], 0.12, y + 0.5, 0.34, weight="bold", va="center")
         if class_names is not None:
             write(_short(class_names[c]), 0.75, y + 0.5, 0.25, va="center")
         for column, i in enumerate(shots[row][:left]):
-            put(task.support.x[i], label + column * pitch, y, _GREY, 0.018 * points)
+            put(task.support.x[i], label + column * pitch, y, GREY, 0.018 * points)
         for column, i in enumerate(queries[row][:width]):
             x, ok = begin + column * pitch, int(guess[i]) == c
-            put(task.query.x[i], x, y, _RIGHT if ok else _WRONG, (0.022 if ok else 0.065) * points)
+            put(task.query.x[i], x, y, RIGHT if ok else WRONG, (0.022 if ok else 0.065) * points)
             if not ok:
                 told = f"{names.get(int(guess[i]), '?')} → {names[c]}"
-                write(told, x + 0.5, y + 1.21, 0.22, _WRONG, weight="bold", ha="center", va="center")
-    _save(figure, path)
+                write(told, x + 0.5, y + 1.21, 0.22, WRONG, weight="bold", ha="center", va="center")
+    save(figure, path)
 
 
 def plot_sinusoid(
@@ -316,16 +326,16 @@ def plot_sinusoid(
             shown.append(len(states) - 1)
         at = grid.to(own.support.x)
         fits = [learner.predict(states[s], at).flatten().double().cpu() for s in shown]
-    figure, axes = _axes("", "x", title)
+    figure, axes = new_axes("", "x", title)
     axes.set_ylabel("y")
     wave = _wave(x, y)
     handles = []
     if wave is not None:
-        axes.plot(grid.flatten(), wave(grid.flatten().double()), color=_INK, linewidth=1.3, zorder=2)
-        handles.append(Line2D([], [], color=_INK, linewidth=1.3, label="function"))
+        axes.plot(grid.flatten(), wave(grid.flatten().double()), color=INK, linewidth=1.3, zorder=2)
+        handles.append(Line2D([], [], color=INK, linewidth=1.3, label="function"))
     else:
-        axes.plot(*task.query.x.T.cpu(), *task.query.y.T.cpu(), ".", color=_GREY, markersize=5, zorder=2)
-        handles.append(Line2D([], [], color=_GREY, marker=".", linestyle="", label="queries"))
+        axes.plot(*task.query.x.T.cpu(), *task.query.y.T.cpu(), ".", color=GREY, markersize=5, zorder=2)
+        handles.append(Line2D([], [], color=GREY, marker=".", linestyle="", label="queries"))
     shades = ("#9DC3E6", "#4A90C9", "#08519C", "#062F5E")
     first = max(len(shades) - 1 - len(fits), 0)
     for i, (s, fit) in enumerate(zip(shown, fits, strict=True)):
@@ -335,12 +345,12 @@ def plot_sinusoid(
         named = f"after {s} step{'' if s == 1 else 's'}"
         handles.append(Line2D([], [], color=colour, linestyle=line, linewidth=2, label=named))
     points, targets = task.support.x.flatten().cpu(), task.support.y.flatten().cpu()
-    axes.plot(points, targets, "o", color=_COLOURS[1], markersize=7, markeredgecolor="white", zorder=4)
-    handles.append(Line2D([], [], color=_COLOURS[1], marker="o", linestyle="", label=f"support ({len(points)} points)"))
+    axes.plot(points, targets, "o", color=COLOURS[1], markersize=7, markeredgecolor="white", zorder=4)
+    handles.append(Line2D([], [], color=COLOURS[1], marker="o", linestyle="", label=f"support ({len(points)} points)"))
     axes.set_xlim(float(grid[0]), float(grid[-1]))
     axes.margins(y=0.12)
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelcolor=_INK)
-    _save(figure, path)
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelcolor=INK)
+    save(figure, path)
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
@@ -399,8 +409,8 @@ def _scale(metric: str) -> float:
 
 
 def _style(i: int, result: Result) -> tuple[str, Any]:
-    colour = _GREY if result.is_floor else _COLOURS[i % len(_COLOURS)]
-    return colour, _LINES[i // len(_COLOURS) % len(_LINES)]
+    colour = GREY if result.is_floor else COLOURS[i % len(COLOURS)]
+    return colour, LINES[i // len(COLOURS) % len(LINES)]
 
 
 def _label(result: Result, among: Sequence[Result]) -> str:
@@ -408,83 +418,3 @@ def _label(result: Result, among: Sequence[Result]) -> str:
     both = len({r.mode for r in among}) > 1
     told = result.mode == "transductive" or (both and not result.is_floor)
     return f"{result.name} ({result.mode})" if told else result.name
-
-
-def _axes(metric: str, across: str, title: str | None) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure((7.2, 4.2), dpi=160, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(across, color=_INK, labelpad=7)
-    units = {"accuracy": "accuracy, %", "mse": "mean squared error", "return": "return"}
-    axes.set_ylabel(units.get(metric, ""), color=_INK, labelpad=7)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11, color=_INK, pad=20, weight="bold")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(colors=_INK, color=_FAINT)
-    axes.grid(axis="y", color="#EEEEEE", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _band(axes: Axes, x: list[Any], means: list[float], halves: list[float], colour: str, line: Any) -> None:
-    low = [m - h for m, h in zip(means, halves, strict=True)]
-    high = [m + h for m, h in zip(means, halves, strict=True)]
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(x, means, color=colour, linestyle=line, linewidth=2, marker="o", markersize=4.5, markeredgecolor="white")
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
-
-
-def _finish(axes: Axes, metric: str) -> None:
-    """Limits with some room, no more than a metric can be."""
-    axes.margins(y=0.08)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 101) if metric == "accuracy" else high)
-
-
-def _name_lines(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Names beside the right ends of the lines (value, name, colour), moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    distance = 0.062 * (high - low)
-    ends = sorted(ends)
-    places = [value for value, _, _ in ends]
-    for _ in range(200):  # two neighbours that are too near push each other away
-        for i in range(len(places) - 1):
-            short = distance - (places[i + 1] - places[i])
-            if short > 1e-9:
-                places[i] -= short / 2
-                places[i + 1] += short / 2
-        if places:
-            shift = max(low - places[0], 0)
-            places = [p + shift for p in places] if shift else places
-    for place, (_, name, colour) in zip(places, ends, strict=True):
-        at = (1.02, (place - low) / (high - low))
-        axes.annotate(
-            name, at, xycoords="axes fraction", color=colour, fontsize=9.5, va="center", annotation_clip=False
-        )
-
-
-def _note(axes: Axes, results: Sequence[Result]) -> None:
-    """What the figures rest on, in small print."""
-    tasks, seeds = sorted({r.num_tasks for r in results}), sorted({r.seed for r in results})
-    many = " / ".join(map(str, tasks))
-    text = f"mean over {many} tasks, band: 95 % interval, seed {' / '.join(map(str, seeds))}"
-    axes.annotate(text, (0, 1.01), xycoords="axes fraction", color=_GREY, fontsize=8, va="bottom")
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"{path.name}: pictures end in .png, .svg or .pdf")
-    # No date inside, so that equal pictures are equal files.
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    checkpoint.write_beside(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))

@@ -1,0 +1,68 @@
+"""Gaussian process regression, the kernel fitted to each support set: what a learner of functions has to beat.
+
+    kernel = scale^2 RBF(length) + noise^2, by the largest marginal likelihood of the support set
+    answer = the posterior, value by value
+
+Carl Rasmussen, Christopher Williams: Gaussian Processes for Machine Learning. MIT Press 2006, chapters 2 and 5. By
+scikit-learn's GaussianProcessRegressor: no gradients, one task at a time.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from kshot.distributions import Gaussian
+from kshot.learners._process import Memory, Remembering
+
+__all__ = ["FittedGP"]
+
+
+class FittedGP(Remembering):
+    """A Gaussian process fitted to the support set. It has no meta-parameters.
+
+    Args:
+        inputs, outputs: numbers of x and of y; each output is fitted on its own.
+        least: the smallest standard deviation of the noise.
+        restarts: of the search for the kernel's parameters, from other starts.
+    """
+
+    maps = False
+
+    def __init__(self, *, inputs: int = 1, outputs: int = 1, least: float = 1e-3, restarts: int = 1):
+        super().__init__(inputs, outputs, least)
+        self.restarts = restarts
+
+    def predict(self, state: Memory, x: Tensor) -> Gaussian:
+        """A distribution for each of x `[M, I]`; without points a standard normal one.
+
+        Raises:
+            ImportError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.gaussian_process import GaussianProcessRegressor
+            from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+        except ImportError as error:
+            raise ImportError("a fitted Gaussian process needs scikit-learn: pip install 'kshot[classify]'") from error
+        x = x.flatten(1)
+        here = state.here > 0
+        if not bool(here.any()):
+            return Gaussian(x.new_zeros(len(x), self.outputs), x.new_ones(len(x), self.outputs))
+        seen, values = state.x[here].double().cpu().numpy(), state.y[here].double().cpu().numpy()
+        means, stds = [], []
+        for d in range(self.outputs):
+            y = values[:, d]
+            size = max(float(y.std()), 1e-3)
+            noise = WhiteKernel((0.1 * size) ** 2, (self.least**2, 10 * size**2 + self.least**2))
+            kernel = ConstantKernel(size**2, (1e-4 * size**2, 1e4 * size**2)) * RBF(1.0, (1e-2, 1e2)) + noise
+            fitted = GaussianProcessRegressor(kernel, n_restarts_optimizer=self.restarts, random_state=0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                fitted.fit(seen, y)
+                mean, std = fitted.predict(x.double().cpu().numpy(), return_std=True)
+            means.append(torch.from_numpy(mean))
+            stds.append(torch.from_numpy(std))
+        return Gaussian(torch.stack(means, 1).to(x), torch.stack(stds, 1).to(x))

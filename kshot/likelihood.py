@@ -1,0 +1,286 @@
+"""Tests of learners of functions: how likely they find the values, and how far that is from the best possible answer.
+
+    result = evaluate(learner, GaussianProcess("matern52"), num_tasks=1000)
+    print(result)             # convcnp: 0.47 ± 0.05 nats a value, 0.70 ± 0.04 from the oracle, ...
+
+Densities are natural logarithms, a value, in float64. Where a family of tasks knows its own posterior (an *oracle*),
+the gap to it is given: no answer of the same kind (value by value, or joint) can be below 0 on average. Intervals are
+95 % over tasks. Task i of a seed is the same for every learner.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kshot import checkpoint, joint, seeding, tree
+from kshot import nn as knn
+from kshot.core import Learner, Task, to
+from kshot.distributions import Gaussian
+from kshot.evaluate import interval95
+from kshot.tasks.base import TaskDistribution
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["LEVELS", "Likelihood", "as_distribution", "evaluate", "noise_of", "table"]
+
+LEVELS = (0.5, 0.9, 0.95)
+_SHARES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)  # at which calibration is looked at
+_BINS = 5  # of context sizes
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a test gave; means over tasks of means over a task's values, with half-widths of 95 % intervals.
+
+    Attributes:
+        name, tasks: of the learner and of what it was tested on.
+        log_likelihood, interval95: log-density of a value on its own, nats.
+        joint, joint_interval95: log-density of all of a task's values together over their number; None where the answer
+            has no such density but the product of its values'.
+        mse, mse_interval95: squared error of the mean.
+        oracle, gap, gap_interval95: log-density of the posterior with the true parameters, value by value, and by how
+            much it is higher; None where it is not known.
+        joint_oracle, joint_gap, joint_gap_interval95: the same of all values together.
+        coverage: share of the values inside the central 50, 90 and 95 % intervals.
+        calibration: mean over shares q = 0.05 .. 0.95 of |share of values below the q-quantile - q|; 0 is best.
+        sharpness: mean width of the central 95 % interval.
+        by_context: (fewest, most points, tasks, log-density, half-width, oracle or None) by support sets' sizes.
+        num_tasks, seed: of the test tasks.
+        seconds_per_task: of adapting and predicting once.
+        per_task: log-densities.
+    """
+
+    name: str
+    tasks: str
+    log_likelihood: float
+    interval95: float
+    joint: float | None
+    joint_interval95: float | None
+    mse: float
+    mse_interval95: float
+    oracle: float | None
+    gap: float | None
+    gap_interval95: float | None
+    joint_oracle: float | None
+    joint_gap: float | None
+    joint_gap_interval95: float | None
+    coverage: dict[str, float]
+    calibration: float
+    sharpness: float
+    by_context: list[tuple[int, int, int, float, float, float | None]]
+    num_tasks: int
+    seed: int
+    seconds_per_task: float
+    per_task: list[float] = field(repr=False)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{self.name} on {self.tasks}: {self.log_likelihood:.3f} ± {self.interval95:.3f} nats a value"
+        if self.gap is not None:
+            text += f", {self.gap:.3f} ± {self.gap_interval95:.3f} from the oracle"
+        return f"{text}, 95 % intervals hold {100 * self.coverage['95']:.1f} %, {self.num_tasks} tasks"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def as_distribution(prediction: Any, noise: float | None) -> Any:
+    """The prediction in float64; values alone get a normal distribution of the given standard deviation.
+
+    Raises:
+        ValueError: values alone, and no `noise`.
+    """
+    if not isinstance(prediction, Tensor):
+        return type(prediction)(*(leaf.double() for leaf in prediction))
+    if noise is None:
+        raise ValueError("this learner predicts values and no distribution: pass noise, for instance noise_of(...)")
+    return Gaussian(prediction.double(), torch.full_like(prediction, noise, dtype=torch.float64))
+
+
+@torch.no_grad()
+def noise_of(learner: Learner, tasks: TaskDistribution, num_tasks: int = 200, seed: int = 2) -> float:
+    """Root of the mean squared error of a learner that predicts values, on tasks that are no test's."""
+    with knn.evaluating(learner):
+        task = to(tasks.sample(seeding.generator(seed, "noise"), num_tasks), *knn.place(learner))
+        answers = _answers(learner, task)
+        error = answers - task.query.y
+    return float(error[~error.isnan()].square().mean().sqrt())
+
+
+def _answers(learner: Learner, tasks: Task) -> Any:
+    """Predictions for the queries of T tasks, with a leading T."""
+
+    def one(task: Task) -> Any:
+        with torch.enable_grad():  # for those that take gradient steps
+            state = learner.adapt(learner.init(), task.support)
+        return tree.detach(learner.predict(tree.detach(state), task.query.x))
+
+    if getattr(learner, "maps", True):
+        return torch.vmap(one)(tasks)
+    return tree.stack([one(tree.index(tasks, t)) for t in range(len(tasks.query.x))])
+
+
+@torch.no_grad()
+def evaluate(
+    learner: Learner,
+    tasks: Any,
+    num_tasks: int = 1000,
+    seed: int = 1,
+    *,
+    batch: int = 16,
+    noise: float | None = None,
+    autoregressive: bool = False,
+    name: str | None = None,
+    told: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Likelihood:
+    """Test a learner of functions in `eval()` mode; it is left as it was.
+
+    Args:
+        learner: its predictions are distributions, or values with `noise`.
+        tasks: a distribution of functions; its `sample_with` and `oracle`, where it has them, give the gap.
+        num_tasks: at least 2; a multiple of `batch` is drawn.
+        seed: of the tasks.
+        batch: tasks of one draw (which may be of one size, as the published protocols have it).
+        noise: standard deviation of the values of a learner that predicts no distribution.
+        autoregressive: take the joint density one value after another, in a random order (`kshot.joint`).
+        name, told: of learner and tasks, for tables.
+        progress: called as `progress(tasks done, num_tasks)`.
+
+    Raises:
+        ValueError: fewer than two tasks, or a learner of values without `noise`.
+    """
+    if num_tasks < 2 or batch < 1:
+        raise ValueError(f"num_tasks={num_tasks}, batch={batch}: at least 2 tasks and 1 in a batch are needed")
+    columns: dict[str, list[Tensor]] = {}
+    below, inside, values, seconds = torch.zeros(len(_SHARES), dtype=torch.float64), torch.zeros(len(LEVELS)), 0, 0.0
+    rounds = math.ceil(num_tasks / batch)
+    where, dtype = knn.place(learner)
+
+    def keep(what: str, column: Tensor) -> None:
+        columns.setdefault(what, []).append(column.double().cpu())
+
+    with knn.evaluating(learner):
+        for k in range(rounds):
+            generator = seeding.generator(seed, "functions", k)
+            known = tasks.sample_with(generator, batch) if hasattr(tasks, "sample_with") else None
+            task = known[0] if known is not None else tasks.sample(generator, batch)
+            own = to(task, where, dtype)
+            began = time.perf_counter()
+            raw = _answers(learner, own)
+            seconds += time.perf_counter() - began
+            answer, y = as_distribution(raw, noise), own.query.y.double()
+            there = ~y.isnan()
+            count = there.sum((1, 2)).clamp_min(1)
+            keep("log_likelihood", torch.vmap(lambda a, z: a.log_prob(z).sum())(answer, y) / count)
+            keep("mse", torch.where(there, answer.mean - y, 0.0).square().sum((1, 2)) / count)
+            keep("context", (~own.support.y.isnan().any(-1)).sum(1))
+            if autoregressive:
+                orders = torch.rand(y.shape[:2], generator=seeding.generator(seed, "order", k)).argsort(1).to(where)
+
+                def one(t: Task, order: Tensor) -> Tensor:
+                    state = learner.adapt(learner.init(), t.support)
+                    return joint.joint_log_prob(learner, state, t.query.x, t.query.y, order)
+
+                keep("joint", torch.vmap(one)(own, orders) / count)
+            elif not isinstance(answer, Gaussian):
+                keep("joint", torch.vmap(lambda a, z: a.joint_log_prob(z))(answer, y) / count)
+            if known is not None and hasattr(tasks, "oracle"):
+                best = tasks.oracle(*known)
+                keep("oracle", best.diagonal)
+                keep("joint_oracle", best.full)
+            chance = torch.vmap(lambda a, z: a.cdf(z))(answer, y)[there]
+            below += (chance[:, None] < _SHARES.to(where)).double().sum(0).cpu()
+            levels = torch.tensor(LEVELS, dtype=torch.float64, device=where)
+            inside += ((chance - 0.5).abs()[:, None] <= levels / 2).sum(0).cpu()
+            values += len(chance)
+            wide = torch.vmap(lambda a: a.quantile(0.975) - a.quantile(0.025))(answer)
+            keep("width", torch.where(there, wide, 0.0).sum((1, 2)) / count)
+            if progress is not None:
+                progress(min((k + 1) * batch, num_tasks), num_tasks)
+    found = {what: torch.cat(parts) for what, parts in columns.items()}
+
+    def mean(what: str) -> float | None:
+        return float(found[what].mean()) if what in found else None
+
+    def half(what: str) -> float | None:
+        return interval95(found[what]) if what in found else None
+
+    for what in ("", "joint_"):
+        ours = found.get("joint" if what else "log_likelihood")
+        if f"{what}oracle" in found and ours is not None:
+            found[f"{what}gap"] = found[f"{what}oracle"] - ours
+    return Likelihood(
+        name=name or type(learner).__name__.lower(),
+        tasks=told or repr(tasks),
+        log_likelihood=mean("log_likelihood") or 0.0,
+        interval95=half("log_likelihood") or 0.0,
+        joint=mean("joint"),
+        joint_interval95=half("joint"),
+        mse=mean("mse") or 0.0,
+        mse_interval95=half("mse") or 0.0,
+        oracle=mean("oracle"),
+        gap=mean("gap"),
+        gap_interval95=half("gap"),
+        joint_oracle=mean("joint_oracle"),
+        joint_gap=mean("joint_gap"),
+        joint_gap_interval95=half("joint_gap"),
+        coverage={f"{100 * level:g}": float(hit) / max(values, 1) for level, hit in zip(LEVELS, inside, strict=True)},
+        calibration=float((below / max(values, 1) - _SHARES).abs().mean()),
+        sharpness=mean("width") or 0.0,
+        by_context=_by_context(found),
+        num_tasks=rounds * batch,
+        seed=seed,
+        seconds_per_task=seconds / (rounds * batch),
+        per_task=found["log_likelihood"].tolist(),
+        versions=checkpoint.versions(),
+    )
+
+
+def _by_context(found: dict[str, Tensor]) -> list[tuple[int, int, int, float, float, float | None]]:
+    sizes = found["context"]
+    edges = torch.linspace(float(sizes.min()), float(sizes.max()) + 1, _BINS + 1, dtype=torch.float64)
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        own = (sizes >= low) & (sizes < high)
+        if int(own.sum()) > 1:
+            values = found["log_likelihood"][own]
+            oracle = float(found["oracle"][own].mean()) if "oracle" in found else None
+            least, most = int(sizes[own].min()), int(sizes[own].max())
+            rows.append((least, most, int(own.sum()), float(values.mean()), interval95(values), oracle))
+    return rows
+
+
+def table(results: Sequence[Likelihood], title: str | None = None) -> Table:
+    """A rich table, a row per result: nats a value, the gap to the oracle, the share in % of values in intervals."""
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("name", no_wrap=True)
+    joint = any(r.joint is not None for r in results)
+    both = ["together", "gap"] if joint else []
+    heads = ["nats", "gap", *both, "mse", "50/90/95", "tasks"]
+    for head in heads:
+        shown.add_column(head, justify="right", no_wrap=True)
+
+    def number(value: float | None, half: float | None) -> str:
+        return "–" if value is None else f"{value:.2f} ± {half:.2f}"
+
+    for r in results:
+        together = [number(r.joint, r.joint_interval95), number(r.joint_gap, r.joint_gap_interval95)] if joint else []
+        shown.add_row(
+            r.name, number(r.log_likelihood, r.interval95), number(r.gap, r.gap_interval95), *together,
+            f"{r.mse:.3g}", "/".join(f"{100 * v:.0f}" for v in r.coverage.values()), str(r.num_tasks),
+            style="dim" if r.name.startswith("floor") else None,
+        )  # fmt: skip
+    return shown

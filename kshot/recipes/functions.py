@@ -1,0 +1,63 @@
+"""Functions: neural processes on Gaussian processes, on the tasks of Bruinsma et al., on predators and prey, on pixels.
+
+gp-*: the protocol of Nguyen and Grover 2022 (arXiv:2207.04179): 3 to 46 support points, 50 in all, 100,000 updates of
+16 tasks, Adam of 5e-4 that falls along a cosine. np-*: Bruinsma et al. 2023 (arXiv:2303.14468).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from kshot.config import Recipe
+from kshot.functions import NAMES
+from kshot.learners import PROCESSES as _ALL
+from kshot.train import Outer
+
+# Updates of 16 tasks in about 20 minutes on one thread of two cores (GPs; pixels: a fifth of them).
+_QUICK = {"cnp": 80_000, "np": 45_000, "acnp": 60_000, "anp": 35_000, "bnp": 18_000, "convcnp": 18_000, "gnp": 60_000,
+          "convgnp": 16_000, "tnpd": 26_000, "convcnp2d": 20_000, "maml": 20_000}  # fmt: skip
+PROCESSES = {name: entry for name, entry in _ALL.items() if not entry.floor}
+_ONE_DIMENSION = ("convcnp", "convgnp")
+
+
+def names() -> list[str]:
+    """The recipes of this file."""
+    return [
+        f"{data.replace(':', '-')}-{learner}"
+        for data in NAMES
+        for learner in (*PROCESSES, "maml")
+        if not (data.startswith("pixels") and learner in (*_ONE_DIMENSION, "bnp", "maml"))
+        and not (learner == "convcnp2d" and not data.startswith("pixels"))
+    ]
+
+
+def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+    """The learner's own settings and the protocol of the tasks."""
+    learner = next(n for n in sorted((*PROCESSES, "maml"), key=len, reverse=True) if name.endswith(f"-{n}"))
+    data = name.removesuffix(f"-{learner}").replace("pixels-", "pixels:")
+    recipe = Recipe(
+        learner=learner,
+        data=data,
+        network="mlp" if learner == "maml" else "none",
+        width=128,
+        inner_lr=0.01 if learner == "maml" else None,
+        inner_steps=5 if learner == "maml" else None,
+        strategy="vmap",
+        source=f"{_source(data)}; {PROCESSES[learner].paper}" if learner in PROCESSES else _source(data),
+        differs="sizes of the networks",
+        outer=Outer(steps=100_000, batch=16, meta_lr=5e-4, schedule="cosine", clip=1.0, val_every=0, save_every=2000),
+    )
+    if budget == "quick":
+        steps = _QUICK[learner] // (5 if data.startswith("pixels") else 1)
+        outer = replace(recipe.outer, steps=steps, meta_lr=1e-3, save_every=1000)
+        recipe = replace(recipe, outer=outer, differs=f"{steps:,} updates of 1e-3; {recipe.differs}")
+    return recipe
+
+
+def _source(data: str) -> str:
+    if data.startswith("gp-"):
+        return "tasks of Nguyen and Grover 2022, arXiv:2207.04179"
+    if data.startswith("pixels"):
+        return "tasks of Garnelo et al. 2018, arXiv:1807.01613, section 4.2"
+    return "tasks of Bruinsma et al. 2023, arXiv:2303.14468"
