@@ -13,7 +13,7 @@ _PAPER = {"point": 100, "cheetah-direction": 100, "cheetah-velocity": 238, "ant-
 _V5 = dict.fromkeys(
     ["v5-cheetah-direction", "v5-cheetah-velocity", "v5-ant-direction", "v5-ant-velocity", "v5-ant-goal"], 300
 )
-_BODIES = {"ant-body": 200, "walker-body": 200}
+_BODIES = {"ant-body": 200, "cheetah-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
 _LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2")
 

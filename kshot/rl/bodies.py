@@ -6,7 +6,8 @@ not there at all (no joints, no mass), and observations and actions are those of
 reads 0, what is sent to it is ignored. Policies are not told the body; an oracle is (`kshot.rl.control.Seen`).
 
 Trained on some bodies, tested on others: "ant-body" loses any of its first three legs or none, "ant-body-lost" the
-fourth, "ant-body-gained" has a fifth; "walker-body" has legs of 0.8 to 1.2 of gymnasium's length, "walker-body-far"
+fourth, "ant-body-gained" has a fifth; "cheetah-body" loses any of five motors or none, "cheetah-body-lost" the sixth;
+"walker-body" has legs of 0.8 to 1.2 of gymnasium's length, "walker-body-far"
 legs of 0.7 to 0.8 and 1.2 to 1.3.
 """
 
@@ -26,7 +27,7 @@ from kshot.rl.control import Array, Control, Mujoco, needs_mujoco
 if TYPE_CHECKING:
     from kshot.rl.sim import Physics, Simulator
 
-__all__ = ["FAMILIES", "Ant", "Bodies", "Walker"]
+__all__ = ["FAMILIES", "Ant", "Bodies", "Cheetah", "Walker"]
 
 
 class Bodies(Mujoco):
@@ -367,10 +368,86 @@ class Walker(Bodies):
         return ~(np.isfinite(physics.qpos).all(1) & (height > 0.8) & (height < 2.0) & (np.abs(angle) < 1.0))
 
 
+class Cheetah(Bodies):
+    """The half-cheetah with motors of other strengths (0.5..1.5) of which one may be lost (0), mass 0.8..1.25 and
+    friction 0.7..1.5. Observes positions without x and velocities: D = 17; 6 actions. Paid v - 0.05 |a|^2; never ends.
+
+    A lost motor as in Anusha Nagabandi et al.: Learning to adapt in dynamic, real-world environments through
+    meta-reinforcement learning. ICLR 2019, arXiv:1803.11347.
+
+    Args:
+        always: the motor that is always lost (0..5); None: one of `motors` but the last, or none, with equal chances.
+        name: of the family.
+    """
+
+    file = "half_cheetah.xml"
+    timestep, alive, cost = 0.01, 0.0, 0.05
+    stage = "vel"
+    joints = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
+    motors = ("bthigh", "bshin", "bfoot", "fshin", "ffoot", "fthigh")  # the front thigh is the one held out
+    observation = 17
+    action = 6
+    goal = 8
+
+    def __init__(self, always: int | None = None, name: str = "cheetah-body"):
+        self.always, self.name = always, name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `Bodies.parts`."""
+        return (*self.motors, "mass", "friction")
+
+    @property
+    def usual(self) -> Array:
+        """See `Bodies.usual`."""
+        return np.ones(8)
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Array:
+        """Goals `[T, 8]`."""
+        uniform = torch.rand(num_tasks, 9, generator=generator, dtype=torch.float64).numpy()
+        low, high = np.array([[0.5, 1.5]] * 6 + [[0.8, 1.25], [0.7, 1.5]]).T
+        goals = low + (high - low) * uniform[:, :8]
+        lost = np.floor(6 * uniform[:, 8]).astype(int)  # 5: none
+        rows = np.flatnonzero(lost < 5)
+        if self.always is None:
+            goals[rows, lost[rows]] = 0.0
+        else:
+            goals[:, self.always] = 0.0
+        return goals
+
+    def body(self, goal: Array) -> Any:
+        """See `Bodies.body`."""
+        spec = self.spec()
+        for motor in spec.actuators:
+            motor.gear[0] *= goal[self.motors.index(motor.target)]
+        for geom in spec.geoms:
+            geom.friction[0] *= goal[7]
+        model = self.compiled(spec)
+        model.body_mass[:] *= goal[6]  # the file gives the whole robot's mass, whatever its parts' densities
+        model.body_inertia[:] *= goal[6]
+        mujoco, _ = needs_mujoco()
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        return model
+
+    def begin(self, rng: np.random.Generator, count: int, model: Any) -> tuple[Array, Array]:
+        """Gymnasium's noise."""
+        return model.qpos0 + rng.uniform(-0.1, 0.1, (count, model.nq)), 0.1 * rng.standard_normal((count, model.nv))
+
+    def root(self, physics: Physics) -> tuple[Array, Array]:
+        """Height and angle `[n, 2]`, velocities `[n, 3]`."""
+        return physics.qpos[:, 1:3], physics.qvel[:, :3]
+
+    def fallen(self, physics: Physics) -> NDArray[np.bool_]:
+        """`[n]`: never."""
+        return np.zeros(len(physics.qpos), dtype=bool)
+
+
 FAMILIES: dict[str, Callable[[], Control]] = {
     "ant-body": Ant,
     "ant-body-lost": lambda: Ant(always=3, name="ant-body-lost"),
     "ant-body-gained": lambda: Ant(gained=True, name="ant-body-gained"),
+    "cheetah-body": Cheetah,
+    "cheetah-body-lost": lambda: Cheetah(5, "cheetah-body-lost"),
     "walker-body": Walker,
     "walker-body-far": lambda: Walker(((0.7, 0.8), (1.2, 1.3)), name="walker-body-far"),
 }

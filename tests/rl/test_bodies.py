@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kshot import seeding
-from kshot.rl.bodies import Ant, Walker
+from kshot.rl.bodies import Ant, Cheetah, Walker
 from kshot.rl.control import family, needs_mujoco
 from kshot.rl.sim import Mixed
 
@@ -26,7 +26,10 @@ def same(a: Any, b: Any) -> None:
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize(("tasks", "file"), [(Ant(), "ant.xml"), (Walker(), "walker2d_v5.xml")])
+BODIES = [(Ant(), "ant.xml"), (Walker(), "walker2d_v5.xml"), (Cheetah(), "half_cheetah.xml")]
+
+
+@pytest.mark.parametrize(("tasks", "file"), BODIES)
 def test_the_usual_body_is_gymnasiums(tasks: Any, file: str) -> None:
     _, assets = needs_mujoco()
     same(tasks.model, mujoco.MjModel.from_xml_path(str(assets / file)))
@@ -187,3 +190,40 @@ def test_a_walker_stands() -> None:
     assert sim.alive.all()
     assert np.abs(observed[:, 8:]).max() < 15
     assert down.nsim == 8
+
+
+def test_a_cheetah_that_loses_a_motor() -> None:
+    """It moves as gymnasium's model with that motor sent nothing, and its mass and friction are scaled exactly."""
+    tasks = Cheetah()
+    goal = tasks.usual
+    goal[tasks.motors.index("fthigh")], goal[6:] = 0.0, 1.2
+    base, model = tasks.body(tasks.usual), tasks.body(goal)
+    np.testing.assert_allclose(model.body_mass, 1.2 * base.body_mass)
+    np.testing.assert_allclose(model.body_inertia, 1.2 * base.body_inertia)
+    np.testing.assert_allclose(model.body_subtreemass, 1.2 * base.body_subtreemass)
+    np.testing.assert_allclose(model.geom_friction[:, 0], 1.2 * base.geom_friction[:, 0])
+    goal[6:] = 1.0
+    sim = tasks.simulator(goal[None], 1)
+    sim.reset(np.random.default_rng(0))
+    assert isinstance(sim, Mixed)
+    data = mujoco.MjData(base)
+    data.qpos[:], data.qvel[:] = sim.physics.qpos[0], sim.physics.qvel[0]
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        actions = rng.uniform(-1, 1, (1, 6))
+        sent = {joint: actions[0, k] for k, joint in enumerate(tasks.motors)}
+        before = float(data.qpos[0])
+        for j in range(base.nu):
+            name = base.joint(int(base.actuator_trnid[j, 0])).name
+            data.ctrl[j] = 0.0 if name == "fthigh" else sent[name]
+        mujoco.mj_step(base, data, 5)
+        observed, rewards = sim.step(actions)
+        np.testing.assert_allclose(observed[0], [*data.qpos[1:], *data.qvel], atol=1e-9)
+        assert rewards[0] == pytest.approx((data.qpos[0] - before) / 0.05 - 0.05 * np.square(actions).sum(), abs=1e-9)
+    drawn = tasks.sample(seeding.generator(0), 300)
+    assert (drawn[:, 5] > 0).all()
+    assert ((drawn[:, :5] == 0).sum(1) <= 1).all()
+    assert ((drawn[:, :5] == 0).any(0)).all()
+    lost = family("cheetah-body-lost").sample(seeding.generator(0), 50)
+    assert (lost[:, 5] == 0).all()
+    assert (lost[:, :5] > 0).all()
