@@ -1,4 +1,4 @@
-"""The command line: `kshot demo | train | evaluate | compare | video | fit | predict | report | serve | list | data`.
+"""Commands: `kshot demo | train | evaluate | compare | video | fit | predict | report | serve | curve | list | data`.
 
 Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
 code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
@@ -20,6 +20,7 @@ from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
 from kshot.cli.classify import Fit, Predict, Report
 from kshot.cli.control import EvaluateControl, TrainControl, Video
+from kshot.cli.curve import Curve
 from kshot.cli.demo import Demo
 from kshot.cli.functions import EvaluateFunctions, is_of_functions
 from kshot.cli.listing import Data, List
@@ -37,7 +38,7 @@ __all__ = ["Figures", "Test", "main"]
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data,
-    "video": Video, "fit": Fit, "predict": Predict, "report": Report, "serve": Serve,
+    "video": Video, "fit": Fit, "predict": Predict, "report": Report, "serve": Serve, "curve": Curve,
 }  # fmt: skip
 
 

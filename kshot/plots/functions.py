@@ -3,11 +3,12 @@
 plot_function(learner, task, "curve.png")             # one task
 plot_completion(learner, tasks, "images.png", 28, 28)
 plot_context([("convcnp", rows)], "context.png")      # likelihood against the size of the support set
+plot_series(panels, "series.png")                     # series with their bands, a panel each
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kshot.core import Batch, Learner, Task
 from kshot.distributions import Gaussian
 from kshot.plots._base import COLOURS, GREY, INK, band, name_lines, new_axes, save
 
-__all__ = ["plot_completion", "plot_context", "plot_function"]
+__all__ = ["plot_completion", "plot_context", "plot_function", "plot_series"]
 
 
 def plot_function(
@@ -166,4 +167,61 @@ def plot_context(
         band(axes, x, means, halves, colour, "-")
         ends.append((means[-1], name, colour))
     name_lines(axes, ends)
+    save(figure, path)
+
+
+def plot_series(
+    panels: Sequence[tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor], Any]],
+    path: Path | str,
+    *,
+    across: str = "x",
+    title: str | None = None,
+    word: Callable[[float], str] | None = None,
+) -> None:
+    """Series with their bands, a panel each.
+
+    Args:
+        panels: (name; places and values that were seen `[n]`; places `[G]` with mean, low and high; None, or places
+            `[S]` with whole functions `[K, S]`).
+        path: of the picture.
+        across: what the places are.
+        title: above it.
+        word: how a place is written, for instance a date.
+
+    Raises:
+        ValueError: no panel.
+        CheckpointError: the disk is full or not writable.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if not panels:
+        raise ValueError("no series: there is nothing to draw")
+    wide = 1 if len(panels) == 1 else 2
+    high = -(-len(panels) // wide)
+    figure = Figure((7.2 if wide == 1 else 11.0, 3.4 * high + 0.4), dpi=160, facecolor="white", layout="constrained")
+    every = list(figure.subplots(high, wide, squeeze=False).flat)
+    for axes in every[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (name, seen, (grid, mean, low, top), drawn) in zip(every, panels, strict=False):
+        x = grid.tolist()
+        axes.fill_between(x, low.tolist(), top.tolist(), color=COLOURS[0], alpha=0.2, linewidth=0, label="interval")
+        axes.plot(x, mean.tolist(), color=COLOURS[0], linewidth=1.6, label="mean")
+        places, functions = (grid, ()) if drawn is None else drawn
+        for k, function in enumerate(functions):
+            axes.plot(places.tolist(), function.tolist(), color=COLOURS[0], linewidth=0.6, alpha=0.6,
+                      label="samples" if k == 0 else None)  # fmt: skip
+        axes.plot(seen[0].tolist(), seen[1].tolist(), "o", color=INK, markersize=4 if len(seen[0]) < 60 else 2,
+                  label="seen")  # fmt: skip
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        if word is not None:
+            say = word
+            axes.xaxis.set_major_formatter(lambda place, _, say=say: say(float(place)))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.set_xlabel(across)
+    every[0].legend(fontsize=8, frameon=False, ncols=4)
+    if title:
+        figure.suptitle(title, fontsize=10)
     save(figure, path)

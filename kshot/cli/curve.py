@@ -1,0 +1,280 @@
+"""`kshot curve`: the gaps of series filled, with intervals, from a CSV file to a CSV file and a picture."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from kshot import seeding
+from kshot.checkpoint import write_beside
+from kshot.cli._shared import InputError, console
+
+if TYPE_CHECKING:
+    from kshot.estimators.fitting import Fitted
+    from kshot.tasks.curves import CurveTable
+
+__all__ = ["Curve"]
+
+GRID = 400  # places of a picture's lines
+DRAWN = 100  # places of a picture's samples, which are drawn one value after another
+PANELS = 6
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
+
+    support: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
+    """The CSV file, with a header; missing cells are empty. Places are numbers, dates (1900-12-31) or days (jan01)."""
+    x: str | None = None
+    """The column of the places; None: the first."""
+    y: tuple[str, ...] = ()
+    """The columns of the series; none: all others."""
+    id: str | None = None
+    """Of a file with a row for each value: the column of the series' names."""
+    value: str | None = None
+    """With --id: the column of the values."""
+    delimiter: str = ","
+    """What separates the cells."""
+    model: str = "curves"
+    """"curves", "gp", "neighbours", a folder of 'kshot train', or a file of FewShotRegressor.save."""
+    at: Path | None = None
+    """A CSV file whose column of places (of the same name, else the first) says where to answer: not at the gaps."""
+    points: int = 0
+    """Answer at this many places, evenly over the range of the file, in place of the gaps."""
+    level: float = 0.95
+    """The chance that a value lies between low and high."""
+    samples: int = 0
+    """Whole functions that are drawn as well, at most 100: columns of the CSV, thin lines of the plot."""
+    out: Path | None = None
+    """Write a CSV file: series, place, what was seen, mean, low, high."""
+    plot: Path | None = None
+    """Write a picture of the first 6 series."""
+    seed: int = 0
+    """Of the samples and of the points that are left out to choose a scale."""
+
+    def run(self) -> int:
+        from kshot.estimators.fitting import trained
+        from kshot.tasks.curves import read_csv
+
+        if not self.support.is_file():
+            raise InputError(f"{self.support}: no such file")
+        if not 0 < self.level < 1:
+            raise InputError(f"--level {self.level:g}: give a chance between 0 and 1, for instance 0.95")
+        if self.points < 0 or not 0 <= self.samples <= 100 or (self.points and self.at is not None):
+            raise InputError(
+                f"--points {self.points}, --samples {self.samples}: give 1 point or more or --at FILE, not both, and 0 "
+                "to 100 samples"
+            )
+        table = read_csv(self.support, self.x, self.y or None, self.id, self.value, self.delimiter)
+        asked = self._asked(table)
+        model, found, say = trained(self.model), list[_Answered](), console()
+        for name, y in zip(table.names, table.y, strict=True):
+            if y.isnan().all():
+                say.print(f"{name}: left out, no value of it is there")
+                continue
+            found.append(_answered(model, name, table.x, y, asked, self.level, self.samples, self.seed))
+        if not found:
+            raise InputError(f"{self.support}: no series has a value")
+        _tell(say, found, asked is not None)
+        if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
+            say.print("no cell is empty: say where to answer with --points or --at")
+        if self.out is not None:
+            rows = _rows(found, table, self.samples)
+            write_beside(self.out, lambda path: _write(path, rows))
+            say.print(f"{len(rows) - 1} rows, {100 * self.level:g} % intervals: {self.out}")
+        if self.plot is not None:
+            _draw(found, table, self.plot, self.level, self.samples, self.seed)
+            say.print(f"plot: {self.plot}")
+        return 0
+
+    def _asked(self, table: CurveTable) -> Tensor | None:
+        """Places `[M]` of --points or --at; None: those of the file."""
+        if self.points:
+            low, high = float(table.x[0]), float(table.x[-1])
+            return torch.linspace(low, high, self.points, dtype=torch.float64)
+        return None if self.at is None else _places(self.at, table, self.delimiter)
+
+
+class _Answered(NamedTuple):
+    """A series and what is said of it: rows are places `[M]`.
+
+    Attributes:
+        x, seen: places, and the value that is there or NaN.
+        new: `[M]` bool, where it was asked: at the gaps, or everywhere.
+        mean, low, high: `[M]`; samples `[S, M]`, NaN where it was not asked.
+        fitted: the model adapted to it.
+        points: of the file, places and values `[n]`.
+        unlike: None, or why not to trust it.
+    """
+
+    name: str
+    x: Tensor
+    seen: Tensor
+    new: Tensor
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    samples: Tensor
+    fitted: Fitted
+    points: tuple[Tensor, Tensor]
+    unlike: str | None
+
+
+def _answered(
+    model: Any, name: str, x: Tensor, y: Tensor, asked: Tensor | None, level: float, samples: int, seed: int
+) -> _Answered:
+    from kshot.estimators.familiar import unlike
+    from kshot.estimators.fitting import fit
+
+    here = ~y.isnan()
+    fitted = fit(model, x[here][:, None], y[here][:, None], "auto", seed)
+    places = x if asked is None else asked
+    seen = y if asked is None else _looked_up(places, x, y)
+    mean, low, high = _band(fitted, places, level)
+    drawn = torch.full((samples, len(places)), torch.nan, dtype=torch.float64)
+    new = seen.isnan() if asked is None else torch.ones(len(places), dtype=torch.bool)
+    if samples and bool(new.any()):
+        generator = seeding.generator(seed, "samples", name)
+        drawn[:, new] = fitted.sample(places[new][:, None], samples, generator)[..., 0]
+    warning = unlike(model.familiar, fitted.count, fitted.density)
+    return _Answered(name, places, seen, new, mean, low, high, drawn, fitted, (x[here], y[here]), warning)
+
+
+def _band(fitted: Fitted, places: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, low and high `[M]` at places `[M]`."""
+    mean, low, high = (part[:, 0] for part in fitted.band(places[:, None], level))
+    return mean, low, high
+
+
+def _looked_up(places: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The values y at those of the places that are in x, else NaN."""
+    at = torch.searchsorted(x, places).clamp_max(len(x) - 1)
+    return torch.where(x[at] == places, y[at], torch.nan)
+
+
+def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
+    """A row for each series."""
+    heads = ["series", "points", "asked" if asked else "filled", "interval", ""]
+    rows = [heads]
+    for s in found:
+        half = f"± {float((s.high - s.low)[s.new].mean() / 2):.3g}" if bool(s.new.any()) else "–"
+        rows.append([s.name, str(s.fitted.count), str(int(s.new.sum())), half, "unfamiliar" if s.unlike else ""])
+    wide = [max(len(row[k]) for row in rows) for k in range(len(heads))]
+    for row in rows:
+        say.print(
+            "  ".join([row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:], strict=True))]).rstrip()
+        )
+    for s in found:
+        if s.unlike:
+            say.print(f"{s.name}: {s.unlike}")
+
+
+# Files.
+
+
+def _rows(found: list[_Answered], table: CurveTable, samples: int) -> list[list[str]]:
+    """The CSV: a row for each series and place."""
+    own = [f"sample{k + 1}" for k in range(samples)]
+    names = ["series", "seen", "mean", "low", "high", *own]
+    rows = [["series", _safe(table.x_name) if table.x_name not in names else "x", "seen", "mean", "low", "high", *own]]
+    word = _word(table)
+    for s in found:
+        columns = [part.tolist() for part in (s.seen, s.mean, s.low, s.high, *s.samples)]
+        for place, *values in zip(s.x.tolist(), *columns, strict=True):
+            rows.append([_safe(s.name), word(place), *("" if v != v else f"{v:.8g}" for v in values)])
+    return rows
+
+
+def _write(path: Path, rows: list[list[str]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _safe(name: str) -> str:
+    """A cell in which no spreadsheet finds a formula."""
+    return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name
+
+
+def _start(table: CurveTable) -> datetime.datetime | None:
+    """The date that the places count from; None where they are no dates."""
+    match = re.fullmatch(r"days since (\S+)", table.x_means)
+    return datetime.datetime.fromisoformat(match[1]) if match else None
+
+
+def _word(table: CurveTable) -> Callable[[float], str]:
+    """A place as the file writes it: a number, a date, or a month and a day."""
+    start, leap = _start(table), "feb29" in table.x_means
+
+    def date(place: float) -> str:
+        assert start is not None
+        when = start + datetime.timedelta(seconds=round(place * 86400))
+        midnight = when.time() == start.time() == datetime.time()
+        return when.date().isoformat() if midnight else when.isoformat()
+
+    def day(place: float) -> str:
+        if place != int(place):
+            return f"{place:.10g}"
+        when = datetime.date(2000 if leap else 2001, 1, 1) + datetime.timedelta(days=int(place) - 1)
+        return f"{when:%b%d}".lower()
+
+    if start is not None:
+        return date
+    return day if table.x_means.startswith("day of the year") else lambda place: f"{place:.10g}"
+
+
+def _places(path: Path, table: CurveTable, delimiter: str) -> Tensor:
+    """The places `[M]` of a file, ascending, each once, counted as the table counts."""
+    from kshot.tasks import curves
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(row) and row[0][:1] != "#"]
+    if len(rows) < 2:
+        raise InputError(f"{path}: write a header and a place in each row")
+    header = rows[0][1]
+    at = header.index(table.x_name) if table.x_name in header else 0
+    cells = [(line, row[at] if at < len(row) else "") for line, row in rows[1:]]
+    days, means = curves._places(path, header[at], cells)
+    other = table._replace(x=torch.tensor(days, dtype=torch.float64), x_means=means)
+    here, there, year = _start(table), _start(other), "day of the year"
+    if here is not None and there is not None and (here.tzinfo is None) == (there.tzinfo is None):
+        found = other.x + (there - here) / datetime.timedelta(days=1)
+    elif table.x_means.startswith(year) and means == f"{year}, jan01 = 1":  # of a year without feb29
+        found = other.x + (other.x > 59) * float("feb29" in table.x_means)
+    elif table.x_means == means:
+        found = other.x
+    else:
+        raise InputError(f"{path} has {means} and the data has {table.x_means}: write places as the data has them")
+    return found.unique()
+
+
+# Picture.
+
+
+def _draw(found: list[_Answered], table: CurveTable, path: Path, level: float, samples: int, seed: int) -> None:
+    from kshot.plots.functions import plot_series
+
+    panels = []
+    for s in found[:PANELS]:
+        low, high = (float(edge(torch.cat([table.x, s.x]))) for edge in (torch.amin, torch.amax))
+        grid = torch.linspace(low, high, GRID, dtype=torch.float64)
+        lines = None
+        if samples:
+            few = torch.linspace(low, high, DRAWN, dtype=torch.float64)
+            lines = few, s.fitted.sample(few[:, None], samples, seeding.generator(seed, "picture", s.name))[..., 0]
+        panels.append((s.name, s.points, (grid, *_band(s.fitted, grid, level)), lines))
+    left = f" (the first {PANELS} of {len(found)} series)" if len(found) > PANELS else ""
+    title = f"mean and {100 * level:g} % intervals{left}"
+    plot_series(panels, path, across=table.x_name, title=title, word=_word(table))

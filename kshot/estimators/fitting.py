@@ -1,0 +1,478 @@
+"""What `FewShotRegressor` and `kshot curve` share: models of functions by name, their fit to some points in the points'
+own units, and answers in these units. Without scikit-learn, whose import takes longer than a fit.
+
+    model = trained("curves")                            # or "gp", a folder of `kshot train`, a learner
+    fitted = fit(model, x, y, "auto")                    # x [n, I], y [n, D], float64, any units
+    fitted.mean_std(places), fitted.quantile(places, 0.975)
+
+A model sees y by its mean and standard deviation, and x by its range: how wide that range is for the model is set by
+leaving points out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kshot
+from kshot import checkpoint, config, learners, seeding
+from kshot import nn as knn
+from kshot.core import Batch, Learner, Task
+from kshot.distributions import Gaussian, LowRank, Mixture
+from kshot.joint import joint_sample
+from kshot.learners._process import Process
+from kshot.tasks.base import TaskDistribution
+
+__all__ = [
+    "SHIPPED",
+    "UNTRAINED",
+    "Fitted",
+    "Standardised",
+    "Trained",
+    "fit",
+    "left_out",
+    "packed",
+    "parts_of",
+    "trained",
+    "unpacked",
+]
+
+SHIPPED = ("curves",)
+"""Models in the package, files of the folder of `kshot.models`."""
+UNTRAINED = ("gp", "neighbours")
+"""Learners that need no training and take any number of features."""
+WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most models are trained on
+WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
+AHEAD = 0.75  # a grid reaches so many widths of the seen range to either side of its middle
+FEWEST = 5  # points, for "auto"
+FOLDS = 5
+MOST_LEFT_OUT = 1000  # points that are left out in turn; of more, as many at even ranks
+MOST_GRID = 16_384  # points of a grid
+MOST_TOGETHER = 200  # places of a function that is drawn one value after another
+AT_ONCE = 4096  # places of one prediction
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trained:
+    """A learner of functions with what is needed to build and to judge it.
+
+    Attributes:
+        learner: a `Process`; None for a name of `UNTRAINED`, which is built for the numbers of x and y at the fit.
+        name: of `kshot list learners`; "" where it is not known, and such a model cannot be saved.
+        settings: of `kshot.learners.build`.
+        familiar: what `kshot.estimators.familiar.familiar` gave, or None.
+    """
+
+    learner: Process | None
+    name: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    familiar: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Trained({self.name or type(self.learner).__name__})"
+
+    def of(self, inputs: int, outputs: int) -> Process:
+        """The learner for x of `inputs` and y of `outputs` numbers.
+
+        Raises:
+            ValueError: it was trained for others.
+        """
+        if self.learner is None:
+            return learners.build(self.name, None, 1, **{**self.settings, "inputs": inputs, "outputs": outputs})  # type: ignore[return-value]
+        own = self.learner
+        if own.inputs != inputs or own.outputs not in (1, outputs):
+            raise ValueError(
+                f"{self} takes {own.inputs} feature(s) and answers with {own.outputs} number(s), got {inputs} and "
+                f"{outputs}: pass model='gp' or 'neighbours', which take any number, or meta-train one for them"
+            )
+        return own
+
+
+def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
+    """The model of that name: of `SHIPPED` or `UNTRAINED`, a folder or a file of `kshot train`, a file that
+    `FewShotRegressor.save` wrote, or a learner.
+
+    Raises:
+        ValueError: an unknown name, or a model whose answers are no distributions of functions.
+        CheckpointError: a damaged file, or one of another program.
+    """
+    if isinstance(model, Trained):
+        return model
+    if isinstance(model, Learner):
+        if not isinstance(model, Process):
+            raise ValueError(
+                f"{type(model).__name__} is no learner of functions with densities: pass one of "
+                f"{', '.join(learners.PROCESSES)}"
+            )
+        return Trained(model)
+    name = os.fspath(model)
+    if name in UNTRAINED:
+        return Trained(None, name)
+    path = Path(kshot.__file__).parent / "models" / f"{name}.safetensors" if name in SHIPPED else Path(name)
+    path = checkpoint.best(path) if path.is_dir() else path
+    if not path.is_file():
+        if name in SHIPPED:
+            raise ValueError(f"the model {name!r} is not in this installation: pass 'gp', or the folder of a training")
+        known = ", ".join((*SHIPPED, *UNTRAINED))
+        raise ValueError(f"unknown model {name!r}: choose from {known}, or give the folder of a 'kshot train gp-...'")
+    return unpacked(*checkpoint.load(path), path)
+
+
+def packed(model: Trained) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and info of a checkpoint, the inverse of `unpacked`.
+
+    Raises:
+        ValueError: a learner whose settings are not known.
+    """
+    if not model.name:
+        raise ValueError(
+            f"{model}: with which settings it was made is not known, so it cannot be saved; pass "
+            "model=Trained(learner, name, settings), with the name and settings of kshot.learners.build"
+        )
+    weights = {} if model.learner is None else model.learner.state_dict()
+    info = {"model": {"learner": model.name, "settings": model.settings}, "familiar": model.familiar}
+    return {f"learner.{name}": tensor for name, tensor in weights.items()}, {**info, "versions": checkpoint.versions()}
+
+
+def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str) -> Trained:
+    """The model of a checkpoint's tensors and info: of `packed`, or of `kshot train`.
+
+    Raises:
+        CheckpointError: weights of another learner or network than its settings tell.
+        ValueError: a model that does not answer with distributions of functions.
+    """
+    told = info.get("model")
+    familiar = info.get("familiar") or (info.get("about") or {}).get("familiar")
+    if not isinstance(told, dict):
+        learner, recipe, _ = config.rebuild(tensors, info, path)
+        if not isinstance(learner, Process) or recipe.learner == "convcnp2d":
+            raise ValueError(
+                f"{path} was trained with {recipe.learner} on {recipe.data}: a regressor needs a learner of functions "
+                "with densities, for instance 'kshot train gp-matern52-convcnp'"
+            )
+        settings = {"inputs": learner.inputs, "outputs": learner.outputs, **recipe.options}
+        return Trained(learner.eval(), recipe.learner, settings, familiar)
+    name, settings = told["learner"], told["settings"]
+    if name in UNTRAINED:
+        return Trained(None, name, settings)
+    with torch.device("meta"):  # the file may ask for a network of any size
+        empty = learners.build(name, None, 1, **settings)
+    own = {key.removeprefix("learner."): t for key, t in tensors.items() if key.startswith("learner.")}
+    if not isinstance(empty, Process) or {k: t.shape for k, t in empty.state_dict().items()} != {
+        k: t.shape for k, t in own.items()
+    }:
+        raise checkpoint.CheckpointError(
+            f"{path} holds the weights of another learner or network than its settings tell"
+        )
+    learner = learners.build(name, None, 1, **settings)
+    learner.to(next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32))
+    learner.load_state_dict(own)
+    return Trained(learner.eval(), name, settings, familiar)  # type: ignore[arg-type]  a Process
+
+
+# What a model is trained on.
+
+
+class Standardised:
+    """Functions whose y has mean 0 and standard deviation 1 in each support set, as a fit will give them.
+
+    A model that is trained on other units is too sure of itself, since the deviation of a few points is not that of the
+    function they are from. Support sets of one value keep their deviation.
+
+    Args:
+        tasks: of functions.
+
+    >>> from kshot.tasks import GaussianProcess
+    >>> task = Standardised(GaussianProcess()).sample(torch.Generator().manual_seed(0), 2)
+    >>> bool(task.support.y.mean(1).abs().max() < 1e-5)
+    True
+    """
+
+    def __init__(self, tasks: TaskDistribution):
+        self.tasks = tasks
+
+    def __repr__(self) -> str:
+        return f"Standardised({self.tasks!r})"
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+        """`num_tasks` functions: a Task with a leading T."""
+        task = self.tasks.sample(generator, num_tasks)
+        mean, std = moments(task.support.y)
+        return Task(*(batch._replace(y=(batch.y - mean) / std) for batch in task))
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[..., 1, D]` of y `[..., N, D]` without its NaN; a deviation of 0 becomes 1."""
+    count = (~y.isnan()).sum(-2, keepdim=True).clamp_min(1)
+    mean = y.nan_to_num().sum(-2, keepdim=True) / count
+    std = ((y - mean).nan_to_num().square().sum(-2, keepdim=True) / count).sqrt()
+    most = torch.cat([y.nan_to_num().abs(), torch.zeros_like(mean)], -2).amax(-2, keepdim=True)
+    rounding = 4 * torch.finfo(y.dtype).eps
+    return mean, torch.where(std > rounding * most, std, 1.0)
+
+
+# Leaving points out.
+
+
+def parts_of(x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
+    """`[n]` int64: which of five parts each point of x `[n, I]`, y `[n, D]` is left out with (fewer points: each
+    alone); -1 for one that is not left out. At random, and the same whatever the order of the points.
+    """
+    order = torch.arange(len(x))
+    for column in torch.cat([x, y], 1).flip(1).T:
+        order = order[column[order].argsort(stable=True)]
+    some = torch.linspace(0, len(x) - 1, MOST_LEFT_OUT).round().long() if len(x) > MOST_LEFT_OUT else order.new_tensor(
+        range(len(x))
+    )  # fmt: skip
+    mixed = some[torch.randperm(len(some), generator=seeding.generator(seed, "left out"))]
+    parts = torch.full((len(x),), -1)
+    parts[order[mixed]] = torch.arange(len(mixed)) % FOLDS
+    return parts
+
+
+@torch.no_grad()
+def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> Tensor:
+    """`[T]`: the mean log-density of a value given the points of the other parts.
+
+    Args:
+        learner: whose answers are distributions.
+        x, y: `[T, N, I]`, `[T, N, D]`.
+        parts: `[T, N]`, see `parts_of`.
+
+    Points with y = NaN are not there; points of part -1 are always given. NaN where nothing is left out.
+    """
+    folds = torch.arange(FOLDS)
+    held = (parts[:, None] == folds[:, None]) & ~y.isnan().any(-1)[:, None]  # [T, F, N]
+
+    def one(x: Tensor, y: Tensor, held: Tensor) -> Tensor:
+        state = learner.adapt(learner.init(), Batch(x, torch.where(held[:, None], torch.nan, y)))
+        return learner.predict(state, x).log_prob(torch.where(held[:, None], y, torch.nan)).sum()
+
+    every = [t.repeat_interleave(FOLDS, 0) for t in (x, y)]
+    with knn.evaluating(learner):
+        if getattr(learner, "maps", True):
+            total = torch.vmap(one, chunk_size=80)(every[0], every[1], held.flatten(0, 1))
+        else:
+            total = torch.stack([one(*row) for row in zip(*every, held.flatten(0, 1), strict=True)])
+    return total.unflatten(0, (-1, FOLDS)).sum(1) / (held.sum((1, 2)) * y.shape[-1])
+
+
+def widened(learner: Process, width: float) -> Process:
+    """The learner, with the same weights, with a grid that holds a range of x of this width and a quarter of it again
+    at either end.
+    """
+    if width <= 0 or not hasattr(learner, "reach"):
+        return learner
+    own: Any = copy.copy(learner)
+    own.reach = max(float(own.reach), AHEAD * width)
+    if own.size > MOST_GRID:
+        raise ValueError(
+            f"the points reach over {width:.3g} units of the model's x, and its grid of {MOST_GRID} points over "
+            f"{MOST_GRID / own.density / 2 / AHEAD:.3g}: pass scale_x='auto', 'range' or a smaller factor"
+        )
+    return own
+
+
+def widths(learner: Process, auto: bool) -> tuple[float, ...]:
+    """Those that the seen range of x may be mapped to."""
+    if not auto or learner.inputs != 1 or not any(True for _ in learner.parameters()):
+        return (WIDTH,)
+    return WIDTHS if hasattr(learner, "reach") else tuple(w for w in WIDTHS if w <= WIDTH)
+
+
+# The fit.
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A model adapted to some points; what goes in and comes out is in their units.
+
+    Attributes:
+        parts: a learner with its state for all outputs together, or for each of them.
+        x_shift, x_factor: `[I]`; the model sees (x - shift) / factor.
+        y_shift, y_factor: `[D]`.
+        width: of the seen range, as the model sees it.
+        count: points seen.
+        density: mean log-density of a value given the points of other parts, standardised; None where nobody asked.
+    """
+
+    parts: list[tuple[Process, Any]]
+    x_shift: Tensor
+    x_factor: Tensor
+    y_shift: Tensor
+    y_factor: Tensor
+    width: float
+    count: int
+    density: float | None
+
+    def _seen(self, x: Tensor, learner: Process) -> Tensor:
+        return ((x - self.x_shift) / self.x_factor).to(*_kind(learner))
+
+    def _collect(self, x: Tensor, what: Callable[[Any, slice, slice], Tensor]) -> Tensor:
+        """`[M, D]` of what is asked of the parts' answers in the units of y, told of which rows and columns."""
+        columns = []
+        for own, learner, state in self._by_column():
+            rows = []
+            with knn.evaluating(learner), torch.no_grad():
+                for begin in range(0, len(x), AT_ONCE):
+                    here = slice(begin, begin + AT_ONCE)
+                    answer = learner.predict(state, self._seen(x[here], learner))
+                    rows.append(what(_in_units(answer, self.y_shift[own], self.y_factor[own]), here, own))
+            columns.append(torch.cat(rows))
+        return torch.cat(columns, 1)
+
+    def _by_column(self) -> Iterator[tuple[slice, Process, Any]]:
+        first = 0
+        for learner, state in self.parts:
+            yield slice(first, first + learner.outputs), learner, state
+            first += learner.outputs
+
+    def mean_std(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation `[M, D]` at x `[M, I]`, noise included."""
+        both = self._collect(x, lambda answer, *_: torch.stack([answer.mean, answer.std], 2).flatten(1))
+        mean, std = both.unflatten(1, (-1, 2)).unbind(2)
+        return mean, std
+
+    def band(self, x: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, low and high `[M, D]` at x `[M, I]`: a value lies between low and high with the chance `level`."""
+
+        def three(answer: Any, *_: slice) -> Tensor:
+            edges = (answer.quantile(0.5 + sign * level / 2) for sign in (-1, 1))
+            return torch.stack([answer.mean, *edges], 2).flatten(1)
+
+        mean, low, high = self._collect(x, three).unflatten(1, (-1, 3)).unbind(2)
+        return mean, low, high
+
+    def quantile(self, x: Tensor, share: float) -> Tensor:
+        """`[M, D]`: below which a value lies with a chance of `share`, 0..1."""
+        return self._collect(x, lambda answer, *_: answer.quantile(share))
+
+    def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
+        """`[M, D]`: log-density of each value of y `[M, D]`."""
+        return self._collect(x, lambda answer, rows, columns: answer.log_prob(y[rows, columns]))
+
+    def sample(self, x: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`[count, M, D]`: functions at x `[M, I]`, noise included. A model that answers value by value draws one value
+        after another, up to 200 places (`kshot.joint`); more are drawn on their own, with a warning.
+        """
+        columns = []
+        for own, learner, state in self._by_column():
+            places = self._seen(x, learner)
+            # One that is fitted anew for every value would take minutes.
+            most = MOST_TOGETHER if getattr(learner, "maps", True) else MOST_TOGETHER // max(count, 1)
+            with knn.evaluating(learner), torch.no_grad():
+                answer = learner.predict(state, places)
+                if isinstance(answer, Gaussian) and 1 < len(x) <= most:
+                    drawn = joint_sample(learner, state, places, count, generator)
+                else:
+                    if isinstance(answer, Gaussian) and len(x) > 1:
+                        warnings.warn(
+                            f"{len(x)} places, {count} samples: each value is drawn on its own, since this model draws "
+                            f"functions of up to {most} places",
+                            stacklevel=3,
+                        )
+                    drawn = answer.sample(count, generator)
+            columns.append(drawn.double().cpu() * self.y_factor[own] + self.y_shift[own])
+        return torch.cat(columns, 2)
+
+
+def fit(
+    model: Trained, x: Tensor, y: Tensor, scale_x: str | float = "auto", seed: int = 0, width: float | None = None
+) -> Fitted:
+    """The model adapted to points.
+
+    Args:
+        model: see `trained`.
+        x: `[n, I]` float64, any units; n >= 1; in any order, places may repeat.
+        y: `[n, D]` float64. A model of one output takes each column on its own.
+        scale_x: "range" maps the seen range of each feature to -2..2; "none" takes x as it is; a number is a factor;
+            "auto" maps it to the width of 1, 2, 4, 8 or 16 (4 at most where the model has no grid) that gives left-out
+            points the largest density: for trained models of one feature and 5 points or more, else "range".
+        seed: of the parts that are left out.
+        width: that "auto" once chose, in place of a search.
+
+    Raises:
+        ValueError: another `scale_x`, a model for other numbers of x or y, or points over more than its grid.
+    """
+    wanted = scale(scale_x)
+    learner = model.of(x.shape[1], y.shape[1])
+    y_shift, y_factor = (part[0] for part in moments(y))
+    low, high = x.amin(0), x.amax(0)
+    spans = torch.where(high > low, high - low, 0.0)
+    z = (y - y_shift) / y_factor
+    if isinstance(wanted, float):
+        shift, factor = torch.zeros_like(low), torch.full_like(low, 1 / wanted)
+        options = [float((spans / factor).amax())]
+    else:
+        shift, factor = low + 0.5 * spans, torch.where(spans > 0, spans, WIDTH)  # to a width of 1
+        enough = wanted == "auto" and len(x) >= FEWEST and bool((spans > 0).all())
+        options = [width] if width is not None else list(widths(learner, enough))
+
+    def view(wide: float) -> tuple[Process, Tensor]:
+        by = factor if isinstance(wanted, float) else factor / wide
+        return widened(learner, wide), ((x - shift) / by).to(*_kind(learner))
+
+    density = None
+    judged = model.familiar is not None and len(x) > 1
+    if len(options) > 1 or judged:
+        parts, z_own = parts_of(x, y, seed), z.to(*_kind(learner))
+        found = [_left_out_of(*view(wide), z_own, parts) for wide in options]
+        best = max(range(len(found)), key=lambda k: (found[k] if math.isfinite(found[k]) else -math.inf, -k))
+        options, density = [options[best]], found[best]
+    wide = options[0]
+    own, seen = view(wide)
+    each = [z] if own.outputs == z.shape[1] else list(z.split(1, 1))
+    with knn.evaluating(own), torch.no_grad():
+        states = [(own, own.adapt(own.init(), Batch(seen, part.to(seen)))) for part in each]
+    by = factor if isinstance(wanted, float) else factor / wide
+    return Fitted(states, shift, by, y_shift, y_factor, wide, len(x), density)
+
+
+def scale(scale_x: Any) -> str | float:
+    """ "auto", "range", or a factor ("none" is 1).
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(scale_x, str) and scale_x in ("auto", "range"):
+        return scale_x
+    if scale_x == "none":
+        return 1.0
+    if isinstance(scale_x, numbers.Real) and not isinstance(scale_x, bool) and 0 < float(scale_x) < math.inf:
+        return float(scale_x)
+    raise ValueError(f"scale_x={scale_x!r}: pass 'auto', 'range', 'none' or a factor above 0")
+
+
+def _left_out_of(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> float:
+    each: Sequence[Tensor] = [y] if learner.outputs == y.shape[1] else y.split(1, 1)
+    return sum(float(left_out(learner, x[None], part[None], parts[None])) for part in each) / len(each)
+
+
+def _kind(learner: Process) -> tuple[torch.device, torch.dtype]:
+    """Where a learner's numbers are and of what kind; float64 for one without weights."""
+    where, dtype = knn.place(learner)
+    return where, dtype if any(True for _ in learner.parameters()) else torch.float64
+
+
+def _in_units(answer: Any, shift: Tensor, factor: Tensor) -> Any:
+    """The distribution of shift + factor * value, `[D]` each, in float64."""
+    if isinstance(answer, Gaussian):
+        mean, std = (leaf.double().cpu() for leaf in answer)
+        return Gaussian(mean * factor + shift, std * factor)
+    if isinstance(answer, LowRank):
+        mean, noise, cause = (leaf.double().cpu() for leaf in answer)
+        return LowRank(mean * factor + shift, noise * factor, cause * factor[:, None])
+    if isinstance(answer, Mixture):
+        means, stds = (leaf.double().cpu() for leaf in answer)
+        return Mixture(means * factor[:, None] + shift[:, None], stds * factor[:, None])
+    raise ValueError(f"{type(answer).__name__} is no distribution that a regressor knows")

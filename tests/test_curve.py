@@ -1,0 +1,195 @@
+"""`kshot curve`: gaps of series, from a CSV file to a CSV file and a picture, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kshot import cli, plots
+from kshot.estimators import FewShotRegressor
+from kshot.estimators.fitting import Trained
+from kshot.learners import build
+from kshot.plots.functions import plot_series
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `kshot curve ...` here: the exit code, and what was said on both streams."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kshot", "curve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Two series over 30 days of January, with gaps; the second has one value."""
+    rows = ["day,warm,rare"]
+    for k in range(30):
+        day = datetime.date(2021, 1, 1) + datetime.timedelta(k)
+        warm = "" if k % 5 == 2 else f"{10 + 3 * np.sin(k / 4):.4f}"
+        rows.append(f"{day},{warm},{'7' if k == 3 else ''}")
+    return written(tmp_path / "series.csv", "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("model", ["gp", "neighbours"])
+def test_gaps_are_filled_as_the_regressor_fills_them(call: Any, series: Path, tmp_path: Path, model: str) -> None:
+    code, said, _ = call(series, "--model", model, "--out", tmp_path / "out.csv", "--level", 0.8)
+    assert code == 0
+    assert [line.split()[:3] for line in said.splitlines()[1:3]] == [["warm", "24", "6"], ["rare", "1", "29"]]
+    rows = table(tmp_path / "out.csv")
+    assert list(rows[0]) == ["series", "day", "seen", "mean", "low", "high"]
+    assert [r["day"] for r in rows[:30]] == [f"2021-01-{k + 1:02}" for k in range(30)]
+    own = rows[:30]
+    X = np.arange(30.0)[:, None]
+    here = np.array([r["seen"] != "" for r in own])
+    assert here.sum() == 24
+    fitted = FewShotRegressor(model).fit(X[here], [float(r["seen"]) for r in own if r["seen"]])
+    for name, values in (
+        ("mean", fitted.predict(X)),
+        ("low", fitted.quantile(X, 0.1)),
+        ("high", fitted.quantile(X, 0.9)),
+    ):
+        np.testing.assert_allclose([float(r[name]) for r in own], values, rtol=1e-6)
+    assert {r["series"] for r in rows[30:]} == {"rare"}
+    assert {r["mean"] for r in rows[30:]} == {"7"}
+
+
+def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    learner: Any = build("convcnp", None, 1, width=8, levels=2, density=8)
+    settings = {"width": 8, "levels": 2, "density": 8}
+    known = {"n": [2, 40], "q01": [9.0], "scale_x": "auto"}  # nothing is that likely
+    model = tmp_path / "model"
+    FewShotRegressor(Trained(learner, "convcnp", settings, known)).save(model)
+    at = written(tmp_path / "at.csv", "note,day\nb,2021-02-03\na,2020-12-30\nb,2021-02-03\n")
+    given = series, "--y", "warm", "--model", model, "--at", at, "--samples", 2, "--out", tmp_path / "out.csv"
+    code, said, err = call(*given)
+    assert code == 0, err
+    assert "unfamiliar" in said.splitlines()[1]
+    assert said.splitlines()[2].startswith("warm: these points look unlike")
+    rows = table(tmp_path / "out.csv")
+    assert [r["day"] for r in rows] == ["2020-12-30", "2021-02-03"]  # in order, once
+    assert list(rows[0]) == ["series", "day", "seen", "mean", "low", "high", "sample1", "sample2"]
+    assert all(float(r["low"]) < float(r["mean"]) < float(r["high"]) for r in rows)
+    first = (tmp_path / "out.csv").read_bytes()
+    assert call(*given)[0] == 0
+    assert (tmp_path / "out.csv").read_bytes() == first  # the seed decides
+    one = written(tmp_path / "one.csv", "day\n2021-01-02\n")  # a single column
+    assert call(series, "--y", "warm", "--model", model, "--at", one, "--out", tmp_path / "one-out.csv")[0] == 0
+    (row,) = table(tmp_path / "one-out.csv")
+    assert row["seen"] == f"{10 + 3 * np.sin(1 / 4):.4f}"
+
+
+def test_samples_are_drawn_at_the_gaps(call: Any, series: Path, tmp_path: Path) -> None:
+    code, _, err = call(series, "--y", "warm", "--model", "neighbours", "--samples", 3, "--out", tmp_path / "out.csv")
+    assert (code, err) == (0, "")
+    for row in table(tmp_path / "out.csv"):
+        assert (row["sample3"] == "") == (row["seen"] != "")
+
+
+def test_long_files_numbers_and_days_of_the_year(call: Any, tmp_path: Path) -> None:
+    long = written(tmp_path / "long.csv", "who;age;height\nann;1;75\nbob;2;86\nann;3;95\nbob;1;74\n=x;3;90\n")
+    out = tmp_path / "out.csv"
+    given = "--id", "who", "--value", "height", "--x", "age", "--delimiter", ";", "--model", "neighbours", "--out", out
+    assert call(long, *given)[0] == 0
+    assert [(r["series"], r["age"], r["seen"]) for r in table(out)][:4] == [
+        ("ann", "1", "75"), ("ann", "2", ""), ("ann", "3", "95"), ("bob", "1", "74"),
+    ]  # fmt: skip
+    assert table(out)[-1]["series"] == "'=x"  # no spreadsheet takes it for a formula
+    assert call(long, *given, "--points", 5)[0] == 0
+    assert [r["age"] for r in table(out)][:5] == ["1", "1.5", "2", "2.5", "3"]
+    days = written(tmp_path / "days.csv", "day,mean\njan01,1\nfeb29,\nmar01,3\n")
+    assert call(days, "--model", "neighbours", "--out", out)[0] == 0
+    assert [list(r.values())[1] for r in table(out)] == ["jan01", "feb29", "mar01"]
+    at = written(tmp_path / "at.csv", "day\nfeb28\nmar02\ndec31\n")  # days of a year without feb29
+    assert call(days, "--model", "neighbours", "--at", at, "--out", out)[0] == 0
+    assert [list(r.values())[1] for r in table(out)] == ["feb28", "mar02", "dec31"]
+    hours = written(tmp_path / "hours.csv", "at,y\n2021-01-01T06:00,1\n2021-01-01T06:20,\n2021-01-02T00:00,3\n")
+    assert call(hours, "--model", "neighbours", "--out", out)[0] == 0
+    assert [r["at"] for r in table(out)][1:] == ["2021-01-01T06:20:00", "2021-01-02T00:00:00"]
+
+
+def test_a_picture(call: Any, series: Path, tmp_path: Path) -> None:
+    code, said, _ = call(series, "--model", "neighbours", "--plot", tmp_path / "a.png", "--samples", 1)
+    assert code == 0
+    assert "a.png" in said
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 1000
+    assert not list(tmp_path.glob("*.part"))
+    line = torch.arange(3.0)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_series([], tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"pictures end in \.png"):
+        plot_series([("a", (line, line), (line, line, line - 1, line + 1), None)], tmp_path / "b.docx")
+    assert plots.plot_function  # beside it
+
+
+def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole.csv", "x,a,b\n1,2,\n2,3,\n")
+    code, said, _ = call(whole, "--model", "neighbours")
+    assert code == 0
+    assert "b: left out, no value of it is there" in said
+    assert "no cell is empty: say where to answer with --points or --at" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "told"),
+    [
+        (None, (), "no such file"),
+        ("", (), "is empty"),
+        ("x,a\n1,2\n2,cold\n", (), "line 3, column 'a': 'cold' is no finite number"),
+        ("x,a\n1,2\nsoon,3\n", (), "line 3, column 'x': 'soon' is no place"),
+        ("x,a\n1,2\n1,3\n", (), "has this place already"),
+        ("x,a\n1,2\n2\n", (), "1 cells but 2 columns"),
+        ("x,a\n1,\n2,\n", (), "no series has a value"),
+        ("x,a\n1,2\n2,3\n", ("--y", "b"), "no column 'b'"),
+        ("x,a\n1,2\n2,3\n", ("--id", "a"), "pass both"),
+        ("x,a\n1,2\n2,3\n", ("--model", "nothing"), "unknown model 'nothing'"),
+        ("x,a\n1,2\n2,3\n", ("--level", "95"), "a chance between 0 and 1"),
+        ("x,a\n1,2\n2,3\n", ("--points", "-1"), "give 1 point or more"),
+        ("x,a\n1,2\n2,3\n", ("--samples", "1000"), "0 to 100 samples"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/none.csv"), "none.csv: no such file"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write places as the data has them"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "a header and a place in each row"),
+        ("x,a\n1,2\n2,3\n", ("--out", "{tmp}/file/out.csv"), "was not saved"),
+        ("x,a\n1,2\n2,3\n", ("--plot", "{tmp}/a.docx"), "pictures end in .png"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    call: Any, tmp_path: Path, text: str | None, arguments: tuple[str, ...], told: str
+) -> None:
+    path = tmp_path / "data.csv"
+    if text is not None:
+        written(path, text)
+    written(tmp_path / "dates.csv", "x\n2021-01-01\n")
+    written(tmp_path / "head.csv", "x\n")
+    written(tmp_path / "file", "")
+    model = () if "--model" in arguments else ("--model", "neighbours")
+    code, _, err = call(path, *model, *(part.format(tmp=tmp_path) for part in arguments))
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
