@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -80,26 +80,42 @@ def _augmentation() -> list[Job]:
 def _control() -> list[Job]:
     """Policies; those that others are tested beside come first."""
     direction, v5 = "cheetah-direction", "v5-cheetah-direction"
-    half = ("--batch", "20", "--steps", "40")  # equal steps of the environment for all three
     seeds = [Job(f"{direction}-maml", ("--seed", seed), {}, f"{direction}-maml-seed{seed}") for seed in ("1", "2")]
     others = [Job(f"{direction}-{name}", ("--steps", "100"), {}) for name in ("pretrained", "oracle")]
-    beside = ("--beside", *(f"runs/{name(job)}" for job in (*seeds, *others)))
-    few = ("--batch", "20", "--rollouts", "10", "--steps", "100")  # an ant's step costs ten of a cheetah's
-    bodies = [Job(f"ant-body-{name}", few, {}) for name in ("pretrained", "oracle")]
-    own = ("--beside", *(f"runs/{name(job)}" for job in bodies))
-    held_out = {f"-{which}": ("--on", f"ant-body-{which}", *own) for which in ("lost", "gained")}
+    # 8 million environment steps each: 200 outer steps of 10 tasks x 20 rollouts of 200 steps.
+    half = {"maml": ("--rollouts", "10"), "promp": ("--rollouts", "10"), "rl2": ("--rollouts", "5")}
+    later = [
+        Job(f"{v5}-{name}", (*own, "--batch", "10", "--steps", "200", "--seed", seed), {},
+            f"{v5}-{name}" + (f"-seed{seed}" if seed != "0" else ""))
+        for seed in ("0", "1", "2") for name, own in half.items() if name != "rl2" or seed == "0"
+    ]  # fmt: skip
+    first = next(job for job in later if name(job) == f"{v5}-maml")
+    twenty = ("--batch", "20", "--steps", "200")  # as many environment steps as 100 steps of 40 tasks
+    few = ("--batch", "12", "--rollouts", "10")
+    bodies = [
+        Job(f"{kind}-body-{learner}", (*few, "--steps", "400"), {})
+        for kind in ("cheetah", "ant") for learner in ("pretrained", "oracle")
+    ]  # fmt: skip
+
+    def beside(jobs: list[Job]) -> tuple[str, ...]:
+        return ("--beside", *(f"runs/{name(job)}" for job in jobs))
+
+    def held_out(kind: str, *sets: str) -> dict[str, tuple[str, ...]]:
+        own = beside([job for job in bodies if job.recipe.startswith(kind)])
+        return {"": own, **{f"-{which}": ("--on", f"{kind}-body-{which}", *own) for which in sets}}
+
     return [
         *seeds,
         *others,
-        Job(f"{direction}-maml", (), {"": beside}),
+        Job(f"{direction}-maml", (), {"": beside([*seeds, *others])}),
         Job("point-maml", (), {"": ()}),
-        Job("cheetah-velocity-maml", ("--steps", "100"), {"": ()}),
-        Job("ant-velocity-maml", few, {"": ()}),
+        Job("cheetah-velocity-maml", twenty, {"": ()}),
+        Job("ant-velocity-maml", twenty, {"": ()}),
         *bodies,
-        Job("ant-body-maml", few, {"": own, **held_out}),
-        Job(f"{v5}-promp", half, {}),
-        Job(f"{v5}-rl2", half, {}),
-        Job(f"{v5}-maml", half, {"": ("--beside", f"runs/{v5}-promp", f"runs/{v5}-rl2")}),
+        Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
+        Job("ant-body-maml", (*few, "--steps", "200"), held_out("ant", "lost", "gained")),
+        *(job for job in later if job is not first),
+        replace(first, tests={"": beside([job for job in later if job is not first])}),
     ]
 
 

@@ -36,8 +36,8 @@ class Recipe:
     Attributes:
         learner: a name of `kshot list learners`.
         data: "omniglot", "glyphs", "grocery", "mnist", "fashion-mnist", "folder:PATH"; or functions: "sinusoid",
-            "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.published`), "predator-prey", or
-            "pixels:DATA", the images of a data set as functions of the place.
+            "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.published`), "predator-prey",
+            "varied" (`kshot.tasks.varied`), or "pixels:DATA", the images of a data set as functions of the place.
         splits: omniglot's class split, "vinyals" or "lake".
         train_split: the split whose classes are trained on.
         size: height and width of the images in pixels.

@@ -21,6 +21,7 @@ NAMES = (
     *(f"gp-{kernel}" for kernel in _KERNELS),
     *(f"np-{name}" for name in _PUBLISHED),
     "predator-prey",
+    "varied",
     *(f"pixels:{name}" for name in _PIXELS),
 )
 """All but "sinusoid", which has settings of its own."""
@@ -28,7 +29,7 @@ NAMES = (
 
 def is_function(data: str) -> bool:
     """Whether tasks of this data are functions and not classes."""
-    return data in ("sinusoid", "predator-prey") or data.startswith(("gp-", "np-", "pixels:"))
+    return data in ("sinusoid", "predator-prey", "varied") or data.startswith(("gp-", "np-", "pixels:"))
 
 
 def sizes(data: str, channels: int = 1) -> tuple[int, int]:
@@ -66,6 +67,10 @@ def make(
 
         own: dict[str, Any] = {"splits": splits} if ranges == "omniglot" else {}
         return ImageCompletion(load(ranges, split, data_root=data_root, size=size, channels=channels, **own))
+    if data == "varied":
+        from kshot.tasks.varied import Varied
+
+        return Varied()
     if data == "predator-prey":
         from kshot.tasks.predprey import PredatorPrey
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kshot.plots import scores as plots
 from kshot.checkpoint import CheckpointError
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
 from kshot.evaluate import Result
 from kshot.plots import draw_episode, plot_shots, plot_sinusoid, plot_steps
+from kshot.plots import scores as plots
 
 
 class Corner(Learner):

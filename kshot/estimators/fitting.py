@@ -118,7 +118,9 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     name = os.fspath(model)
     if name in UNTRAINED:
         return Trained(None, name)
-    path = Path(kshot.__file__).parent / "models" / f"{name}.safetensors" if name in SHIPPED else Path(name)
+    path = (
+        Path(kshot.__file__).parent / "models" / "functions" / f"{name}.safetensors" if name in SHIPPED else Path(name)
+    )
     path = checkpoint.best(path) if path.is_dir() else path
     if not path.is_file():
         if name in SHIPPED:

@@ -58,6 +58,8 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
 def _source(data: str) -> str:
     if data.startswith("gp-"):
         return "tasks of Nguyen and Grover 2022, arXiv:2207.04179"
+    if data == "varied":
+        return "functions of many sorts, kshot's own"
     if data.startswith("pixels"):
         return "tasks of Garnelo et al. 2018, arXiv:1807.01613, section 4.2"
     return "tasks of Bruinsma et al. 2023, arXiv:2303.14468"
