@@ -23,7 +23,8 @@ HEAVY = {
 
 EVERYTHING = (
     "core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning "
-    "parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models estimators report serve testing"
+    "parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models estimators report "
+    "serve testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {

@@ -37,9 +37,9 @@ def test_without_noise_it_is_the_equations_solution(capacity: float | None) -> N
         return [z[0] * (0.8 - beta * z[1]) * room[0], z[1] * (-0.6 + gamma * z[0]) * room[1]]
 
     theirs = solve_ivp(rate, (0, 20), [3.0, 3.0], t_eval=tasks.times.numpy(), rtol=1e-9, atol=1e-9).y.T
-    np.testing.assert_allclose(series[0], theirs, atol=0.02 * theirs.max())
+    np.testing.assert_allclose(series[0].numpy(), theirs, atol=0.02 * theirs.max())
     own = PredatorPrey(**fixed, floor=0.0, capacity=capacity, years=20.0, points=41, dt=0.001)
-    errors = [np.abs(p.simulate(seeding.generator(0), 1)[0] - theirs).max() for p in (tasks, own)]
+    errors = [float(np.abs(p.simulate(seeding.generator(0), 1)[0].numpy() - theirs).max()) for p in (tasks, own)]
     assert errors[1] == pytest.approx(errors[0] / 2, rel=0.1)  # Euler's order
 
 
