@@ -1,0 +1,108 @@
+"""Real curves: a year of daily temperatures of a station that was not trained on, from eight known days.
+
+    KSHOT_DATA=... python benchmarks/processes/stations.py --json benchmarks/results/processes-stations.json
+
+25 of the 35 Canadian stations are trained on, with small random offsets, factors and noise so that 25 curves are enough;
+the other 10 are tested on, 32 random choices of eight days each. Means over the stations with 95 % intervals over
+stations. Beside the neural processes: a Gaussian process fitted to the eight days, the nearest days, and MAML.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from kshot import checkpoint, engine, likelihood, seeding
+from kshot import nn as knn
+from kshot.cli._shared import machine, write_json
+from kshot.core import Learner
+from kshot.evaluate import interval95
+from kshot.learners import build
+from kshot.tasks.curves import Augmentation, Curves, canadian
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train on some stations, test on others."""
+
+    learners: tuple[str, ...] = ("gp", "neighbours", "maml", "cnp", "acnp", "tnpd", "convcnp", "gnp")
+    """Which."""
+    minutes: float = 2.0
+    """Of training, each: processor time of one thread."""
+    days: int = 8
+    """Known."""
+    draws: int = 32
+    """Of known days, for each station."""
+    seed: int = 0
+    """Of the split, the weights and the training tasks."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def train(learner: Learner, tasks: Curves, settings: Settings) -> int:
+    """Until the time is over; returns the updates."""
+    optimizer = torch.optim.Adam(learner.parameters(), 1e-3)
+    began, step = time.process_time(), 0
+    learner.train()
+    while (share := (time.process_time() - began) / (60 * settings.minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
+        batch = tasks.sample(seeding.generator(settings.seed, "train", step), 16)
+        with seeding.seeded(settings.seed, "noise", step):
+            gradients, _ = engine.meta_gradient(learner, batch, "vmap")
+        engine.assign(learner, gradients)
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    return step
+
+
+def made(name: str, seed: int) -> Learner:
+    """A learner with new weights."""
+    with seeding.seeded(seed, "weights"):
+        if name == "maml":
+            return build(name, knn.MLP(1, 64, 64, 1), 1, inner_lr=0.03, inner_steps=5)
+        return build(name, None, 1)
+
+
+def main(settings: Settings) -> int:
+    torch.set_num_threads(1)
+    days = (settings.days, settings.days)
+    changes = Augmentation(offset=0.15, stretch=0.1, noise=0.03)
+    whole = canadian(context=days, targets=60, augment=changes)
+    training, held = whole.split(10, seeding.generator(settings.seed, "stations"))
+    scales = {"scale_x": held.scale_x, "scale_y": held.scale_y}
+    stations = [Curves(held.x, held.y[k : k + 1], [name], context=days, **scales) for k, name in enumerate(held.names)]
+    degrees = held.scale_y.factor[0]  # of a unit that learners see
+    rows: dict[str, Any] = {"stations": list(held.names)}
+    for name in settings.learners:
+        learner = made(name, settings.seed)
+        updates = train(learner, training, settings) if any(True for _ in learner.parameters()) else 0
+        noise = likelihood.noise_of(learner, training) if name == "maml" else None
+        found = [likelihood.evaluate(learner, one, settings.draws, noise=noise, name=name) for one in stations]
+        # Densities of degrees Celsius: those of standardised values less the logarithm of the factor.
+        nats = [r.log_likelihood - math.log(degrees) for r in found]
+        error = [math.sqrt(r.mse) * degrees for r in found]
+        rows[name] = {
+            "updates": updates,
+            "error_degrees": [sum(error) / len(error), interval95(error)],
+            "nats": [sum(nats) / len(nats), interval95(nats)],
+            "coverage95": sum(r.coverage["95"] for r in found) / len(found),
+        }
+        print(name, rows[name], flush=True)
+    if settings.json is not None:
+        head = {"command": "python benchmarks/processes/stations.py " + " ".join(sys.argv[1:]), "machine": machine()}
+        more = {"minutes": settings.minutes, "days": settings.days, "draws": settings.draws, "seed": settings.seed}
+        write_json(settings.json, {**head, **more, **rows, "versions": checkpoint.versions()})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Settings)))
