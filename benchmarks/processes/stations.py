@@ -2,9 +2,9 @@
 
     KSHOT_DATA=... python benchmarks/processes/stations.py --json benchmarks/results/processes-stations.json
 
-25 of the 35 Canadian stations are trained on, with small random offsets, factors and noise so that 25 curves are enough;
-the other 10 are tested on, 32 random choices of eight days each. Means over the stations with 95 % intervals over
-stations. Beside the neural processes: a Gaussian process fitted to the eight days, the nearest days, and MAML.
+25 of the 35 Canadian stations are trained on, with small random offsets, factors and noise so that 25 curves are
+enough; the other 10 are tested on, 32 random choices of eight days each. Means over the stations with 95 % intervals
+over stations. Beside the neural processes: a Gaussian process fitted to the eight days, the nearest days, and MAML.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(settings: Settings) -> int:
     changes = Augmentation(offset=0.15, stretch=0.1, noise=0.03)
     whole = canadian(context=days, targets=60, augment=changes)
     training, held = whole.split(10, seeding.generator(settings.seed, "stations"))
-    scales = {"scale_x": held.scale_x, "scale_y": held.scale_y}
+    scales: dict[str, Any] = {"scale_x": held.scale_x, "scale_y": held.scale_y}
     stations = [Curves(held.x, held.y[k : k + 1], [name], context=days, **scales) for k, name in enumerate(held.names)]
     degrees = held.scale_y.factor[0]  # of a unit that learners see
     rows: dict[str, Any] = {"stations": list(held.names)}
