@@ -12,9 +12,12 @@ import torch
 from kshot import config, learners, recipes, seeding, tree
 from kshot.config import Recipe, from_dict
 from kshot.core import Batch, Learner, Task
+from kshot.recipes import functions
 from kshot.tasks import Sinusoid
 
-NAMES = [name for name in recipes.names() if isinstance(recipes.get(name), Recipe)]
+ALL = [name for name in recipes.names() if isinstance(recipes.get(name), Recipe)]
+FUNCTIONS = functions.names()
+NAMES = [name for name in ALL if name not in FUNCTIONS]
 BUDGETS = ("paper", "quick")
 FAMILIES = ("omniglot-5way-1shot", "omniglot-20way-5shot", "omniglot-lake-5way-1shot", "glyphs-5way-1shot",
             "grocery-5way-5shot", "sinusoid")  # fmt: skip
@@ -48,6 +51,25 @@ def test_every_recipe_is_whole(budget: recipes.Budget) -> None:
         assert recipe.outer.steps > 0
         assert recipe.outer.val_every > 0
         assert from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_recipes_of_functions_are_whole(budget: recipes.Budget) -> None:
+    assert {"gp-rbf-convcnp", "np-sawtooth-cnp", "pixels-omniglot-convcnp2d", "gp-rbf-maml"} <= set(FUNCTIONS)
+    for name in FUNCTIONS:
+        recipe = recipes.get(name, budget)
+        assert isinstance(recipe, Recipe)
+        assert name == f"{recipe.data.replace(':', '-')}-{recipe.learner}"
+        assert recipe.learner == "maml" or not learners.PROCESSES[recipe.learner].floor
+        assert recipe.regression
+        assert recipe.source
+        assert recipe.outer.val_every == 0  # functions do not run out: every training task is a new one
+        assert from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
+    for name in ("gp-rbf-maml", "predator-prey-gnp", "pixels-mnist-convcnp2d", "np-mixture-np"):
+        recipe = recipes.get(name, budget)
+        assert isinstance(config.build(recipe), Learner)
+    with pytest.raises(ValueError, match="learns functions"):
+        config.build(replace(recipes.get("glyphs-5way-1shot-protonet"), learner="cnp"))  # type: ignore[type-var]
 
 
 def test_the_quick_budget_is_quicker_and_says_how_it_differs() -> None:
