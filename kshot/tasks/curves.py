@@ -106,9 +106,9 @@ class Curves:
         ragged: bool = False,
     ):
         x, y = torch.as_tensor(x).double(), torch.as_tensor(y).double()
-        y = y[..., None] if y.dim() == 2 else y
+        told, y = list(y.shape), y[..., None] if y.dim() == 2 else y
         if x.dim() != 1 or y.dim() != 3 or y.shape[1] != len(x) or 0 in y.shape or len(x) < 2:
-            raise ValueError(f"x {list(x.shape)} and y {list(y.shape)}: pass x [K] and y [C, K] or [C, K, D], K >= 2")
+            raise ValueError(f"x {list(x.shape)} and y {told}: pass x [K] and y [C, K] or [C, K, D], K >= 2")
         if not bool(x.isfinite().all()) or len(x.unique()) < len(x):
             raise ValueError("x has infinite or missing places, or one twice: pass different finite numbers")
         if bool(y.isinf().any()) or bool((y.isnan().any(-1) != y.isnan().all(-1)).any()):

@@ -112,7 +112,7 @@ def test_augmentation_has_its_sizes() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "settings", "message"),
     [
-        (torch.arange(3.0), torch.rand(2, 4), {}, r"x \[3\] and y \[2, 4, 1\]"),
+        (torch.arange(3.0), torch.rand(2, 4), {}, r"x \[3\] and y \[2, 4\]"),
         (torch.zeros(4), torch.rand(2, 4), {}, "one twice"),
         (torch.arange(4.0), torch.full((2, 4), math.inf), {}, "infinite"),
         (torch.arange(4.0), torch.tensor([[1, math.nan, math.nan, math.nan]]), {"names": ["a"]}, "2 values: a"),

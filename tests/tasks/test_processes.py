@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,14 @@ KERNELS = {
 }
 
 
+def regressor(kernel: Any, noise: float) -> GaussianProcessRegressor:
+    return GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)  # pyright: ignore[reportArgumentType]
+
+
+def together(mean: Any, covariance: Any, z: Any) -> float:
+    return float(multivariate_normal(mean, covariance).logpdf(z)) / len(z)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_oracle_is_scikit_learns_posterior(kernel: str) -> None:
     tasks = GaussianProcess(kernel, ragged=True)  # pyright: ignore[reportArgumentType]
@@ -35,13 +44,13 @@ def test_the_oracle_is_scikit_learns_posterior(kernel: str) -> None:
         x, y, here = x[~np.isnan(y)], y[~np.isnan(y)], ~np.isnan(z)
         length, scale, period = (float(value[t]) for value in hyper)
         own = ConstantKernel(scale**2) * KERNELS[kernel](length, period)
-        theirs = GaussianProcessRegressor(own, alpha=tasks.noise**2, optimizer=None).fit(x, y)
+        theirs = regressor(own, tasks.noise).fit(x, y)
         mean, covariance = theirs.predict(q[here], return_cov=True)
         covariance = covariance + tasks.noise**2 * np.eye(here.sum())
         np.testing.assert_allclose(found.mean[t][here], mean, atol=1e-6)
         np.testing.assert_allclose(found.std[t][here], np.sqrt(np.diag(covariance)), atol=1e-6)
-        single = norm(mean, np.sqrt(np.diag(covariance))).logpdf(z[here]).mean()
-        joint = multivariate_normal(mean, covariance).logpdf(z[here]) / here.sum()
+        single = norm.logpdf(z[here], mean, np.sqrt(np.diag(covariance))).mean()
+        joint = together(mean, covariance, z[here])
         assert float(found.diagonal[t]) == pytest.approx(single, abs=1e-5)
         assert float(found.full[t]) == pytest.approx(joint, abs=1e-4)
 
@@ -90,7 +99,7 @@ def test_sizes() -> None:
             GaussianProcess(**bad)  # pyright: ignore[reportArgumentType]
 
 
-def scikit_learns(kernel: str, hyper: list[float]):
+def scikit_learns(kernel: str, hyper: list[float]) -> Any:
     length, scale, period = hyper
     if kernel == "weakly-periodic":
         return ConstantKernel(scale**2) * RBF(length) * ExpSineSquared(1.0, period)
@@ -119,14 +128,14 @@ def test_the_oracle_of_more_inputs_and_of_a_product_is_scikit_learns(kernel: str
         (x, y), (q, z) = ((b.x[t].double().numpy(), b.y[t, :, 0].double().numpy()) for b in task)
         x, y = x[~np.isnan(y)], y[~np.isnan(y)]
         own = scikit_learns(kernel, [float(value[t]) for value in hyper])
-        theirs = GaussianProcessRegressor(own, alpha=tasks.noise**2, optimizer=None)
+        theirs = regressor(own, tasks.noise)
         if len(x):
             theirs.fit(x, y)
         mean, covariance = theirs.predict(q, return_cov=True)
         covariance = covariance + tasks.noise**2 * np.eye(len(q))
         np.testing.assert_allclose(found.mean[t], mean, atol=1e-6)
         np.testing.assert_allclose(found.std[t], np.sqrt(np.diag(covariance)), atol=1e-6)
-        assert float(found.full[t]) == pytest.approx(multivariate_normal(mean, covariance).logpdf(z) / len(q), abs=1e-5)
+        assert float(found.full[t]) == pytest.approx(together(mean, covariance, z), abs=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "inputs"), [("weakly-periodic", 1), ("matern52", 2)])
@@ -227,4 +236,4 @@ def test_mixtures_that_make_no_sense() -> None:
         ((Clusters(),), {}, "no distribution of functions"),
     ):
         with pytest.raises(ValueError, match=message):
-            Mixture(*families, **options)
+            Mixture(*families, **options)  # pyright: ignore[reportArgumentType]
