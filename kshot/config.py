@@ -170,7 +170,7 @@ def _process(recipe: Recipe) -> Learner:
     if recipe.learner == "convcnp2d":
         settings |= {"height": recipe.size, "width": recipe.size}
     with seeded(recipe.outer.seed, "weights"):
-        return learners.build(recipe.learner, None, 1, **{**settings, **recipe.options})
+        return learners.process(recipe.learner, **{**settings, **recipe.options})
 
 
 def rebuild(

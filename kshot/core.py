@@ -103,6 +103,7 @@ class Learner(nn.Module, ABC):
                                   moves each by minus its meta-gradient, whatever the optimiser and its rate
         surrogate                 (where defined) the gradient of `loss` is an estimator and not its derivative: first
                                   order, Reptile, iMAML
+        maps                      `torch.vmap` maps it over tasks; where not, the engine takes one task after another
         transductive              predictions of one query depend on the other queries (batch statistics); an
                                   instance attribute where it can be switched
     """
@@ -113,6 +114,7 @@ class Learner(nn.Module, ABC):
     folds: bool = False
     frozen: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
+    maps: bool = True
     transductive: bool = False
 
     @abstractmethod

@@ -126,6 +126,8 @@ def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "th
         raise ValueError(f"unknown strategy {strategy!r}: use 'auto', 'loop', 'threads' or 'vmap'")
     if strategy != "auto":
         return strategy
+    if not learner.maps:
+        return "loop"
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in learner.modules())
     if not (_on_cpu(learner) and convolves):
         return "vmap"

@@ -1,40 +1,54 @@
 """The families of functions that have a name: for recipes and the command line.
 
 tasks = make("gp-rbf")
+tasks = make("np-sawtooth:extrapolation")           # as trained on, but asked about places beyond the points
 tasks = make("pixels:omniglot", "test")             # characters that were not trained on
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kshot.data import load
-from kshot.tasks.processes import GaussianProcess
+from kshot.tasks import PUBLISHED, RANGES, GaussianProcess, ImageCompletion, PredatorPrey, published
+from kshot.tasks.processes import Kernel
+from kshot.tasks.standardised import Standardised
+from kshot.tasks.varied import Varied
 
 __all__ = ["NAMES", "is_function", "make", "sizes"]
 
-_KERNELS = ("rbf", "matern12", "matern32", "matern52", "periodic", "weakly-periodic")
-_PUBLISHED = ("eq", "matern", "weakly-periodic", "sawtooth", "mixture")
-_PIXELS = ("omniglot", "mnist", "fashion-mnist")
-NAMES = (
-    *(f"gp-{kernel}" for kernel in _KERNELS),
-    *(f"np-{name}" for name in _PUBLISHED),
-    "predator-prey",
-    "varied",
-    *(f"pixels:{name}" for name in _PIXELS),
-)
-"""All but "sinusoid", which has settings of its own."""
+_MADE: dict[str, Any] = {
+    **{f"gp-{kernel}": (lambda kernel=kernel: GaussianProcess(kernel)) for kernel in get_args(Kernel)},
+    **{f"np-{name}": (lambda name=name: published(name)) for name in PUBLISHED},
+    **{
+        f"np-{name}:{place}": (lambda name=name, place=place: published(name, **RANGES[place]))
+        for name in PUBLISHED
+        for place in RANGES
+    },
+    "predator-prey": PredatorPrey,
+    "varied": lambda: Standardised(Varied()),
+}
+_PIXELS = tuple(f"pixels:{data}" for data in ("omniglot", "mnist", "fashion-mnist"))
+NAMES = (*(name for name in _MADE if ":" not in name), *_PIXELS)
+"""All but "sinusoid", which has settings of its own, and "np-NAME:RANGE", a family in another range than the trained
+one (`kshot.tasks.RANGES`).
+"""
 
 
 def is_function(data: str) -> bool:
     """Whether tasks of this data are functions and not classes."""
-    return data in ("sinusoid", "predator-prey", "varied") or data.startswith(("gp-", "np-", "pixels:"))
+    return data == "sinusoid" or data in _MADE or data in _PIXELS
 
 
 def sizes(data: str, channels: int = 1) -> tuple[int, int]:
-    """Numbers of x and of y: I, D."""
-    if data.startswith("pixels:"):
+    """Numbers of x and of y: I, D.
+
+    Args:
+        data: a name of functions.
+        channels: of images, 1 or 3.
+    """
+    if data in _PIXELS:
         return 2, channels
     return 1, 2 if data == "predator-prey" else 1
 
@@ -51,38 +65,23 @@ def make(
     """The distribution of tasks of that name.
 
     Args:
-        data: one of `NAMES`; "np-sawtooth:2:6" has inputs of 2..6 in place of -2..2, "np-sawtooth:-2:2:2:6" support
-            points in -2..2 and queries in 2..6.
+        data: one of `NAMES`, or "np-NAME:beyond", "np-NAME:extrapolation".
         split: of the classes whose images are functions; the others have an endless supply.
         data_root: folder of the data sets.
-        size, channels: of images.
-        splits: omniglot's.
+        size, channels: of images: height and width in pixels; 1 grey, 3 colour.
+        splits: omniglot's, "vinyals" or "lake".
 
     Raises:
         ValueError: an unknown name; with those that there are.
+        FileNotFoundError: images that are not there; with what to do.
     """
-    name, _, ranges = data.partition(":")
-    if name == "pixels":
-        from kshot.tasks.pixels import ImageCompletion
-
-        own: dict[str, Any] = {"splits": splits} if ranges == "omniglot" else {}
-        return ImageCompletion(load(ranges, split, data_root=data_root, size=size, channels=channels, **own))
-    if data == "varied":
-        from kshot.tasks.varied import Varied
-
-        return Varied()
-    if data == "predator-prey":
-        from kshot.tasks.predprey import PredatorPrey
-
-        return PredatorPrey()
-    kind, _, rest = name.partition("-")
-    if kind == "gp" and rest in _KERNELS and not ranges:
-        return GaussianProcess(rest)  # type: ignore[arg-type]  one of the kernels
-    if kind == "np" and rest in _PUBLISHED:
-        from kshot.tasks.published import published
-
-        numbers = [float(part) for part in ranges.split(":")] if ranges else [-2.0, 2.0]
-        if len(numbers) in (2, 4):
-            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-            return published(rest, x=pairs[0], target_x=pairs[1] if len(pairs) > 1 else None)
-    raise ValueError(f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}")
+    if data in _MADE:
+        return _MADE[data]()
+    if data in _PIXELS:
+        name = data.removeprefix("pixels:")
+        own: dict[str, Any] = {"splits": splits} if name == "omniglot" else {}
+        return ImageCompletion(load(name, split, data_root=data_root, size=size, channels=channels, **own))
+    raise ValueError(
+        f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}; after an np-... also "
+        f"{', '.join(f':{place}' for place in RANGES)}"
+    )

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kshot.core import Batch, Learner
+from kshot.core import Batch
+from kshot.learners._process import Process
 
 __all__ = ["joint_log_prob", "joint_sample"]
 
 
-def joint_log_prob(learner: Learner, state: Any, x: Tensor, y: Tensor, order: Tensor | None = None) -> Tensor:
+def joint_log_prob(learner: Process, state: Any, x: Tensor, y: Tensor, order: Tensor | None = None) -> Tensor:
     """`[]`: log-density of all values of ONE task together; may be mapped by `torch.vmap` over tasks.
 
     Args:
@@ -35,13 +36,13 @@ def joint_log_prob(learner: Learner, state: Any, x: Tensor, y: Tensor, order: Te
         x, y = x[order], y[order]
     for i in range(len(x)):
         row = Batch(x[i : i + 1], y[i : i + 1])
-        total = total + learner.predict(state, row.x).joint_log_prob(row.y)  # type: ignore[attr-defined]
+        total = total + learner.predict(state, row.x).joint_log_prob(row.y)
         state = learner.adapt(state, row)
     return total
 
 
 def joint_sample(
-    learner: Learner, state: Any, x: Tensor, count: int, generator: torch.Generator | None = None
+    learner: Process, state: Any, x: Tensor, count: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """`[count, M, D]`: functions at x `[M, I]`, drawn in a random order of the places, noise included.
 
@@ -62,7 +63,7 @@ def joint_sample(
         own, values = state, []
         order = torch.randperm(len(x), generator=generator, device=x.device)
         for i in order:
-            y = learner.predict(own, x[i][None]).sample(1, generator)[0]  # type: ignore[attr-defined]
+            y = learner.predict(own, x[i][None]).sample(1, generator)[0]
             values.append(y[0])
             own = learner.adapt(own, Batch(x[i][None], y))
         functions.append(torch.stack(values)[order.argsort()])

@@ -25,6 +25,7 @@ from kshot import nn as knn
 from kshot.core import Learner, Task, to
 from kshot.distributions import Gaussian
 from kshot.evaluate import interval95
+from kshot.learners._process import Process
 from kshot.tasks.base import TaskDistribution
 
 if TYPE_CHECKING:
@@ -117,6 +118,14 @@ def noise_of(learner: Learner, tasks: TaskDistribution, num_tasks: int = 200, se
     return float(error[~error.isnan()].square().mean().sqrt())
 
 
+def _each(learner: Learner, what: Callable[..., Any], *arguments: Any) -> Any:
+    """`what` of each of T tasks, with a leading T: mapped where the learner can be."""
+    if learner.maps:
+        return torch.vmap(what)(*arguments)
+    count = len(tree.leaves(arguments)[0])
+    return tree.stack([what(*(tree.index(argument, t) for argument in arguments)) for t in range(count)])
+
+
 def _answers(learner: Learner, tasks: Task) -> Any:
     """Predictions for the queries of T tasks, with a leading T."""
 
@@ -125,9 +134,7 @@ def _answers(learner: Learner, tasks: Task) -> Any:
             state = learner.adapt(learner.init(), task.support)
         return tree.detach(learner.predict(tree.detach(state), task.query.x))
 
-    if getattr(learner, "maps", True):
-        return torch.vmap(one)(tasks)
-    return tree.stack([one(tree.index(tasks, t)) for t in range(len(tasks.query.x))])
+    return _each(learner, one, tasks)
 
 
 @torch.no_grad()
@@ -158,10 +165,12 @@ def evaluate(
         progress: called as `progress(tasks done, num_tasks)`.
 
     Raises:
-        ValueError: fewer than two tasks, or a learner of values without `noise`.
+        ValueError: fewer than two tasks, a learner of values without `noise`, or one value after another of such.
     """
     if num_tasks < 2 or batch < 1:
         raise ValueError(f"num_tasks={num_tasks}, batch={batch}: at least 2 tasks and 1 in a batch are needed")
+    if autoregressive and not isinstance(learner, Process):
+        raise ValueError(f"{type(learner).__name__} predicts values alone: one after another they have no density")
     columns: dict[str, list[Tensor]] = {}
     below, inside, values, seconds = torch.zeros(len(_SHARES), dtype=torch.float64), torch.zeros(len(LEVELS)), 0, 0.0
     rounds = math.ceil(num_tasks / batch)
@@ -185,14 +194,14 @@ def evaluate(
             keep("log_likelihood", torch.vmap(lambda a, z: a.log_prob(z).sum())(answer, y) / count)
             keep("mse", torch.where(there, answer.mean - y, 0.0).square().sum((1, 2)) / count)
             keep("context", (~own.support.y.isnan().any(-1)).sum(1))
-            if autoregressive:
+            if autoregressive and isinstance(learner, Process):
                 orders = torch.rand(y.shape[:2], generator=seeding.generator(seed, "order", k)).argsort(1).to(where)
 
-                def one(t: Task, order: Tensor) -> Tensor:
+                def one(t: Task, order: Tensor, learner: Process = learner) -> Tensor:
                     state = learner.adapt(learner.init(), t.support)
                     return joint.joint_log_prob(learner, state, t.query.x, t.query.y, order)
 
-                keep("joint", torch.vmap(one)(own, orders) / count)
+                keep("joint", _each(learner, one, own, orders) / count)
             elif not isinstance(answer, Gaussian):
                 keep("joint", torch.vmap(lambda a, z: a.joint_log_prob(z))(answer, y) / count)
             if known is not None and hasattr(tasks, "oracle"):
@@ -223,12 +232,12 @@ def evaluate(
     return Likelihood(
         name=name or type(learner).__name__.lower(),
         tasks=told or repr(tasks),
-        log_likelihood=mean("log_likelihood") or 0.0,
-        interval95=half("log_likelihood") or 0.0,
+        log_likelihood=float(found["log_likelihood"].mean()),
+        interval95=interval95(found["log_likelihood"]),
         joint=mean("joint"),
         joint_interval95=half("joint"),
-        mse=mean("mse") or 0.0,
-        mse_interval95=half("mse") or 0.0,
+        mse=float(found["mse"].mean()),
+        mse_interval95=interval95(found["mse"]),
         oracle=mean("oracle"),
         gap=mean("gap"),
         gap_interval95=half("gap"),
@@ -237,7 +246,7 @@ def evaluate(
         joint_gap_interval95=half("joint_gap"),
         coverage={f"{100 * level:g}": float(hit) / max(values, 1) for level, hit in zip(LEVELS, inside, strict=True)},
         calibration=float((below / max(values, 1) - _SHARES).abs().mean()),
-        sharpness=mean("width") or 0.0,
+        sharpness=float(found["width"].mean()),
         by_context=_by_context(found),
         num_tasks=rounds * batch,
         seed=seed,

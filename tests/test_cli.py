@@ -146,7 +146,7 @@ def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pyte
     tests = [cli.Test, cli.Figures]
     kinds += {"train": [Recipe, Outer], "evaluate": tests, "compare": tests}.get(command, [])
     positional = (
-        {"folder", "folders", "what", "name", "support", "classifier", "paths"} if command != "train" else set()
+        {"folder", "folders", "what", "name", "support", "file", "classifier", "paths"} if command != "train" else set()
     )
     nested = {"settings", "outer", "test", "figures", "options"}
     checked = 0

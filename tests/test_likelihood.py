@@ -111,6 +111,8 @@ def test_values_alone_need_a_noise() -> None:
     noise = likelihood.noise_of(learner, tasks, 64)
     result = likelihood.evaluate(learner, tasks, 64, noise=noise)
     assert result.mse == pytest.approx(noise**2, rel=0.5)
+    with pytest.raises(ValueError, match="no density"):
+        likelihood.evaluate(learner, tasks, 16, noise=noise, autoregressive=True)
     with pytest.raises(ValueError, match="at least 2"):
         likelihood.evaluate(learner, tasks, 1, noise=noise)
 
@@ -161,7 +163,7 @@ def test_recipes_and_commands(tmp_path: Path) -> None:
     wrong = kshot("evaluate", str(run), "--tasks", "32", "--on", "predator-prey")
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
-    for name in ("gp-rbg", "np-sawtooth:1", "gp-rbf:2"):
+    for name in ("gp-rbg", "np-sawtooth:there", "gp-rbf:beyond"):
         with pytest.raises(ValueError, match="choose from sinusoid"):
             functions.make(name)
 

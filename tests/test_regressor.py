@@ -28,9 +28,10 @@ from kshot import checkpoint, config, recipes, seeding
 from kshot.core import Batch
 from kshot.estimators import FewShotRegressor
 from kshot.estimators.familiar import familiar, unlike
-from kshot.estimators.fitting import Standardised, Trained, left_out, parts_of, trained
+from kshot.estimators.fitting import Trained, left_out, parts_of, trained
 from kshot.learners import build
 from kshot.tasks import GaussianProcess, Sinusoid
+from kshot.tasks.standardised import Standardised
 
 clone: Any = base.clone
 TASKS = GaussianProcess(

@@ -1,7 +1,7 @@
 """Neural processes beside the best possible answer: trained for equal times, tested on functions of several sorts.
 
     python benchmarks/processes/compare.py --minutes 5 --json benchmarks/results/processes-gp.json
-    python benchmarks/processes/compare.py --train np-sawtooth --on np-sawtooth np-sawtooth:2:6 np-sawtooth:-2:2:2:6
+    python benchmarks/processes/compare.py --train np-sawtooth --on np-sawtooth np-sawtooth:extrapolation
 
 Times are of the processor (one thread), so that other jobs on the machine take nothing from a learner. For each learner
 and sort of functions: log-density of a value, its gap to the posterior with the true parameters where that is known
@@ -12,22 +12,22 @@ not trained again.
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from timed import train
 
-from kshot import checkpoint, engine, functions, likelihood, seeding
+from kshot import checkpoint, functions, likelihood, seeding
 from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
-from kshot.learners import PROCESSES, build
+from kshot.learners import PROCESSES, process
+from kshot.learners.convcnp import ConvCNP
 
-OURS = tuple(name for name, entry in PROCESSES.items() if not entry.floor and name != "convcnp2d")
+OURS = tuple(name for name in PROCESSES if name != "convcnp2d")
 
 
 @dataclass(frozen=True)
@@ -58,37 +58,20 @@ class Settings:
     """Write the figures to this file, after each learner."""
 
 
-def train(learner: Learner, settings: Settings) -> int:
-    """Until the time is over; returns the updates."""
-    tasks = functions.make(settings.train)
-    optimizer = torch.optim.Adam(learner.parameters(), settings.lr)
-    began, step = time.process_time(), 0
-    learner.train()
-    while (share := (time.process_time() - began) / (60 * settings.minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
-        batch = tasks.sample(seeding.generator(settings.seed, "train", step), settings.batch)
-        with seeding.seeded(settings.seed, "noise", step):
-            gradients, _ = engine.meta_gradient(learner, batch, "vmap")
-        engine.assign(learner, gradients)
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-    return step
-
-
 def trained(name: str, settings: Settings) -> tuple[Learner, int]:
     """The learner with its weights, from the folder or new, and its updates."""
     inputs, outputs = functions.sizes(settings.train)
     with seeding.seeded(settings.seed, "weights"):
-        learner = build(name, None, 1, inputs=inputs, outputs=outputs)
+        learner = process(name, inputs=inputs, outputs=outputs)
     kind = settings.train.replace(":", "_")
     path = settings.out / f"{kind}-{name}-{settings.minutes:g}min-seed{settings.seed}.safetensors"
     if path.exists():
         tensors, info = checkpoint.load(path)
         learner.load_state_dict(tensors)
         return learner.eval(), int(info["updates"])
-    updates = train(learner, settings)
+    updates = train(
+        learner, functions.make(settings.train), settings.minutes, settings.batch, settings.lr, settings.seed
+    )
     checkpoint.save(path, learner.state_dict(), {"learner": name, "updates": updates})
     return learner.eval(), updates
 
@@ -115,8 +98,8 @@ def main(settings: Settings) -> int:
     rows: dict[str, Any] = {}
     for name in settings.learners:
         learner, updates = trained(name, settings)
-        if hasattr(learner, "reach") and settings.train.startswith("np-"):
-            learner.reach = 6.0  # type: ignore[assignment]  queries may lie far from the support points
+        if isinstance(learner, ConvCNP) and settings.train.startswith("np-"):
+            learner.reach = 6.0  # queries may lie far from the support points
         rows[name] = {"updates": updates, "weights": sum(p.numel() for p in learner.parameters())}
         rows[name] |= test(name, learner, settings)
         if settings.json is not None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from timed import train
 
-from kshot import checkpoint, engine, likelihood, seeding
+from kshot import checkpoint, likelihood, seeding
 from kshot import nn as knn
 from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
@@ -46,24 +46,6 @@ class Settings:
     """Write the figures to this file."""
 
 
-def train(learner: Learner, tasks: Curves, settings: Settings) -> int:
-    """Until the time is over; returns the updates."""
-    optimizer = torch.optim.Adam(learner.parameters(), 1e-3)
-    began, step = time.process_time(), 0
-    learner.train()
-    while (share := (time.process_time() - began) / (60 * settings.minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
-        batch = tasks.sample(seeding.generator(settings.seed, "train", step), 16)
-        with seeding.seeded(settings.seed, "noise", step):
-            gradients, _ = engine.meta_gradient(learner, batch, "vmap")
-        engine.assign(learner, gradients)
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-    return step
-
-
 def made(name: str, seed: int) -> Learner:
     """A learner with new weights."""
     with seeding.seeded(seed, "weights"):
@@ -84,7 +66,7 @@ def main(settings: Settings) -> int:
     rows: dict[str, Any] = {"stations": list(held.names)}
     for name in settings.learners:
         learner = made(name, settings.seed)
-        updates = train(learner, training, settings) if any(True for _ in learner.parameters()) else 0
+        updates = train(learner, training, settings.minutes, seed=settings.seed)
         noise = likelihood.noise_of(learner, training) if name == "maml" else None
         found = [likelihood.evaluate(learner, one, settings.draws, noise=noise, name=name) for one in stations]
         # Densities of degrees Celsius: those of standardised values less the logarithm of the factor.

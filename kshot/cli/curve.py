@@ -33,7 +33,7 @@ PANELS = 6
 class Curve:
     """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
 
-    support: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
     """The CSV file, with a header; missing cells are empty. Places are numbers, dates (1900-12-31) or days (jan01)."""
     x: str | None = None
     """The column of the places; None: the first."""
@@ -66,8 +66,8 @@ class Curve:
         from kshot.estimators.fitting import trained
         from kshot.tasks.curves import read_csv
 
-        if not self.support.is_file():
-            raise InputError(f"{self.support}: no such file")
+        if not self.file.is_file():
+            raise InputError(f"{self.file}: no such file")
         if not 0 < self.level < 1:
             raise InputError(f"--level {self.level:g}: give a chance between 0 and 1, for instance 0.95")
         if self.points < 0 or not 0 <= self.samples <= 100 or (self.points and self.at is not None):
@@ -75,7 +75,7 @@ class Curve:
                 f"--points {self.points}, --samples {self.samples}: give 1 point or more or --at FILE, not both, and 0 "
                 "to 100 samples"
             )
-        table = read_csv(self.support, self.x, self.y or None, self.id, self.value, self.delimiter)
+        table = read_csv(self.file, self.x, self.y or None, self.id, self.value, self.delimiter)
         asked = self._asked(table)
         model, found, say = trained(self.model), list[_Answered](), console()
         for name, y in zip(table.names, table.y, strict=True):
@@ -84,7 +84,7 @@ class Curve:
                 continue
             found.append(_answered(model, name, table.x, y, asked, self.level, self.samples, self.seed))
         if not found:
-            raise InputError(f"{self.support}: no series has a value")
+            raise InputError(f"{self.file}: no series has a value")
         _tell(say, found, asked is not None)
         if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
             say.print("no cell is empty: say where to answer with --points or --at")
@@ -246,7 +246,7 @@ def _places(path: Path, table: CurveTable, delimiter: str) -> Tensor:
     header = rows[0][1]
     at = header.index(table.x_name) if table.x_name in header else 0
     cells = [(line, row[at] if at < len(row) else "") for line, row in rows[1:]]
-    days, means = curves._places(path, header[at], cells)
+    days, means = curves.places_of(path, header[at], cells)
     other = table._replace(x=torch.tensor(days, dtype=torch.float64), x_means=means)
     here, there, year = _start(table), _start(other), "day of the year"
     if here is not None and there is not None and (here.tzinfo is None) == (there.tzinfo is None):

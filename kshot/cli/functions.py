@@ -39,8 +39,8 @@ class EvaluateFunctions:
     tasks: int = 1000
     """Test tasks."""
     on: tuple[str, ...] = ()
-    """Other functions than the trained ones, for instance gp-matern52; several make a table each. "np-sawtooth:2:6" has
-    inputs of 2..6, "np-sawtooth:-2:2:2:6" support points in -2..2 and queries in 2..6."""
+    """Other functions than the trained ones, for instance gp-matern52; several make a table each. np-NAME:beyond has
+    points and queries elsewhere, np-NAME:extrapolation queries alone."""
     beside: tuple[Path, ...] = ()
     """Folders of other learners of the same functions."""
     floors: int = 100
@@ -119,7 +119,7 @@ class EvaluateFunctions:
                 ))  # fmt: skip
         inputs, outputs = functions.sizes(data, loaded[0].recipe.channels)
         for name, label in {"gp": "gp", "neighbours": "3-nn"}.items() if self.floors > 1 else ():
-            floor = learners.build(name, None, 1, inputs=inputs, outputs=outputs)
+            floor = learners.process(name, inputs=inputs, outputs=outputs)
             with counting(f"testing {name}") as progress:
                 results.append(likelihood.evaluate(
                     floor, tasks, min(self.floors, self.tasks), self.seed, name=f"floor: {label}", told=data,

@@ -27,6 +27,7 @@ class List:
         if self.what == "learners":
             rows = {name: e.paper + (" (floor)" if e.floor else "") for name, e in learners.REGISTRY.items()}
             rows |= {name: f"{e.paper} (functions)" for name, e in learners.PROCESSES.items()}
+            rows |= {name: f"{e.paper} (functions, floor)" for name, e in learners.FUNCTION_FLOORS.items()}
         elif self.what == "recipes":
             rows = {name: recipes.get(name).source for name in recipes.names()}
         elif self.what == "models":

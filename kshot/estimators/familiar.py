@@ -14,9 +14,10 @@ from torch import Tensor
 
 from kshot import seeding
 from kshot.core import to
-from kshot.estimators.fitting import FEWEST, left_out, moments, parts_of, widened, widths
+from kshot.estimators.fitting import FEWEST, left_out, parts_of, widened, widths
 from kshot.learners._process import Process
 from kshot.tasks.base import TaskDistribution
+from kshot.tasks.standardised import moments
 
 __all__ = ["familiar", "unlike"]
 

@@ -27,17 +27,16 @@ from torch import Tensor
 import kshot
 from kshot import checkpoint, config, learners, seeding
 from kshot import nn as knn
-from kshot.core import Batch, Learner, Task
+from kshot.core import Batch, Learner
 from kshot.distributions import Gaussian, LowRank, Mixture
 from kshot.joint import joint_sample
 from kshot.learners._process import Process
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.standardised import moments
 
 __all__ = [
     "SHIPPED",
     "UNTRAINED",
     "Fitted",
-    "Standardised",
     "Trained",
     "fit",
     "left_out",
@@ -49,7 +48,7 @@ __all__ = [
 
 SHIPPED = ("curves",)
 """Models in the package, files of the folder of `kshot.models`."""
-UNTRAINED = ("gp", "neighbours")
+UNTRAINED = tuple(learners.FUNCTION_FLOORS)
 """Learners that need no training and take any number of features."""
 WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most models are trained on
 WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
@@ -88,7 +87,7 @@ class Trained:
             ValueError: it was trained for others.
         """
         if self.learner is None:
-            return learners.build(self.name, None, 1, **{**self.settings, "inputs": inputs, "outputs": outputs})  # type: ignore[return-value]
+            return learners.process(self.name, **{**self.settings, "inputs": inputs, "outputs": outputs})
         own = self.learner
         if own.inputs != inputs or own.outputs not in (1, outputs):
             raise ValueError(
@@ -168,59 +167,19 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
     if name in UNTRAINED:
         return Trained(None, name, settings)
     with torch.device("meta"):  # the file may ask for a network of any size
-        empty = learners.build(name, None, 1, **settings)
+        empty = learners.process(name, **settings)
     own = {key.removeprefix("learner."): t for key, t in tensors.items() if key.startswith("learner.")}
-    if not isinstance(empty, Process) or {k: t.shape for k, t in empty.state_dict().items()} != {
-        k: t.shape for k, t in own.items()
-    }:
+    if {k: t.shape for k, t in empty.state_dict().items()} != {k: t.shape for k, t in own.items()}:
         raise checkpoint.CheckpointError(
             f"{path} holds the weights of another learner or network than its settings tell"
         )
-    learner = learners.build(name, None, 1, **settings)
+    learner = learners.process(name, **settings)
     learner.to(next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32))
     learner.load_state_dict(own)
-    return Trained(learner.eval(), name, settings, familiar)  # type: ignore[arg-type]  a Process
+    return Trained(learner.eval(), name, settings, familiar)
 
 
 # What a model is trained on.
-
-
-class Standardised:
-    """Functions whose y has mean 0 and standard deviation 1 in each support set, as a fit will give them.
-
-    A model that is trained on other units is too sure of itself, since the deviation of a few points is not that of the
-    function they are from. Support sets of one value keep their deviation.
-
-    Args:
-        tasks: of functions.
-
-    >>> from kshot.tasks import GaussianProcess
-    >>> task = Standardised(GaussianProcess()).sample(torch.Generator().manual_seed(0), 2)
-    >>> bool(task.support.y.mean(1).abs().max() < 1e-5)
-    True
-    """
-
-    def __init__(self, tasks: TaskDistribution):
-        self.tasks = tasks
-
-    def __repr__(self) -> str:
-        return f"Standardised({self.tasks!r})"
-
-    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
-        """`num_tasks` functions: a Task with a leading T."""
-        task = self.tasks.sample(generator, num_tasks)
-        mean, std = moments(task.support.y)
-        return Task(*(batch._replace(y=(batch.y - mean) / std) for batch in task))
-
-
-def moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[..., 1, D]` of y `[..., N, D]` without its NaN; a deviation of 0 becomes 1."""
-    count = (~y.isnan()).sum(-2, keepdim=True).clamp_min(1)
-    mean = y.nan_to_num().sum(-2, keepdim=True) / count
-    std = ((y - mean).nan_to_num().square().sum(-2, keepdim=True) / count).sqrt()
-    most = torch.cat([y.nan_to_num().abs(), torch.zeros_like(mean)], -2).amax(-2, keepdim=True)
-    rounding = 4 * torch.finfo(y.dtype).eps
-    return mean, torch.where(std > rounding * most, std, 1.0)
 
 
 # Leaving points out.
@@ -262,7 +221,7 @@ def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> Tensor:
 
     every = [t.repeat_interleave(FOLDS, 0) for t in (x, y)]
     with knn.evaluating(learner):
-        if getattr(learner, "maps", True):
+        if learner.maps:
             total = torch.vmap(one, chunk_size=80)(every[0], every[1], held.flatten(0, 1))
         else:
             total = torch.stack([one(*row) for row in zip(*every, held.flatten(0, 1), strict=True)])
@@ -371,7 +330,7 @@ class Fitted:
         for own, learner, state in self._by_column():
             places = self._seen(x, learner)
             # One that is fitted anew for every value would take minutes.
-            most = MOST_TOGETHER if getattr(learner, "maps", True) else MOST_TOGETHER // max(count, 1)
+            most = MOST_TOGETHER if learner.maps else MOST_TOGETHER // max(count, 1)
             with knn.evaluating(learner), torch.no_grad():
                 answer = learner.predict(state, places)
                 if isinstance(answer, Gaussian) and 1 < len(x) <= most:

@@ -33,6 +33,7 @@ from kshot.estimators import familiar, fitting
 from kshot.estimators.fitting import Trained
 from kshot.learners._process import Process
 from kshot.tasks.base import TaskDistribution
+from kshot.tasks.standardised import Standardised
 from kshot.train import meta_train
 
 __all__ = ["FewShotRegressor", "Trained"]
@@ -100,7 +101,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         Args:
             tasks: functions, as `kshot.tasks.GaussianProcess` or `Curves`; x of about -2..2, as "range" will give it.
-                y is standardised by each support set, as the fit will do it (`kshot.estimators.fitting.Standardised`).
+                y is standardised by each support set, as the fit will do it (`kshot.tasks.standardised`).
             learner: one of `kshot.learners.PROCESSES` that is trained.
             steps, batch, meta_lr: updates, tasks of each, and the rate (Adam, falling along a cosine).
             seed: of the weights and the tasks.
@@ -112,19 +113,16 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             ValueError: another learner, settings that it does not have, or tasks with classes.
             NonFiniteLoss: see `kshot.train`.
         """
-        entry = learners.PROCESSES.get(learner)
-        if entry is None or entry.floor:
-            known = ", ".join(name for name, e in learners.PROCESSES.items() if not e.floor)
-            raise ValueError(f"learner={learner!r}: choose from {known}")
+        if learner not in learners.PROCESSES:
+            raise ValueError(f"learner={learner!r}: choose from {', '.join(learners.PROCESSES)}")
         query = tasks.sample(seeding.generator(seed, "shape"), 1).query
         if not query.y.is_floating_point():
             raise ValueError("these tasks have classes, not functions: FewShotClassifier is for them")
         given = {"inputs": query.x[0, 0].numel(), "outputs": query.y.shape[-1], **settings}
         with seeding.seeded(seed, "weights"):
-            built = learners.build(learner, None, 1, **given)
-        assert isinstance(built, Process)
+            built = learners.process(learner, **given)
         options: dict[str, Any] = {"schedule": "cosine", "clip": 1.0, "val_every": 0, "strategy": "vmap"}
-        seen = fitting.Standardised(tasks)
+        seen = Standardised(tasks)
         for record in meta_train(built, seen, steps=steps, batch=batch, meta_lr=meta_lr, seed=seed, **options):
             if progress is not None:
                 progress(record.step, steps)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from kshot.core import Learner
 
-__all__ = ["PROCESSES", "REGISTRY", "Entry", "build", "options"]
+if TYPE_CHECKING:
+    from kshot.learners._process import Process
+
+__all__ = ["FUNCTION_FLOORS", "PROCESSES", "REGISTRY", "Entry", "build", "options", "process"]
 
 
 class Entry(NamedTuple):
@@ -53,6 +56,7 @@ REGISTRY: dict[str, Entry] = {
     "finetune": Entry(_L + "finetune:FineTune", True, "train on the support set alone", floor=True, regression=True),
 }
 
+_GNP = "Markou et al. 2022, arXiv:2203.08775"
 PROCESSES: dict[str, Entry] = {
     "cnp": Entry(_L + "cnp:CNP", False, "Garnelo et al. 2018, arXiv:1807.01613", regression=True),
     "np": Entry(_L + "np:NP", False, "Garnelo et al. 2018, arXiv:1807.01622", regression=True),
@@ -61,20 +65,23 @@ PROCESSES: dict[str, Entry] = {
     "bnp": Entry(_L + "bnp:BNP", False, "Lee et al. 2020, arXiv:2008.02956", regression=True),
     "convcnp": Entry(_L + "convcnp:ConvCNP", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
     "convcnp2d": Entry(_L + "convcnp2d:ConvCNP2d", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
-    "gnp": Entry(_L + "gnp:GNP", False, "Markou et al. 2022, arXiv:2203.08775", regression=True),
-    "convgnp": Entry(_L + "convcnp:ConvCNP", False, "Markou et al. 2022", {"rank": 32}, regression=True),
-    "gp": Entry(_L + "gp:FittedGP", False, "a Gaussian process fitted to each task", regression=True, floor=True),
-    "neighbours": Entry(_L + "neighbours:Neighbours", False, "nearest neighbours", regression=True, floor=True),
+    "gnp": Entry(_L + "acnp:ACNP", False, _GNP, {"rank": 32}, regression=True),
+    "convgnp": Entry(_L + "convcnp:ConvCNP", False, _GNP, {"rank": 32}, regression=True),
     "tnpd": Entry(_L + "tnpd:TNPD", False, "Nguyen and Grover 2022, arXiv:2207.04179", regression=True),
 }
-"""Neural processes: they learn functions alone, have networks of their own (`body=None`), answer with distributions."""
+"""Neural processes: they learn functions alone, have networks of their own, answer with distributions (`process`)."""
+FUNCTION_FLOORS: dict[str, Entry] = {
+    "gp": Entry(_L + "gp:FittedGP", False, "a Gaussian process fitted to each task", regression=True, floor=True),
+    "neighbours": Entry(_L + "neighbours:Neighbours", False, "nearest neighbours", regression=True, floor=True),
+}
+"""What a neural process has to beat; made by `process` as they are."""
 
 
 def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Learner:
     """The learner of that name around `body`, for tasks of at most `ways` classes.
 
     Args:
-        name: a key of `REGISTRY`.
+        name: a key of `REGISTRY`; also of `PROCESSES`, whose learners take neither `body` nor `ways`.
         body: maps inputs `[N, ...]` to one output per way (or target dimension) where the entry's `head` is True, to
             features `[N, D]` where it is False; None for a learner that needs none ("pixels").
         ways: the largest number of classes of a task, W; unused by a regression.
@@ -84,7 +91,25 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
         ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or
             a value that it refuses.
     """
-    known = {**REGISTRY, **PROCESSES}
+    if name in PROCESSES or name in FUNCTION_FLOORS:
+        return process(name, **settings)
+    return _made(name, {**REGISTRY, **PROCESSES, **FUNCTION_FLOORS}, {"body": body, "ways": ways}, settings)
+
+
+def process(name: str, **settings: Any) -> Process:
+    """The learner of functions of that name.
+
+    Args:
+        name: a key of `PROCESSES` or `FUNCTION_FLOORS`.
+        settings: keyword arguments of its class, over the entry's own: `inputs` and `outputs` (1 each), ...
+
+    Raises:
+        ValueError: an unknown name (the nearest are told), a setting that it does not have, or a value that it refuses.
+    """
+    return _made(name, {**PROCESSES, **FUNCTION_FLOORS}, {}, settings)
+
+
+def _made(name: str, known: dict[str, Entry], network: dict[str, Any], settings: dict[str, Any]) -> Any:
     if name not in known:
         near = difflib.get_close_matches(name, known, 3, 0.4)
         raise ValueError(
@@ -92,12 +117,8 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
             f" ({', '.join(known)})"
         )
     entry = known[name]
-    cls = _class(entry)
-    network: dict[str, Any] = (
-        {} if name in PROCESSES else {"body": body, "ways": ways}
-    )  # they make networks of their own
     try:
-        return cls(**network, **{**entry.settings, **settings})
+        return _class(entry)(**network, **{**entry.settings, **settings})
     except TypeError as error:
         raise ValueError(f"learner {name!r} does not take these settings {settings}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ class Process(Learner):
         least: the smallest standard deviation.
         rank: 0: an answer is a normal distribution for each value (`Gaussian`), trained by the values' own
             likelihood; else one over all values with that many common causes (`LowRank`), trained by the likelihood of
-            all together.
+            all together: a Gaussian neural process (Wessel Bruinsma et al. 2021, arXiv:2101.03606) with the "linear"
+            covariance of Stratis Markou et al. 2022, arXiv:2203.08775.
     """
 
     folds = True
@@ -86,9 +88,9 @@ class Process(Learner):
         error = torch.where(y.isnan(), 0.0, fixed.mean - y.nan_to_num()).square()
         return {"log_likelihood": per_value(fixed.log_prob(y), y), "mse": per_value(error, y)}
 
+    @abstractmethod
     def predict(self, state: Any, x: Tensor) -> Any:
         """A `Distribution` of the values at x `[M, I]`."""
-        raise NotImplementedError
 
 
 class Remembering(Process):

@@ -11,13 +11,12 @@ from typing import Literal
 
 from kshot.config import Recipe
 from kshot.functions import NAMES
-from kshot.learners import PROCESSES as _ALL
+from kshot.learners import PROCESSES
 from kshot.train import Outer
 
 # Updates of 16 tasks in about 20 minutes on one thread of two cores (GPs; pixels: a fifth of them).
 _QUICK = {"cnp": 80_000, "np": 45_000, "acnp": 60_000, "anp": 35_000, "bnp": 18_000, "convcnp": 18_000, "gnp": 60_000,
           "convgnp": 16_000, "tnpd": 26_000, "convcnp2d": 20_000, "maml": 20_000}  # fmt: skip
-PROCESSES = {name: entry for name, entry in _ALL.items() if not entry.floor}
 _ONE_DIMENSION = ("convcnp", "convgnp")
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from kshot.core import Batch, Task
 from kshot.tasks.functions import deal, interval_of_sizes, not_negative, whole
 
-__all__ = ["Augmentation", "CurveTable", "Curves", "Scale", "canadian", "growth", "lynx_hare", "read_csv"]
+__all__ = ["Augmentation", "CurveTable", "Curves", "Scale", "canadian", "growth", "lynx_hare", "places_of", "read_csv"]
 
 
 class Scale(NamedTuple):
@@ -303,7 +303,7 @@ def read_csv(
     else:
         of_x = 0 if x is None else column(x, "x")
         of_id = of_value = -1
-    places, means = _places(path, header[of_x], [(line, row[of_x]) for line, row in rows])
+    places, means = places_of(path, header[of_x], [(line, row[of_x]) for line, row in rows])
     grid = sorted(set(places))
     index = {place: k for k, place in enumerate(grid)}
     if of_id >= 0:
@@ -402,8 +402,19 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     return number
 
 
-def _places(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list[float], str]:
-    """The numbers of x and what they mean: all of the kind of the first."""
+def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list[float], str]:
+    """Numbers of the cells of a column of places, all of the kind of the first, and what the numbers mean.
+
+    Args:
+        path, name: of the file and the column, for errors.
+        cells: (line, text).
+
+    Returns:
+        Numbers as they are; dates as days since the first; months and days as days of the year.
+
+    Raises:
+        ValueError: a cell that is no place, or one of another kind; with its line.
+    """
     kind, places = "", []
     for line, cell in cells:
         here = f"{path}, line {line}, column {name!r}"

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from kshot.core import Batch, Task
 
-__all__ = ["GaussianProcess", "Hyper", "Mixture", "Oracle", "posterior"]
+__all__ = ["GaussianProcess", "Hyper", "Kernel", "Mixture", "Oracle", "posterior"]
 
 Kernel = Literal["rbf", "matern12", "matern32", "matern52", "periodic", "weakly-periodic"]
-_KERNELS = ("rbf", "matern12", "matern32", "matern52", "periodic", "weakly-periodic")
 JITTER = 1e-6  # times the scale's square, on the diagonal before a Cholesky factor is taken, in float64
 
 
@@ -100,8 +99,8 @@ class GaussianProcess:
         targets: int | None = None,
         target_x: tuple[float, float] | None = None,
     ):
-        if kernel not in _KERNELS:
-            raise ValueError(f"unknown kernel {kernel!r}: choose from {', '.join(_KERNELS)}")
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"unknown kernel {kernel!r}: choose from {', '.join(get_args(Kernel))}")
         if isinstance(inputs, bool) or not isinstance(inputs, int) or inputs < 1:
             raise ValueError(f"inputs={inputs!r}: pass an integer >= 1")
         if inputs > 1 and "periodic" in kernel:

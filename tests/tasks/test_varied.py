@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import seeding
+from kshot import functions, seeding
 from kshot.tasks.varied import Varied
 from kshot.testing import check_tasks
 
 
 def test_support_sets_are_standardised() -> None:
-    task = Varied().sample(seeding.generator(0), 64)
+    task = functions.make("varied").sample(seeding.generator(0), 64)
     y = task.support.y
     count = (~y.isnan()).sum(1)
     assert int(count.min()) < 10 < 50 < int(count.max())
