@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 from kshot import checkpoint, cli, learners, recipes, runs
+from kshot.cli.scores import Figures
 from kshot.config import Recipe
+from kshot.runs import Test as Scoring
 from kshot.train import Outer
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -142,8 +144,8 @@ def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pyte
     assert call(command, "--help") == 0
     out = capsys.readouterr().out
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
-    kinds = [cli._COMMANDS[command]]
-    tests = [cli.Test, cli.Figures]
+    kinds = [cli._settings(command)]
+    tests = [Scoring, Figures]
     kinds += {"train": [Recipe, Outer], "evaluate": tests, "compare": tests}.get(command, [])
     positional = (
         {"folder", "folders", "what", "name", "support", "file", "classifier", "paths"} if command != "train" else set()

@@ -7,6 +7,7 @@ code 2; an interrupted training saves, says how to go on and ends with 130 (SIGI
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import sys
@@ -18,35 +19,31 @@ import tyro
 
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
-from kshot.cli.classify import Fit, Predict, Report
-from kshot.cli.control import EvaluateControl, TrainControl, Video
-from kshot.cli.curve import Curve
-from kshot.cli.demo import Demo
-from kshot.cli.functions import EvaluateFunctions, is_of_functions
-from kshot.cli.listing import Data, List
-from kshot.cli.scores import Compare, Evaluate, Figures
-from kshot.cli.serve import Serve
-from kshot.cli.train import Train
-from kshot.config import Recipe
 from kshot.engine import OutOfMemory
 from kshot.parallel import RankLost
-from kshot.rl.recipe import ControlRecipe, is_control
-from kshot.runs import Test
 from kshot.train import NonFiniteLoss, Outer
 
-__all__ = ["Figures", "Test", "main"]
+__all__ = ["main"]
 
-_COMMANDS: dict[str, Any] = {
-    "demo": Demo, "train": Train, "evaluate": Evaluate, "compare": Compare, "list": List, "data": Data,
-    "video": Video, "fit": Fit, "predict": Predict, "report": Report, "serve": Serve, "curve": Curve,
+# Command -> the module of this folder that has its settings, a dataclass of the command's name. It is imported when the
+# command is called: what the others need is none of its business.
+_COMMANDS = {
+    "demo": "demo", "train": "train", "evaluate": "scores", "compare": "scores", "list": "listing", "data": "listing",
+    "video": "control", "fit": "classify", "predict": "classify", "report": "classify", "serve": "serve",
+    "curve": "curve",
 }  # fmt: skip
+
+
+def _settings(command: str) -> Any:
+    """The dataclass of a command."""
+    return getattr(importlib.import_module(f"kshot.cli.{_COMMANDS[command]}"), command.capitalize())
 
 
 def _usage() -> str:
     lines = [
         (__doc__ or "").splitlines()[0],
         "",
-        *(f"  {n:<10}{(c.__doc__ or '').splitlines()[0]}" for n, c in _COMMANDS.items()),
+        *(f"  {n:<10}{(_settings(n).__doc__ or '').splitlines()[0]}" for n in _COMMANDS),
     ]
     return "\n".join(lines)
 
@@ -69,14 +66,31 @@ def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
 def _parse(arguments: list[str]) -> Any:
     """The command with its settings. A training's defaults are its recipe's, so the name is read first."""
     command, *rest = arguments
-    if command == "evaluate" and rest and is_control(rest[0]):
-        return _read(EvaluateControl, "kshot evaluate", rest)
-    if command == "evaluate" and rest and is_of_functions(rest[0]):
-        return _read(EvaluateFunctions, "kshot evaluate", rest)
-    if command != "train":
-        return _read(_COMMANDS[command], f"kshot {command}", rest)
+    if command == "train":
+        return _parse_train(rest)
+    if command == "evaluate" and rest:
+        return _read(_kind_of_test(rest[0]), "kshot evaluate", rest)
+    return _read(_settings(command), f"kshot {command}", rest)
 
+
+def _kind_of_test(run: str) -> Any:
+    """What `kshot evaluate` reads for that run: its kind of tasks has its own settings."""
+    from kshot.cli.functions import EvaluateFunctions, is_of_functions
+    from kshot.rl.recipe import is_control
+
+    if is_control(run):
+        from kshot.cli.control import EvaluateControl
+
+        return EvaluateControl
+    return EvaluateFunctions if is_of_functions(run) else _settings("evaluate")
+
+
+def _parse_train(rest: list[str]) -> Any:
     from kshot import recipes
+    from kshot.cli.control import TrainControl
+    from kshot.cli.train import Train
+    from kshot.config import Recipe
+    from kshot.rl.recipe import ControlRecipe
 
     words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
     budget: Any = "paper"
@@ -111,6 +125,8 @@ def _after(flag: str, words: list[str]) -> str | None:
 def _options(learner: str) -> dict[str, Any]:
     """The learner's own settings that are no settings of every recipe: each is an option of the command line."""
     from kshot import learners
+    from kshot.cli.train import Train
+    from kshot.config import Recipe
 
     taken = {f.name for kind in (Recipe, Outer, Train) for f in fields(kind)}
     return {name: value for name, value in learners.options(learner).items() if name not in taken}

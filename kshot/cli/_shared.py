@@ -51,6 +51,21 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside the `with`, an operation of torch has one thread: small ones take longer with several, and many times as
+    long where other programs want the processors.
+    """
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
 def tensorboard(folder: Path) -> Any:
     """A writer of event files.
 

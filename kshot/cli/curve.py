@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kshot import seeding
 from kshot.checkpoint import write_beside
-from kshot.cli._shared import InputError, console
+from kshot.cli._shared import InputError, console, one_thread
 
 if TYPE_CHECKING:
     from kshot.estimators.fitting import Fitted
@@ -62,6 +62,7 @@ class Curve:
     seed: int = 0
     """Of the samples and of the points that are left out to choose a scale."""
 
+    @one_thread()
     def run(self) -> int:
         from kshot.estimators.fitting import trained
         from kshot.tasks.curves import read_csv
