@@ -29,10 +29,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, here: Tensor, heads: int) 
     """
     m, width = query.shape
     q, k, v = (t.reshape(len(t), heads, width // heads).transpose(0, 1) for t in (query, key, value))  # [heads, ., .]
-    scores = q @ k.transpose(1, 2) / (width // heads) ** 0.5  # [heads, M, N]
-    scores = torch.where(here > 0, scores, torch.finfo(scores.dtype).min)
-    weights = torch.cat([scores, torch.zeros_like(q[..., :1])], 2).softmax(2)[..., :-1] * here
-    return (weights @ v).transpose(0, 1).reshape(m, width)
+    k, v = (torch.cat([t, torch.zeros_like(t[:, :1])], 1) for t in (k, v))
+    absent = torch.zeros_like(here).masked_fill(here <= 0, torch.finfo(here.dtype).min)
+    scores = q / (width // heads) ** 0.5 @ k.transpose(1, 2) + torch.cat([absent, absent.new_zeros(1)])
+    return (scores.softmax(2) @ v).transpose(0, 1).reshape(m, width)  # scores [heads, M, N + 1]
 
 
 class ACNP(Remembering):
