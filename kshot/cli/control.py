@@ -107,6 +107,9 @@ class EvaluateControl:
     """Of each task, after each step; None: the recipe's number."""
     steps: int | None = None
     """Rounds of adapting; None: the recipe's number."""
+    inner_lr: float | None = None
+    """Rate of the first gradient step; None: the recipe's. A policy that was not trained to take steps may want
+    smaller ones."""
     backend: Literal["mujoco", "warp"] = "mujoco"
     """Of the simulation, whatever the policy was trained on."""
     on: str | None = None
@@ -148,6 +151,13 @@ class EvaluateControl:
             for memory, recipe in kinds.items():
                 untrained = replace(recipe, learner="rl2" if memory else "maml")
                 rows.append(("random, rl2" if memory else "random", untrained, recipes.build(untrained)))
+        if self.inner_lr is not None:
+            if not self.inner_lr > 0:
+                raise InputError(f"--inner-lr {self.inner_lr:g}: give a rate above 0")
+            for _, recipe, learner in rows:
+                if recipe.learner == "rl2":
+                    raise InputError(f"--inner-lr: {recipe.name} takes no gradient steps; test it without")
+                learner.inner_lr = self.inner_lr
         curves, say = [], console()
         for name, recipe, learner in rows:
             steps = 0 if recipe.learner == "oracle" else first.test_steps if self.steps is None else self.steps

@@ -154,6 +154,13 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     result = json.loads(files[0].read_text())
     assert [len(r["mean"]) for r in result["results"]] == [4, 4]
     assert result["training"][0]["env_steps"] > 0
+    slow = kshot("evaluate", str(out), *arguments[:6], "--inner-lr", "0.25")
+    assert slow.returncode == 0, slow.stderr
+    other = json.loads(files[0].read_text())
+    assert [r["rates"] for r in other["results"]] == [[0.25, 0.125, 0.125]] * 2
+    assert [r["mean"][0] for r in other["results"]] == [r["mean"][0] for r in result["results"]]
+    assert other["results"][0]["mean"][1] != result["results"][0]["mean"][1]
+    assert "above 0" in kshot("evaluate", str(out), "--inner-lr", "0").stderr
     wrong = kshot("train", "cheetah-sideways-maml", "--out", str(tmp_path / "x"))
     assert wrong.returncode == 2
     assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr
