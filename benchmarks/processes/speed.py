@@ -4,9 +4,9 @@
     python benchmarks/processes/speed.py --json benchmarks/results/processes-speed.json
 
 1,000 functions with as many known points each, 50 places asked: adapting and predicting, without gradients. Gaussian
-processes by gpytorch, batched in the same way: the posterior with the kernel that is true, and with one that is fitted to
-each function by steps of Adam on its marginal likelihood (timed once). All rows in turn, in each of the rounds; medians. Weights are
-new ones, which cost what trained ones cost.
+processes by gpytorch, batched in the same way: the posterior with a given kernel, and with one that is fitted to each
+function by steps of Adam on its marginal likelihood (timed once). All rows in turn, in each of the rounds; medians.
+Weights are new ones, which cost what trained ones cost.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from kshot import engine, seeding
 from kshot.core import Batch, Task
 from kshot.learners import build
+from kshot.learners.acnp import MANY, attend
 from kshot.tasks.processes import GaussianProcess
 from kshot.testing import LEARNER_CHECKS, check_learner
 
@@ -169,3 +171,27 @@ def test_noise_is_new_in_training_and_the_same_afterwards() -> None:
     learner.train()
     assert not torch.equal(learner.predict(state, x).mean, learner.predict(state, x).mean)
     assert learner.predict(state, x).means.shape == (8, 1, 4)  # draws in training, samples afterwards
+
+
+@pytest.mark.parametrize("points", [5, MANY, 3 * MANY])
+def test_attention_by_hand_with_gradients_and_without(points: int) -> None:
+    """Of three tasks, one of which has no point: softmax over the points that are there and one of nought."""
+    generator = torch.Generator().manual_seed(points)
+    q, k, v = (torch.randn(3, n, 8, generator=generator, dtype=torch.float64) for n in (7, points, points))
+    here = (torch.rand(3, points, generator=generator) < 0.6).double()
+    here[1] = 0
+    with torch.no_grad():
+        fused = torch.vmap(lambda *t: attend(*t, 2))(q, k, v, here)
+        nested = torch.vmap(torch.vmap(lambda *t: attend(*t, 2)))(*(t[None] for t in (q, k, v, here)))[0]
+    kept = torch.vmap(lambda *t: attend(*t, 2))(q.requires_grad_(), k, v, here)
+    kept.sum().backward()
+    assert float(fused[1].abs().max()) == 0
+    assert q.grad is not None
+    assert bool(q.grad[0].any())
+    for t, head, m in itertools.product(range(3), range(2), range(7)):
+        own = slice(4 * head, 4 * head + 4)
+        seen = here[t] > 0
+        weights = (k[t, seen, own] @ q[t, m, own] / 2).exp()
+        wanted = (weights @ v[t, seen, own]) / (1 + weights.sum())
+        for found in (fused, nested, kept, attend(q[t], k[t], v[t], here[t], 2)[None].expand(3, -1, -1)):
+            assert torch.allclose(found[t, m, own], wanted, rtol=1e-10, atol=1e-12)
