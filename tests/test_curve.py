@@ -15,7 +15,7 @@ from PIL import Image
 
 from kshot import cli, plots
 from kshot.estimators import FewShotRegressor
-from kshot.estimators.fitting import Trained
+from kshot.estimators.fitting import UNTRAINED, Trained, trained
 from kshot.learners import build
 from kshot.plots.functions import plot_series
 
@@ -193,3 +193,12 @@ def test_what_is_wrong_is_said_in_one_line(
     assert code == 2
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_the_list_of_models_names_those_that_fill_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", ["kshot", "list", "models"])
+        cli.main()
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "kshot.tasks.varied" in line]
+    listed += [name for name in UNTRAINED if trained(name).learner is None]
+    assert listed == ["curves", "gp", "neighbours"]

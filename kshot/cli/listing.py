@@ -15,7 +15,7 @@ __all__ = ["Data", "List"]
 
 @dataclass(frozen=True)
 class List:
-    """What there is: learners, recipes, data sets, or bodies of classifiers."""
+    """What there is: learners, recipes, data sets, or models: bodies of classifiers, and models of functions."""
 
     what: Annotated[Literal["learners", "recipes", "data", "models"], tyro.conf.Positional]
     json: Path | None = None
@@ -23,6 +23,7 @@ class List:
 
     def run(self) -> int:
         from kshot import data, learners, models, recipes
+        from kshot.estimators import fitting
 
         if self.what == "learners":
             rows = {name: e.paper + (" (floor)" if e.floor else "") for name, e in learners.REGISTRY.items()}
@@ -33,6 +34,7 @@ class List:
         elif self.what == "models":
             rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
             rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}
+            rows |= {name: f"{fitting.told(name)}, for kshot curve" for name in (*fitting.SHIPPED, *fitting.UNTRAINED)}
         else:
             rows = dict(data.available())
         width = max(map(len, rows))

@@ -42,6 +42,7 @@ __all__ = [
     "left_out",
     "packed",
     "parts_of",
+    "told",
     "trained",
     "unpacked",
 ]
@@ -127,6 +128,13 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
         known = ", ".join((*SHIPPED, *UNTRAINED))
         raise ValueError(f"unknown model {name!r}: choose from {known}, or give the folder of a 'kshot train gp-...'")
     return unpacked(*checkpoint.load(path), path)
+
+
+def told(name: str) -> str:
+    """A name of `SHIPPED` or `UNTRAINED` in a line."""
+    if name in UNTRAINED:
+        return learners.FUNCTION_FLOORS[name].paper
+    return f"{trained(name).name} on functions of many sorts (kshot.tasks.varied)"
 
 
 def packed(model: Trained) -> tuple[dict[str, Tensor], dict[str, Any]]:
