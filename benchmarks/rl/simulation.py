@@ -10,6 +10,8 @@ One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a secon
     AsyncVectorEnv        gymnasium's, a process for each environment (as many as stated)
     SyncVectorEnv         gymnasium's, one after another
     EnvPool               where it is installed
+    kshot, warp           the same as kshot's row by MuJoCo Warp on a GPU, with `--warp` (kshot[warp])
+    warp alone            its physics: nothing comes to the host and no action goes there
 
 Rounds of all rows take turns, and a row's figure is the median of its rounds, since machines are noisy.
 """
@@ -21,11 +23,13 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -43,6 +47,8 @@ class Settings:
     """All rows take turns this often."""
     processes: int = 16
     """Of AsyncVectorEnv."""
+    warp: tuple[int, ...] = ()
+    """Simulations at a time by MuJoCo Warp: a row for each."""
     json: Path | None = None
     """Write the figures to this file."""
 
@@ -87,10 +93,12 @@ def _all_cores(seconds: float) -> float:
     return total
 
 
-def _ours(count: int) -> Callable[[float], float]:
-    from kshot.rl.control import family
+def _ours(count: int, backend: Literal["mujoco", "warp"] = "mujoco") -> Callable[[float], float]:
+    from kshot.rl.control import Mujoco, family
 
     tasks = family("v5-cheetah-direction")
+    assert isinstance(tasks, Mujoco)
+    tasks.backend = backend
     sim = tasks.simulator(np.ones((count, 1)), 1)
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (200, count, 6))
@@ -102,6 +110,32 @@ def _ours(count: int) -> Callable[[float], float]:
             for action in actions[:100]:
                 sim.step(action)
             done += 100 * count
+        return done / (time.perf_counter() - began)
+
+    return run
+
+
+def _warp_alone(count: int) -> Callable[[float], float]:
+    import torch
+
+    from kshot.rl.control import Mujoco, family
+
+    tasks = family("v5-cheetah-direction")
+    assert isinstance(tasks, Mujoco)
+    tasks.backend = "warp"
+    sim = tasks.simulator(np.ones((count, 1)), 1)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (count, 6))
+
+    def run(seconds: float) -> float:
+        sim.reset(rng)
+        sim.step(actions)
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            for _ in range(20):
+                sim.physics.advance(5)
+            torch.cuda.synchronize()
+            done += 20 * count
         return done / (time.perf_counter() - began)
 
     return run
@@ -132,6 +166,12 @@ def _envpool(count: int) -> Callable[[float], float] | None:
     return _vector(envs, count)
 
 
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
 def main(settings: Settings) -> None:
     """Measure all rows and print the table."""
     import gymnasium
@@ -145,6 +185,8 @@ def main(settings: Settings) -> None:
         f"AsyncVectorEnv, {settings.processes}": _vector(many, settings.processes),
         f"SyncVectorEnv, {settings.processes}": _vector(one, settings.processes),
         f"EnvPool, {settings.count}": _envpool(settings.count),
+        **{f"kshot, warp, {count}": _ours(count, "warp") for count in settings.warp},
+        **{f"warp alone, {count}": _warp_alone(count) for count in settings.warp},
     }
     found: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(settings.rounds):
@@ -164,8 +206,10 @@ def main(settings: Settings) -> None:
         table[name] = {"steps_per_second": middle, "share": middle / limit, "rounds": values}
         print(f"{name:<24}{middle:>10,.0f}  {middle / limit:.2f}   ({min(values):,.0f} to {max(values):,.0f})")
     if settings.json is not None:
-        command = f"python benchmarks/rl/simulation.py --count {settings.count} --rounds {settings.rounds}"
+        command = "python benchmarks/rl/simulation.py " + " ".join(sys.argv[1:])
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        if settings.warp:
+            machine += f", {_gpu()}"
         versions = {name: metadata.version(name) for name in ("mujoco", "gymnasium", "numpy")}
         values = {"command": command, "machine": machine, "versions": versions, "rows": table}
         settings.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

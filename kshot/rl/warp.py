@@ -96,20 +96,23 @@ class WarpPhysics:
     def step(self, which: NDArray[np.intp] | None, times: int) -> None:
         """See `Physics.step`; those that are not asked for go on too, and nobody looks at them."""
         self.was[:] = self.qpos
-        ctrl = self._tensor("ctrl")
-        ctrl.copy_(torch.from_numpy(self.ctrl))
+        self._tensor("ctrl").copy_(torch.from_numpy(self.ctrl))
+        self.advance(times)
+        self._read()
+
+    def advance(self, times: int) -> None:
+        """The physics of one action with the controls that are set, recorded at first; nothing is read back."""
         with self._warp.ScopedDevice(self._device):
             if self._device == "cpu":
                 self._advance(times)
-            else:
-                if times not in self._graphs:
-                    self._advance(times)  # compiles what is not compiled yet; then put back and recorded
-                    self._back()
-                    with self._warp.ScopedCapture() as capture:
-                        self._advance(times)
-                    self._graphs[times] = capture.graph
-                self._warp.capture_launch(self._graphs[times])
-        self._read()
+                return
+            if times not in self._graphs:
+                self._advance(times)  # compiles what is not compiled yet; then put back and recorded
+                self._back()
+                with self._warp.ScopedCapture() as capture:
+                    self._advance(times)
+                self._graphs[times] = capture.graph
+            self._warp.capture_launch(self._graphs[times])
 
     def _back(self) -> None:
         for name, values in (("qpos", self.qpos), ("qvel", self.qvel)):
