@@ -355,3 +355,18 @@ def test_require_functional_names_the_layer_and_the_way_out():
         knn.require_functional(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.BatchNorm1d(2))))
     with pytest.raises(ValueError, match=r"the module \(BatchNorm2d\)"):
         knn.require_functional(nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_as_a_product_is_torchs(stride):
+    layer = knn.Conv1d(3, 4, 5, padding=2, stride=stride).double()
+    x = torch.randn(2, 3, 32, dtype=DOUBLE, requires_grad=True)
+    found, want = layer.product(x), layer(x)
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(want)
+    for a, b in zip(
+        *(torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()]) for y in (found, want)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    mapped = torch.vmap(layer.product)(x.detach()[:, None])
+    torch.testing.assert_close(mapped[:, 0], want.detach(), rtol=1e-12, atol=1e-12)

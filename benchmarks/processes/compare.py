@@ -41,7 +41,7 @@ class Settings:
     on: tuple[str, ...] = ("gp-rbf", "gp-matern52", "gp-periodic")
     """Tested on."""
     minutes: float = 5.0
-    """Of training, each: processor time."""
+    """Of training, each: processor time; 0: weights of `benchmarks/processes/full.py`, in `--out`."""
     batch: int = 16
     """Tasks of an update."""
     lr: float = 1e-3
@@ -64,8 +64,9 @@ def trained(name: str, settings: Settings) -> tuple[Learner, int]:
     with seeding.seeded(settings.seed, "weights"):
         learner = process(name, inputs=inputs, outputs=outputs)
     kind = settings.train.replace(":", "_")
-    path = settings.out / f"{kind}-{name}-{settings.minutes:g}min-seed{settings.seed}.safetensors"
-    if path.exists():
+    length = f"{settings.minutes:g}min" if settings.minutes else "full"
+    path = settings.out / f"{kind}-{name}-{length}-seed{settings.seed}.safetensors"
+    if path.exists() or not settings.minutes:
         tensors, info = checkpoint.load(path)
         learner.load_state_dict(tensors)
         return learner.eval(), int(info["updates"])

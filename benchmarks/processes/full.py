@@ -83,7 +83,7 @@ class Job:
         self.params = list(self.learner.parameters())
         self.lr = torch.tensor(settings.lr, device=device)
         gpu = device.type == "cuda"
-        self.optimizer = torch.optim.Adam(self.params, lr=self.lr, capturable=gpu)
+        self.optimizer = torch.optim.Adam(self.params, lr=self.lr, capturable=gpu, fused=gpu)
         self.stream = torch.cuda.Stream() if gpu else None
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.total = torch.zeros((), device=device)
