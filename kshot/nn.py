@@ -388,9 +388,9 @@ class Conv1d(nn.Conv1d):
     H100, and takes 1.2 ms by products (`benchmarks/processes/full.py`). On a CPU torch's own is the faster one.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`[B, C, G]` to `[B, C', G']`."""
-        return self.product(x) if x.is_cuda and x.dtype == torch.float32 else super().forward(x)
+        return self.product(input) if input.is_cuda and input.dtype == torch.float32 else super().forward(input)
 
     def product(self, x: Tensor) -> Tensor:
         """The same, as a product of all windows `[B, G', C k]` and the weights."""
