@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
         "rl": "checkpoint core engine evaluate learners seeding train tree",
         "models": "checkpoint config core data engine learners seeding tasks",
-        "estimators": "checkpoint config core data distributions joint learners models nn seeding tasks train",
+        "estimators": "checkpoint config core data distributions joint learners models nn seeding tasks train tree",
         "report": "estimators evaluate",
         "serve": "checkpoint data estimators evaluate models",
         "recipes": "config functions learners rl train",

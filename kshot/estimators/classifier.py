@@ -30,7 +30,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from kshot import checkpoint, models
+from kshot import checkpoint, models, tree
 from kshot.core import PADDING, Batch
 from kshot.data.images import open_image, square
 from kshot.estimators import files
@@ -369,8 +369,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self._scores_of(self._encoded(X))
 
     def _scores_of(self, x: Tensor) -> Tensor:
+        """In float64: in float32 a score depends in its last digits on which others are asked for at once."""
+        learner = copy.deepcopy(self._learner).double()
+        state = tree.map_(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, self._state)
         with torch.no_grad():
-            found = [self._learner.predict(self._state, part) for part in x.split(models.BATCH)]
+            found = [learner.predict(state, part.double()) for part in x.split(models.BATCH)]
         return torch.cat(found)[:, : len(self.classes_)]
 
     def decision_function(self, X: Any) -> np.ndarray:
