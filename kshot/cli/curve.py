@@ -43,8 +43,9 @@ class Curve:
     """Of a file with a row for each value: the column of the series' names."""
     value: str | None = None
     """With --id: the column of the values."""
-    delimiter: str = ","
-    """What separates the cells."""
+    delimiter: str | None = None
+    """What separates the cells; None: a comma, semicolon or tab, whichever is most in the header. Where it is no comma,
+    numbers may have decimal commas."""
     model: str = "curves"
     """"curves", "gp", "neighbours", a folder of 'kshot train', or a file of FewShotRegressor.save."""
     at: Path | None = None
@@ -233,15 +234,13 @@ def _word(table: CurveTable) -> Callable[[float], str]:
     return day if table.x_means.startswith("day of the year") else lambda place: f"{place:.10g}"
 
 
-def _places(path: Path, table: CurveTable, delimiter: str) -> Tensor:
+def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     """The places `[M]` of a file, ascending, each once, counted as the table counts."""
     from kshot.tasks import curves
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(row) and row[0][:1] != "#"]
+    rows = curves.cells_of(path, delimiter)
     if len(rows) < 2:
         raise InputError(f"{path}: write a header and a place in each row")
     header = rows[0][1]

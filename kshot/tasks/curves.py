@@ -14,7 +14,7 @@ import csv
 import datetime
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,6 +248,7 @@ class CurveTable(NamedTuple):
 
 
 _MISSING = {"", "na", "nan"}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_DAY = re.compile(r"([A-Za-z]{3})[ -]?(\d{1,2})")
 _FORMS = "a number, an ISO date (1900-12-31) or a month and a day (jan01)"
@@ -259,7 +260,7 @@ def read_csv(
     columns: Sequence[str] | None = None,
     id: str | None = None,
     value: str | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = None,
 ) -> CurveTable:
     """Curves from a CSV file, UTF-8, with a header.
 
@@ -274,7 +275,8 @@ def read_csv(
             1..366 where there is a feb29).
         columns: headers of the curves to take; None: all but x. Of the wide form.
         id, value: headers of the long form; both or none.
-        delimiter: what separates cells.
+        delimiter: what separates cells; None: whichever of comma, semicolon and tab is most in the header. Where it is
+            no comma, a comma in a number is a decimal one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -344,28 +346,46 @@ def read_csv(
     return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means)
 
 
-def _rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows with their lines; every cell stripped."""
+def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, with their lines, header included; every cell stripped.
+
+    Args:
+        path, delimiter: see `read_csv`.
+
+    Raises:
+        ValueError: no UTF-8, or a quotation mark too many.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}): save it as CSV in UTF-8") from error
-    lines: Iterable[str] = ("\n" if s.lstrip().startswith("#") else s for s in text.splitlines(keepends=True))
+    lines = ["\n" if s.lstrip().startswith("#") else s for s in text.splitlines(keepends=True)]
+    if delimiter is None:
+        header = next((s for s in lines if s.strip()), "")
+        delimiter = max(",;\t", key=header.count)  # a comma where there is none of them
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
+            if rows and delimiter != ",":
+                cells = [cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
             if any(cells):
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; look for a quotation mark too many") from error
+    return rows
+
+
+def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and the rows with their lines."""
+    rows = cells_of(path, delimiter)
     if not rows:
         raise ValueError(f"{path} is empty: write a header and a row for each place of x")
     (first, header), *rows = rows
     if len(header) == 1:
-        other = next((d for d in ";\t|," if d in header[0]), None)
-        hint = f"its cells seem to be separated by {other!r}: pass delimiter={other!r}" if other else "add columns"
+        other = next((d for d in ";\t|:," if d in header[0]), None)
+        hint = f"its cells seem to be separated by {other!r}: tell it as the delimiter" if other else "add columns"
         raise ValueError(f"{path}, line {first}: one column, {header[0]!r}; {hint}")
     for number, name in enumerate(header):
         if not name:
@@ -397,7 +417,7 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     if math.isinf(number):
         raise ValueError(
             f"{path}, line {line}, column {column!r}: {cell!r} is no finite number; write one with a decimal point, or "
-            "leave the cell empty where the value is missing; a column of words is left out by `columns`"
+            "leave the cell empty where the value is missing; a column of words is left out by naming the others"
         )
     return number
 

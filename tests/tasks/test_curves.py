@@ -179,7 +179,10 @@ def test_dates(tmp_path: Path) -> None:
         ("# nothing\n\n", {}, "is empty"),
         ("t,a\n", {}, "a header and no rows"),
         ("t\n1\n", {}, "line 1: one column, 't'; add columns"),
-        ("t;a\n1;2\n", {}, r"pass delimiter=';'"),
+        ("t:a\n1:2\n", {}, r"seem to be separated by ':'"),
+        ("t;a\n1;2\n", {"delimiter": ","}, r"seem to be separated by ';'"),
+        ("t;a\n1;1.234,5\n", {}, r"line 2, column 'a': '1.234,5' is no finite number"),
+        ('t,a\n1,"2,5"\n', {}, r"line 2, column 'a': '2,5' is no finite number"),
         ("t,a,a\n1,2,3\n", {}, r"line 1, column 3: the name 'a' is that of column 2 too; rename"),
         ("t,,a\n1,2,3\n", {}, "line 1, column 2: it has no name"),
         ("t,a,b\n1,2,3\n# no\n2,4\n", {}, r"line 4: 2 cells but 3 columns \(column 'b' and on"),
@@ -214,6 +217,15 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_csv(tmp_path / "none.csv")
     assert read_csv(write(tmp_path, "t;a\n1;2\n2;3\n"), delimiter=";").y.tolist() == [[2, 3]]
+
+
+def test_spreadsheets_with_other_separators(tmp_path: Path) -> None:
+    """Semicolons and tabs are found in the header; with these a number may have a decimal comma."""
+    table = read_csv(write(tmp_path, "# mine\nt;a, metres;b\n0,5;-1,25;2.5\n,75;;3,5e1\n"))
+    assert table.x.tolist() == [0.5, 0.75]
+    assert table.names == ("a, metres", "b")
+    assert table.y.nan_to_num(-9).tolist() == [[-1.25, -9], [2.5, 35]]
+    assert read_csv(write(tmp_path, "t\ta\n1\t2\n")).y.tolist() == [[2]]
 
 
 def test_where_the_files_should_be(tmp_path: Path) -> None:
