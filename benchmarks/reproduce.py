@@ -91,6 +91,10 @@ def _control() -> list[Job]:
     ]  # fmt: skip
     first = next(job for job in later if name(job) == f"{v5}-maml")
     twenty = ("--batch", "20", "--steps", "200")  # as many environment steps as 100 steps of 40 tasks
+    velocity = [
+        Job("cheetah-velocity-maml", (*twenty, "--seed", seed), {}, f"cheetah-velocity-maml-seed{seed}")
+        for seed in ("1", "2")
+    ]
     few = ("--batch", "12", "--rollouts", "10")
     bodies = [
         Job(f"{kind}-body-{learner}", (*few, "--steps", "400"), {})
@@ -109,7 +113,8 @@ def _control() -> list[Job]:
         *others,
         Job(f"{direction}-maml", (), {"": beside([*seeds, *others])}),
         Job("point-maml", (), {"": ()}),
-        Job("cheetah-velocity-maml", twenty, {"": ()}),
+        *velocity,
+        Job("cheetah-velocity-maml", twenty, {"": beside(velocity)}),
         Job("ant-velocity-maml", twenty, {"": ()}),
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
