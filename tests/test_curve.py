@@ -205,3 +205,34 @@ def test_the_list_of_models_names_those_that_fill_curves(
     assert {name for name, text in told.items() if text.endswith("for kshot curve")} == {"curves", *UNTRAINED}
     assert "convcnp" in told["curves"]
     assert all(trained(name).learner is None for name in UNTRAINED)
+
+
+def test_numbers_lose_no_digit(call: Any, tmp_path: Path) -> None:
+    """Places and values come back as they were, answers to six digits of their interval."""
+    rows = [f"{1700000000123 + 1000 * k},{'' if k == 2 else 1e9 + k + 0.125}" for k in range(6)]
+    data = written(tmp_path / "in.csv", "ms,y\n" + "\n".join(rows) + "\n")
+    code, _, _ = call(data, "--model", "neighbours", "--out", tmp_path / "out.csv")
+    found = table(tmp_path / "out.csv")
+    assert code == 0
+    assert [row["ms"] for row in found] == [str(1700000000123 + 1000 * k) for k in range(6)]
+    assert [row["seen"] for row in found if row["seen"]] == [repr(1e9 + k + 0.125) for k in range(6) if k != 2]
+    low, mean, high = (float(found[2][name]) for name in ("low", "mean", "high"))
+    assert low < mean < high
+
+
+def test_times_below_a_second(call: Any, tmp_path: Path) -> None:
+    times = [f"2023-01-01T00:00:00.{k}00000" for k in range(1, 6)]
+    text = "\n".join(f"{when},{'' if k == 2 else k}" for k, when in enumerate(times))
+    data = written(tmp_path / "in.csv", f"when,y\n{text}\n")
+    assert call(data, "--model", "neighbours", "--out", tmp_path / "out.csv")[0] == 0
+    assert [row["when"] for row in table(tmp_path / "out.csv")] == times
+
+
+def test_files_and_delimiters_that_are_refused(call: Any, series: Path, tmp_path: Path) -> None:
+    before = series.read_text()
+    assert "named twice" in call(series, "--out", series)[2]
+    assert series.read_text() == before
+    assert "named twice" in call(series, "--out", tmp_path / "a.png", "--plot", tmp_path / "a.png")[2]
+    assert "give one character" in call(series, "--delimiter", ";;")[2]
+    tabs = written(tmp_path / "tabs.csv", series.read_text().replace(",", "\t"))
+    assert call(tabs, "--delimiter", r"\t", "--model", "neighbours")[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Curve:
 
         if not self.file.is_file():
             raise InputError(f"{self.file}: no such file")
+        files = [path.resolve() for path in (self.file, self.at, self.out, self.plot) if path is not None]
+        if twice := next((path for path in files if files.count(path) > 1), None):
+            raise InputError(f"{twice} is named twice: give the data, --at, --out and --plot a file each")
+        if self.delimiter is not None and len(self.delimiter.replace("\\t", "\t")) != 1:
+            raise InputError(f"--delimiter {self.delimiter!r}: give one character, for instance ';', or \\t for a tab")
+        delimiter = self.delimiter and self.delimiter.replace("\\t", "\t")
         if not 0 < self.level < 1:
             raise InputError(f"--level {self.level:g}: give a chance between 0 and 1, for instance 0.95")
         if self.points < 0 or not 0 <= self.samples <= 100 or (self.points and self.at is not None):
@@ -77,8 +84,8 @@ class Curve:
                 f"--points {self.points}, --samples {self.samples}: give 1 point or more or --at FILE, not both, and 0 "
                 "to 100 samples"
             )
-        table = read_csv(self.file, self.x, self.y or None, self.id, self.value, self.delimiter)
-        asked = self._asked(table)
+        table = read_csv(self.file, self.x, self.y or None, self.id, self.value, delimiter)
+        asked = self._asked(table, delimiter)
         model, found, say = trained(self.model), list[_Answered](), console()
         for name, y in zip(table.names, table.y, strict=True):
             if y.isnan().all():
@@ -99,12 +106,12 @@ class Curve:
             say.print(f"plot: {self.plot}")
         return 0
 
-    def _asked(self, table: CurveTable) -> Tensor | None:
+    def _asked(self, table: CurveTable, delimiter: str | None) -> Tensor | None:
         """Places `[M]` of --points or --at; None: those of the file."""
         if self.points:
             low, high = float(table.x[0]), float(table.x[-1])
             return torch.linspace(low, high, self.points, dtype=torch.float64)
-        return None if self.at is None else _places(self.at, table, self.delimiter)
+        return None if self.at is None else _places(self.at, table, delimiter)
 
 
 class _Answered(NamedTuple):
@@ -193,8 +200,21 @@ def _rows(found: list[_Answered], table: CurveTable, samples: int) -> list[list[
     for s in found:
         columns = [part.tolist() for part in (s.seen, s.mean, s.low, s.high, *s.samples)]
         for place, *values in zip(s.x.tolist(), *columns, strict=True):
-            rows.append([_safe(s.name), word(place), *("" if v != v else f"{v:.8g}" for v in values)])
+            seen, *answers = values
+            width = values[3] - values[2]
+            text = ("" if v != v else _exact(_rounded(v, width)) for v in answers)
+            rows.append([_safe(s.name), word(place), "" if seen != seen else _exact(seen), *text])
     return rows
+
+
+def _exact(value: float) -> str:
+    """A number with all digits that tell it from others."""
+    return repr(value).removesuffix(".0")
+
+
+def _rounded(value: float, width: float) -> float:
+    """To six digits of the interval's width, whatever the size of the value."""
+    return round(value, 5 - math.floor(math.log10(width))) if 0 < width < math.inf else value
 
 
 def _write(path: Path, rows: list[list[str]]) -> None:
@@ -216,22 +236,25 @@ def _start(table: CurveTable) -> datetime.datetime | None:
 def _word(table: CurveTable) -> Callable[[float], str]:
     """A place as the file writes it: a number, a date, or a month and a day."""
     start, leap = _start(table), "feb29" in table.x_means
+    seconds = table.x * 86400
+    fine = bool(((seconds - seconds.round()).abs() > 1e-4).any())  # places below a second
 
     def date(place: float) -> str:
         assert start is not None
-        when = start + datetime.timedelta(seconds=round(place * 86400))
+        micro = round(place * 86400 * 1e6) if fine else 1_000_000 * round(place * 86400)
+        when = start + datetime.timedelta(microseconds=micro)
         midnight = when.time() == start.time() == datetime.time()
         return when.date().isoformat() if midnight else when.isoformat()
 
     def day(place: float) -> str:
         if place != int(place):
-            return f"{place:.10g}"
+            return _exact(place)
         when = datetime.date(2000 if leap else 2001, 1, 1) + datetime.timedelta(days=int(place) - 1)
         return f"{when:%b%d}".lower()
 
     if start is not None:
         return date
-    return day if table.x_means.startswith("day of the year") else lambda place: f"{place:.10g}"
+    return day if table.x_means.startswith("day of the year") else _exact
 
 
 def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:

@@ -249,6 +249,7 @@ class CurveTable(NamedTuple):
 
 _MISSING = {"", "na", "nan"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_DAY = re.compile(r"([A-Za-z]{3})[ -]?(\d{1,2})")
 _FORMS = "a number, an ISO date (1900-12-31) or a month and a day (jan01)"
@@ -387,6 +388,8 @@ def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int,
         other = next((d for d in ";\t|:," if d in header[0]), None)
         hint = f"its cells seem to be separated by {other!r}: tell it as the delimiter" if other else "add columns"
         raise ValueError(f"{path}, line {first}: one column, {header[0]!r}; {hint}")
+    if all(_NUMBER.fullmatch(name) for name in header):
+        raise ValueError(f"{path}, line {first}: numbers where the header should be: write a row of names above them")
     for number, name in enumerate(header):
         if not name:
             raise ValueError(f"{path}, line {first}, column {number + 1}: it has no name; write one in the header")

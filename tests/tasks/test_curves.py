@@ -179,6 +179,7 @@ def test_dates(tmp_path: Path) -> None:
         ("# nothing\n\n", {}, "is empty"),
         ("t,a\n", {}, "a header and no rows"),
         ("t\n1\n", {}, "line 1: one column, 't'; add columns"),
+        ("1,2\n2,3\n3,\n", {}, "line 1: numbers where the header should be"),
         ("t:a\n1:2\n", {}, r"seem to be separated by ':'"),
         ("t;a\n1;2\n", {"delimiter": ","}, r"seem to be separated by ';'"),
         ("t;a\n1;1.234,5\n", {}, r"line 2, column 'a': '1.234,5' is no finite number"),
