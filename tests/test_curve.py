@@ -236,3 +236,13 @@ def test_files_and_delimiters_that_are_refused(call: Any, series: Path, tmp_path
     assert "give one character" in call(series, "--delimiter", ";;")[2]
     tabs = written(tmp_path / "tabs.csv", series.read_text().replace(",", "\t"))
     assert call(tabs, "--delimiter", r"\t", "--model", "neighbours")[0] == 0
+
+
+def test_places_far_from_the_known_ones_are_told(call: Any, tmp_path: Path) -> None:
+    rows = "\n".join(f"{k},{k % 3}" for k in range(11))
+    data = written(tmp_path / "in.csv", f"x,y\n{rows}\n")
+    near, far = (written(tmp_path / f"{x}.csv", f"x\n5.5\n{x}\n") for x in (10.9, 11.1))
+    assert "beyond the known ones" not in call(data, "--at", near, "--model", "gp")[1]
+    assert "y: 1 of the places lie beyond the known ones" in " ".join(
+        call(data, "--at", far, "--model", "gp")[1].split()
+    )

@@ -186,6 +186,18 @@ def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
     for s in found:
         if s.unlike:
             say.print(f"{s.name}: {s.unlike}")
+        if count := _far(s):
+            say.print(
+                f"{s.name}: {count} of the places lie beyond the known ones by more than a tenth of their range; what "
+                "is said there is a guess, and its intervals (and any samples) may be far too narrow"
+            )
+
+
+def _far(s: _Answered) -> int:
+    """How many places were asked about that lie outside of what a trained model knows of."""
+    known = s.points[0]
+    reach = 0.1 * float(known.max() - known.min())
+    return int((s.new & ((s.x < known.min() - reach) | (s.x > known.max() + reach))).sum())
 
 
 # Files.
