@@ -16,6 +16,8 @@ from kshot.tasks.processes import Kernel
 from kshot.tasks.standardised import Standardised
 from kshot.tasks.varied import Varied
 
+FEWEST = 5  # points from which on a fit chooses the width that they are mapped to
+
 __all__ = ["NAMES", "is_function", "make", "sizes"]
 
 _MADE: dict[str, Any] = {
@@ -27,7 +29,7 @@ _MADE: dict[str, Any] = {
         for place in RANGES
     },
     "predator-prey": PredatorPrey,
-    "varied": lambda: Standardised(Varied()),
+    "varied": lambda: Standardised(Varied(), stretch=FEWEST),
 }
 _PIXELS = tuple(f"pixels:{data}" for data in ("omniglot", "mnist", "fashion-mnist"))
 NAMES = (*(name for name in _MADE if ":" not in name), *_PIXELS)

@@ -42,7 +42,12 @@ def joint_log_prob(learner: Process, state: Any, x: Tensor, y: Tensor, order: Te
 
 
 def joint_sample(
-    learner: Process, state: Any, x: Tensor, count: int, generator: torch.Generator | None = None
+    learner: Process,
+    state: Any,
+    x: Tensor,
+    count: int,
+    generator: torch.Generator | None = None,
+    most: int | None = None,
 ) -> Tensor:
     """`[count, M, D]`: functions at x `[M, I]`, drawn in a random order of the places, noise included.
 
@@ -52,6 +57,8 @@ def joint_sample(
         x: `[M, I]`.
         count: of functions.
         generator: of the draws.
+        most: values that are drawn one after another; those at the other places are drawn together, as the model
+            answers given these. None: all.
 
     Raises:
         ValueError: no place, or no function asked for.
@@ -62,9 +69,12 @@ def joint_sample(
     for _ in range(count):
         own, values = state, []
         order = torch.randperm(len(x), generator=generator, device=x.device)
-        for i in order:
+        first = order[: len(order) if most is None else max(most, 1)]
+        for i in first:
             y = learner.predict(own, x[i][None]).sample(1, generator)[0]
-            values.append(y[0])
+            values.append(y)
             own = learner.adapt(own, Batch(x[i][None], y))
-        functions.append(torch.stack(values)[order.argsort()])
+        if len(rest := order[len(first) :]):
+            values.append(learner.predict(own, x[rest]).sample(1, generator)[0])
+        functions.append(torch.cat(values)[order.argsort()])
     return torch.stack(functions)

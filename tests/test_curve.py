@@ -78,6 +78,16 @@ def test_gaps_are_filled_as_the_regressor_fills_them(call: Any, series: Path, tm
     assert {r["mean"] for r in rows[30:]} == {"7"}
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A ConvCNP with random weights."""
+    torch.manual_seed(0)
+    learner: Any = build("convcnp", None, 1, width=8, levels=2, density=8)
+    path = tmp_path / "random.model"
+    FewShotRegressor(Trained(learner, "convcnp", {"width": 8, "levels": 2, "density": 8})).save(path)
+    return path
+
+
 def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     learner: Any = build("convcnp", None, 1, width=8, levels=2, density=8)
@@ -89,8 +99,9 @@ def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_pa
     given = series, "--y", "warm", "--model", model, "--at", at, "--samples", 2, "--out", tmp_path / "out.csv"
     code, said, err = call(*given)
     assert code == 0, err
-    assert "unfamiliar" in said.splitlines()[1]
-    assert said.splitlines()[2].startswith("warm: these points look unlike")
+    assert said.splitlines()[0].endswith("3 places, answered in ascending order, each of 2 once")
+    assert "unfamiliar" in said.splitlines()[2]
+    assert said.splitlines()[3].startswith("warm: these points look unlike")
     rows = table(tmp_path / "out.csv")
     assert [r["day"] for r in rows] == ["2020-12-30", "2021-02-03"]  # in order, once
     assert list(rows[0]) == ["series", "day", "seen", "mean", "low", "high", "sample1", "sample2"]
@@ -174,9 +185,13 @@ def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
         ("x,a\n1,2\n2,3\n", ("--samples", "1000"), "0 to 100 samples"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/none.csv"), "none.csv: no such file"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write places as the data has them"),
-        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "a header and a place in each row"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "write a place in each row, below a header"),
         ("x,a\n1,2\n2,3\n", ("--out", "{tmp}/file/out.csv"), "was not saved"),
         ("x,a\n1,2\n2,3\n", ("--plot", "{tmp}/a.docx"), "pictures end in .png"),
+        ("x,a\n1,2\n2,3\n", ("--out", "{tmp}"), "is a folder: give the name of a file in it"),
+        ("x,a\n1,2\n1,3\n", (), "name it and that of the values (--id and --value"),
+        ("t;a\n1;1,5\n2;1.234\n", (), "a decimal comma"),
+        ("day,a\n31.12.2020,2\n", (), "is no place; write a number, an ISO date"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -238,11 +253,33 @@ def test_files_and_delimiters_that_are_refused(call: Any, series: Path, tmp_path
     assert call(tabs, "--delimiter", r"\t", "--model", "neighbours")[0] == 0
 
 
-def test_places_far_from_the_known_ones_are_told(call: Any, tmp_path: Path) -> None:
+def test_places_far_from_the_known_ones_are_told(call: Any, tmp_path: Path, model: Path) -> None:
     rows = "\n".join(f"{k},{k % 3}" for k in range(11))
     data = written(tmp_path / "in.csv", f"x,y\n{rows}\n")
-    near, far = (written(tmp_path / f"{x}.csv", f"x\n5.5\n{x}\n") for x in (10.9, 11.1))
-    assert "beyond the known ones" not in call(data, "--at", near, "--model", "gp")[1]
-    assert "y: 1 of the places lie beyond the known ones" in " ".join(
-        call(data, "--at", far, "--model", "gp")[1].split()
-    )
+    near, far = (written(tmp_path / f"{x}.csv", f"5.5\n{x}\n") for x in (14.9, 15.1))  # without a header
+    assert "beyond the known ones" not in call(data, "--at", near, "--model", model)[1]
+    assert "beyond the known ones" not in call(data, "--at", far, "--model", "gp")[1]  # it has a prior everywhere
+    told = call(data, "--at", far, "--model", model, "--out", tmp_path / "out.csv")[1]
+    assert "y: 1 of the places lie beyond the known ones" in " ".join(told.split())
+    assert [row["x"] for row in table(tmp_path / "out.csv")] == ["5.5", "15.1"]
+
+
+def test_one_value_and_equal_values_are_told(call: Any, tmp_path: Path, model: Path) -> None:
+    """The interval of one value depends on the range of the file, not on the unit of x."""
+    rows = []
+    for unit in (1, 1000):
+        data = written(tmp_path / "in.csv", f"x,y,z\n0,,3\n{5 * unit},2,3\n{10 * unit},,\n")
+        code, said, _ = call(data, "--model", model, "--out", tmp_path / "out.csv")
+        assert code == 0
+        assert "y: it has one value, so nothing tells" in said
+        assert "z: all its values are equal, so nothing tells" in said
+        rows.append([float(row["high"]) for row in table(tmp_path / "out.csv") if row["series"] == "y"])
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5)
+
+
+def test_dollars_and_time_zones(call: Any, tmp_path: Path) -> None:
+    text = "when,$a$ and $\n2020-01-01T00:00:00+02:00,1\n2020-01-02T00:00:00+02:00,\n2020-01-03T00:00:00+02:00,2\n"
+    data = written(tmp_path / "in.csv", text)
+    given = data, "--model", "neighbours", "--out", tmp_path / "out.csv", "--plot", tmp_path / "a.png"
+    assert call(*given)[0] == 0
+    assert [row["when"] for row in table(tmp_path / "out.csv")] == [f"2020-01-0{k}T00:00:00+02:00" for k in (1, 2, 3)]

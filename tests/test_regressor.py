@@ -28,7 +28,7 @@ from kshot import checkpoint, config, recipes, seeding
 from kshot.core import Batch
 from kshot.estimators import FewShotRegressor
 from kshot.estimators.familiar import familiar, unlike
-from kshot.estimators.fitting import Trained, left_out, parts_of, trained
+from kshot.estimators.fitting import Trained, left_out, parts_of, trained, widened
 from kshot.learners import build
 from kshot.tasks import GaussianProcess, Sinusoid
 from kshot.tasks.standardised import Standardised
@@ -162,12 +162,13 @@ def test_a_factor_and_none(small: FewShotRegressor) -> None:
     model = small.model
     assert isinstance(model, Trained)
     assert model.learner is not None
+    learner = widened(model.learner, float(np.ptp(X)))
     with torch.no_grad():
-        state = model.learner.adapt(
-            model.learner.init(),
+        state = learner.adapt(
+            learner.init(),
             Batch(torch.tensor(X).float(), torch.tensor((y - y.mean()) / y.std()).float()[:, None]),
         )
-        mean = model.learner.predict(state, torch.tensor(places).float()).mean[:, 0].numpy()
+        mean = learner.predict(state, torch.tensor(places).float()).mean[:, 0].numpy()
     np.testing.assert_allclose(plain, mean * y.std() + y.mean(), atol=1e-4)
     again = clone(small).set_params(scale_x=0.01).fit(100 * X, y).predict(100 * places)
     np.testing.assert_allclose(again, plain, atol=1e-3)
@@ -282,8 +283,53 @@ def test_samples_of_values_one_after_another_are_functions(small: FewShotRegress
     assert alone.std() == pytest.approx(std[0], rel=0.1)
     near = own.sample_y([[1.9], [1.92]], 150)  # neighbours are alike
     assert np.corrcoef(near)[0, 1] > 0.3
-    with pytest.warns(UserWarning, match="each value is drawn on its own"):
-        assert own.sample_y(np.linspace(0, 1, 201)[:, None]).shape == (201, 1)
+    many = np.linspace(-2, 2, 150)[:, None]  # more than are drawn one after another
+    drawn = own.sample_y(many, 20)
+    mean, std = own.predict(many, return_std=True)
+    assert drawn.shape == (150, 20)
+    assert 0.5 < np.median(drawn.std(1) / std) < 1.5
+    assert np.corrcoef(drawn[::50], drawn[1::50])[:3, 3:].diagonal().mean() > 0.3
+
+
+def test_places_far_beyond_the_points(small: FewShotRegressor) -> None:
+    """From half of the range beyond on: the answer there, on a line of normal slope; nothing nearer changes by it."""
+    X, y = wave(12)
+    own = clone(small).fit(X, y)
+    low, high, unit = X.min(), X.max(), np.ptp(X)
+    edge, *far = (np.array([[high + k * unit]]) for k in (0.5, 1.0, 1.5, 10.5))
+    mean, std = own.predict(edge, return_std=True)
+    for at, ranges in zip(far, (0.5, 1.0, 10.0), strict=True):
+        there, spread = own.predict(at, return_std=True)
+        np.testing.assert_allclose(there, mean, rtol=1e-6)
+        np.testing.assert_allclose(spread, np.hypot(std, 3**0.5 * ranges * y.std()), rtol=1e-6)
+        np.testing.assert_allclose(own.quantile(at, 0.975), there + 1.959964 * spread, rtol=1e-5)
+        np.testing.assert_allclose(own.log_prob(at, there), norm.logpdf(there, there, spread), rtol=1e-6)
+    places = np.array([[low - 2.5 * unit], [low - 0.5 * unit], [0.3], [high + 4.5 * unit], [high + 4.5 * unit]])
+    drawn = own.sample_y(places, 1500)
+    np.testing.assert_array_equal(drawn[3], drawn[4])
+    for k in (0, 3):
+        assert drawn[k].std() == pytest.approx(own.predict(places[k : k + 1], return_std=True)[1][0], rel=0.1)
+    assert abs(np.corrcoef(drawn[0], drawn[3])[0, 1]) < 0.1  # each side has its own slope
+    alone = own.sample_y(places[2:3], 1500)
+    assert drawn[2].std() == pytest.approx(alone.std(), rel=0.15)
+    assert drawn[2].mean() == pytest.approx(alone.mean(), abs=0.2 * alone.std())
+
+
+def test_numbers_of_any_size(small: FewShotRegressor) -> None:
+    X, y = wave(12)
+    mean, std = clone(small).fit(X, y).predict(X, return_std=True)
+    for unit in (1e-200, 1e200):
+        found, spread = clone(small).fit(unit * X, unit * y).predict(unit * X, return_std=True)
+        np.testing.assert_allclose(found, unit * mean, rtol=1e-4, atol=1e-4 * unit)
+        np.testing.assert_allclose(spread, unit * std, rtol=1e-3)
+
+
+def test_a_fitted_process_finds_the_short_wave() -> None:
+    """Many points: the likelihood has a top of noise alone, where one start stays."""
+    x = np.linspace(0, 1, 300)[:, None]
+    y = np.sin(60 * x[:, 0]) + 0.05 * np.random.default_rng(0).standard_normal(300)
+    own = FewShotRegressor("gp").fit(x[::2], y[::2])
+    assert np.square(own.predict(x[1::2]) - y[1::2]).mean() < 0.01
 
 
 @pytest.mark.parametrize("model", ["gp", "neighbours", "small"])
@@ -346,8 +392,19 @@ def test_what_cannot_be_is_refused(small: FewShotRegressor) -> None:
         FewShotRegressor("nothing").fit(X, y)
     with pytest.raises(ValueError, match="Pixels is no learner of functions"):
         FewShotRegressor(build("pixels", None, 2)).fit(X, y)  # type: ignore[arg-type]
+    for model in (3, None):
+        with pytest.raises(ValueError, match=f"model={model}: pass one of curves, gp, neighbours"):
+            FewShotRegressor(model).fit(X, y)  # type: ignore[arg-type]
+    for seed in (-1, 0.5, None, "0"):
+        with pytest.raises(ValueError, match="random_state="):
+            FewShotRegressor("gp", random_state=seed).fit(X, y)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="learner='gp': choose from cnp"):
         FewShotRegressor().meta_fit(TASKS, "gp")
+    with pytest.raises(ValueError, match="tasks='matern52': pass a distribution of functions"):
+        FewShotRegressor().meta_fit("matern52")  # type: ignore[arg-type]
+    for wrong in ({"steps": 0}, {"judged": -1}, {"batch": 1.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*: pass a whole number"):
+            FewShotRegressor().meta_fit(TASKS, **wrong)
     own = FewShotRegressor("gp").fit(X, y)
     before = own.predict(X)
     with pytest.raises(ValueError, match="NaN"):
@@ -355,8 +412,14 @@ def test_what_cannot_be_is_refused(small: FewShotRegressor) -> None:
     np.testing.assert_array_equal(own.predict(X), before)  # what was learned stays
     with pytest.raises(ValueError, match=r"y of shape \[5\] at 6 places"):
         own.log_prob(X, y[:5])
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        own.quantile(X, 1.5)
+    for share in (1.5, [], [[0.5]]):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            own.quantile(X, share)  # type: ignore[arg-type]
+    for count in (2.5, True, "2"):
+        with pytest.raises(ValueError, match="n_samples="):
+            own.sample_y(X, count)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="numbers beyond 1e"):
+        own.fit(X, 1e305 * y)
 
 
 def test_files_give_the_same_answers(small: FewShotRegressor, tmp_path: Path) -> None:
@@ -429,7 +492,7 @@ def test_any_distribution_of_functions_can_be_learned_from() -> None:
     tasks = Sinusoid(shots=8, queries=8)
     own = FewShotRegressor().meta_fit(tasks, "cnp", steps=3, batch=4, width=8, judged=0)
     assert own.fit(*wave()).unfamiliar_ is None
-    assert own.meta_fit(tasks, "cnp", steps=0, batch=4, width=8, judged=16) is own
+    assert own.meta_fit(tasks, "cnp", steps=1, batch=4, width=8, judged=16) is own
     with pytest.raises(NotFittedError):  # the model is another now
         own.predict([[0.0]])
     with pytest.raises(ValueError, match="does not take these settings"):

@@ -68,7 +68,7 @@ def trained(name: str, settings: Settings) -> tuple[Learner, int]:
     path = settings.out / f"{kind}-{name}-{length}-seed{settings.seed}.safetensors"
     if path.exists() or not settings.minutes:
         tensors, info = checkpoint.load(path)
-        learner.load_state_dict(tensors)
+        learner.load_state_dict({key.removeprefix("learner."): tensor for key, tensor in tensors.items()})
         return learner.eval(), int(info["updates"])
     updates = train(
         learner, functions.make(settings.train), settings.minutes, settings.batch, settings.lr, settings.seed

@@ -2,6 +2,7 @@
 
     python benchmarks/processes/full.py --out runs/full
     python benchmarks/processes/compare.py --minutes 0 --out runs/full --json benchmarks/results/processes-gp-full.json
+    python benchmarks/processes/full.py --jobs varied/convcnp     # the shipped model: see benchmarks/models.py
 
 An update (the draw's rows, the loss of 16 tasks mapped over them, its gradient, clipping, Adam) is recorded once as a
 CUDA graph and replayed: these networks are so small that a GPU waits for their launches otherwise. Tasks are drawn by
@@ -26,8 +27,9 @@ from typing import Any
 import torch
 import tyro
 
-from kshot import checkpoint, functions, seeding
+from kshot import checkpoint, functions, recipes, seeding
 from kshot.core import Batch, Task
+from kshot.estimators.fitting import Trained, packed
 from kshot.learners import process
 from kshot.tasks import GaussianProcess, Mixture, published
 
@@ -64,6 +66,8 @@ def ragged(data: str) -> Any:
     """The functions of that name, with sizes that differ among the tasks of a draw."""
     if data == "np-mixture":
         return Mixture(*published("mixture", ragged=True).families, each=True)  # type: ignore[union-attr]
+    if data == "varied":
+        return functions.make(data)
     if data.startswith("np-"):
         return published(data.removeprefix("np-"), ragged=True)
     kernel: Any = data.removeprefix("gp-")
@@ -77,8 +81,10 @@ class Job:
         self.data, self.name = told.split("/")
         self.told, self.settings, self.device, self.tasks = told, settings, device, ragged(self.data)
         inputs, outputs = functions.sizes(self.data)
+        own = recipes.get(told.replace("/", "-"), "paper").options
+        self.own: dict[str, Any] = {"inputs": inputs, "outputs": outputs, **own}
         with seeding.seeded(settings.seed, "weights"):
-            self.learner = process(self.name, inputs=inputs, outputs=outputs)
+            self.learner = process(self.name, **self.own)
         self.learner.to(device).train()
         self.params = list(self.learner.parameters())
         self.lr = torch.tensor(settings.lr, device=device)
@@ -185,8 +191,8 @@ class Job:
             self.stream.synchronize()
         self.seconds = time.perf_counter() - began
         path = settings.out / f"{self.data}-{self.name}-full-seed{settings.seed}.safetensors"
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.learner.state_dict().items()}
-        checkpoint.save(path, tensors, {"learner": self.name, "updates": self.updates, "seconds": self.seconds})
+        tensors, info = packed(Trained(self.learner.cpu(), self.name, self.own))
+        checkpoint.save(path, tensors, {**info, "updates": self.updates, "seconds": self.seconds})
 
 
 def main(settings: Settings) -> int:

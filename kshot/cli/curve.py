@@ -35,13 +35,14 @@ class Curve:
     """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
-    """The CSV file, with a header; missing cells are empty. Places are numbers, dates (1900-12-31) or days (jan01)."""
+    """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31; no others) or
+    days of the year (jan01)."""
     x: str | None = None
     """The column of the places; None: the first."""
     y: tuple[str, ...] = ()
     """The columns of the series; none: all others."""
     id: str | None = None
-    """Of a file with a row for each value: the column of the series' names."""
+    """Of a file with a row for each value: the column of the series' names. With --value."""
     value: str | None = None
     """With --id: the column of the values."""
     delimiter: str | None = None
@@ -50,13 +51,15 @@ class Curve:
     model: str = "curves"
     """"curves", "gp", "neighbours", a folder of 'kshot train', or a file of FewShotRegressor.save."""
     at: Path | None = None
-    """A CSV file whose column of places (of the same name, else the first) says where to answer: not at the gaps."""
+    """A CSV file whose column of places (of the same name, else the first; a header is not needed) says where to
+    answer: not at the gaps."""
     points: int = 0
     """Answer at this many places, evenly over the range of the file, in place of the gaps."""
     level: float = 0.95
     """The chance that a value lies between low and high."""
     samples: int = 0
-    """Whole functions that are drawn as well, at most 100: columns of the CSV, thin lines of the plot."""
+    """Whole functions that are drawn as well, at most 100: columns of the CSV, thin lines of the plot. At 60 places
+    (with gp 60 / samples) one value is drawn after another, at any others each given these."""
     out: Path | None = None
     """Write a CSV file: series, place, what was seen, mean, low, high."""
     plot: Path | None = None
@@ -84,9 +87,14 @@ class Curve:
                 f"--points {self.points}, --samples {self.samples}: give 1 point or more or --at FILE, not both, and 0 "
                 "to 100 samples"
             )
+        for path, kinds in ((self.out, ()), (self.plot, (".png", ".svg", ".pdf"))):
+            if path is not None and path.is_dir():
+                raise InputError(f"{path} is a folder: give the name of a file in it")
+            if path is not None and kinds and path.suffix.lower() not in kinds:
+                raise InputError(f"{path.name}: pictures end in .png, .svg or .pdf")
         table = read_csv(self.file, self.x, self.y or None, self.id, self.value, delimiter)
-        asked = self._asked(table, delimiter)
         model, found, say = trained(self.model), list[_Answered](), console()
+        asked = self._asked(table, delimiter, say)
         for name, y in zip(table.names, table.y, strict=True):
             if y.isnan().all():
                 say.print(f"{name}: left out, no value of it is there")
@@ -106,12 +114,18 @@ class Curve:
             say.print(f"plot: {self.plot}")
         return 0
 
-    def _asked(self, table: CurveTable, delimiter: str | None) -> Tensor | None:
+    def _asked(self, table: CurveTable, delimiter: str | None, say: Any) -> Tensor | None:
         """Places `[M]` of --points or --at; None: those of the file."""
         if self.points:
             low, high = float(table.x[0]), float(table.x[-1])
             return torch.linspace(low, high, self.points, dtype=torch.float64)
-        return None if self.at is None else _places(self.at, table, delimiter)
+        if self.at is None:
+            return None
+        found = _places(self.at, table, delimiter)
+        once = found.unique()
+        if len(once) < len(found) or not torch.equal(once, found):
+            say.print(f"{self.at}: {len(found)} places, answered in ascending order, each of {len(once)} once")
+        return once
 
 
 class _Answered(NamedTuple):
@@ -146,8 +160,10 @@ def _answered(
     from kshot.estimators.fitting import fit
 
     here = ~y.isnan()
-    fitted = fit(model, x[here][:, None], y[here][:, None], "auto", seed)
     places = x if asked is None else asked
+    every = torch.cat([x, places])
+    extent = torch.stack([every.min(), every.max()])[:, None]
+    fitted = fit(model, x[here][:, None], y[here][:, None], "auto", seed, extent=extent)
     seen = y if asked is None else _looked_up(places, x, y)
     mean, low, high = _band(fitted, places, level)
     drawn = torch.full((samples, len(places)), torch.nan, dtype=torch.float64)
@@ -186,18 +202,21 @@ def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
     for s in found:
         if s.unlike:
             say.print(f"{s.name}: {s.unlike}")
+        if bool((s.points[1] == s.points[1][0]).all()):
+            say.print(
+                f"{s.name}: {'all its values are equal' if len(s.points[1]) > 1 else 'it has one value'}, so nothing "
+                "tells how much it varies: its interval is that of a deviation of 1"
+            )
         if count := _far(s):
             say.print(
-                f"{s.name}: {count} of the places lie beyond the known ones by more than a tenth of their range; what "
-                "is said there is a guess, and its intervals (and any samples) may be far too narrow"
+                f"{s.name}: {count} of the places lie beyond the known ones by more than half of their range; what is "
+                "said there is that at this distance, on a line of unknown slope"
             )
 
 
 def _far(s: _Answered) -> int:
     """How many places were asked about that lie outside of what a trained model knows of."""
-    known = s.points[0]
-    reach = 0.1 * float(known.max() - known.min())
-    return int((s.new & ((s.x < known.min() - reach) | (s.x > known.max() + reach))).sum())
+    return int((s.new & (s.fitted.beyond(s.x[:, None])[1] != 0).any(1)).sum())
 
 
 # Files.
@@ -255,7 +274,7 @@ def _word(table: CurveTable) -> Callable[[float], str]:
         assert start is not None
         micro = round(place * 86400 * 1e6) if fine else 1_000_000 * round(place * 86400)
         when = start + datetime.timedelta(microseconds=micro)
-        midnight = when.time() == start.time() == datetime.time()
+        midnight = when.time() == start.time() == datetime.time() and when.tzinfo is None
         return when.date().isoformat() if midnight else when.isoformat()
 
     def day(place: float) -> str:
@@ -270,17 +289,19 @@ def _word(table: CurveTable) -> Callable[[float], str]:
 
 
 def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
-    """The places `[M]` of a file, ascending, each once, counted as the table counts."""
+    """The places `[M]` of a file, counted as the table counts."""
     from kshot.tasks import curves
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     rows = curves.cells_of(path, delimiter)
-    if len(rows) < 2:
-        raise InputError(f"{path}: write a header and a place in each row")
-    header = rows[0][1]
+    header = rows[0][1] if rows else [""]
     at = header.index(table.x_name) if table.x_name in header else 0
-    cells = [(line, row[at] if at < len(row) else "") for line, row in rows[1:]]
+    if rows and not curves.is_place(header[at]):
+        rows = rows[1:]
+    if not rows:
+        raise InputError(f"{path}: write a place in each row, below a header")
+    cells = [(line, row[at] if at < len(row) else "") for line, row in rows]
     days, means = curves.places_of(path, header[at], cells)
     other = table._replace(x=torch.tensor(days, dtype=torch.float64), x_means=means)
     here, there, year = _start(table), _start(other), "day of the year"
@@ -292,7 +313,7 @@ def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
         found = other.x
     else:
         raise InputError(f"{path} has {means} and the data has {table.x_means}: write places as the data has them")
-    return found.unique()
+    return found
 
 
 # Picture.

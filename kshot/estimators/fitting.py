@@ -15,7 +15,6 @@ import copy
 import math
 import numbers
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +52,15 @@ UNTRAINED = tuple(learners.FUNCTION_FLOORS)
 """Learners that need no training and take any number of features."""
 WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most models are trained on
 WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
-AHEAD = 0.75  # a grid reaches so many widths of the seen range to either side of its middle
+AHEAD = 0.5  # of the seen range: so far beyond it, to either side, a trained model is asked; "varied" taught it that
+MARGIN = 0.25  # of the seen range, by which a grid reaches farther than that
+SLOPE = math.sqrt(3.0)  # see `Fitted`
 FEWEST = 5  # points, for "auto"
 FOLDS = 5
 MOST_LEFT_OUT = 1000  # points that are left out in turn; of more, as many at even ranks
 MOST_GRID = 16_384  # points of a grid
-MOST_TOGETHER = 200  # places of a function that is drawn one value after another
+MOST_TOGETHER = 60  # places of a function that is drawn one value after another
+MOST = 1e300
 AT_ONCE = 4096  # places of one prediction
 
 
@@ -115,6 +117,10 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
                 f"{', '.join(learners.PROCESSES)}"
             )
         return Trained(model)
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"model={model!r}: pass one of {', '.join((*SHIPPED, *UNTRAINED))}, the folder of a training, or a learner"
+        )
     name = os.fspath(model)
     if name in UNTRAINED:
         return Trained(None, name)
@@ -237,17 +243,18 @@ def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> Tensor:
 
 
 def widened(learner: Process, width: float) -> Process:
-    """The learner, with the same weights, with a grid that holds a range of x of this width and a quarter of it again
-    at either end.
+    """The learner, with the same weights, with a grid that holds a range of x of this width and what may be asked
+    beyond it.
     """
     if width <= 0 or not hasattr(learner, "reach"):
         return learner
     own: Any = copy.copy(learner)
-    own.reach = max(float(own.reach), AHEAD * width)
+    beside = 0.5 + AHEAD + MARGIN
+    own.reach = max(float(own.reach), beside * width)
     if own.size > MOST_GRID:
         raise ValueError(
             f"the points reach over {width:.3g} units of the model's x, and its grid of {MOST_GRID} points over "
-            f"{MOST_GRID / own.density / 2 / AHEAD:.3g}: pass scale_x='auto', 'range' or a smaller factor"
+            f"{MOST_GRID / own.density / 2 / beside:.3g}: pass scale_x='auto', 'range' or a smaller factor"
         )
     return own
 
@@ -273,6 +280,13 @@ class Fitted:
         width: of the seen range, as the model sees it.
         count: points seen.
         density: mean log-density of a value given the points of other parts, standardised; None where nobody asked.
+        known: `[2, I]`, the lowest and highest x that were seen, and where they are one, those that may be asked; None
+            for a model without weights, which answers anywhere.
+
+    A trained model knows nothing of places far from all that it saw in training. Beyond half of the seen range to
+    either side, its answer is that at this edge, and the values go on from there on a line of unknown slope, normal
+    with mean 0 and a standard deviation of sqrt(3) deviations of y for each range of x, independent at either side:
+    values that lie on one line have a slope of sqrt(12) deviations for each range, twice as much.
     """
 
     parts: list[tuple[Process, Any]]
@@ -283,6 +297,17 @@ class Fitted:
     width: float
     count: int
     density: float | None
+    known: Tensor | None = None
+
+    def beyond(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x `[M, I]` moved to the edge of where the model is asked, and by how many ranges it was beyond, `[M, I]`,
+        negative below."""
+        if self.known is None:
+            return x, torch.zeros_like(x)
+        low, high = self.known
+        span = high - low
+        near = torch.minimum(torch.maximum(x, low - AHEAD * span), high + AHEAD * span)
+        return near, (x - near) / span
 
     def _seen(self, x: Tensor, learner: Process) -> Tensor:
         return ((x - self.x_shift) / self.x_factor).to(*_kind(learner))
@@ -290,13 +315,16 @@ class Fitted:
     def _collect(self, x: Tensor, what: Callable[[Any, slice, slice], Tensor]) -> Tensor:
         """`[M, D]` of what is asked of the parts' answers in the units of y, told of which rows and columns."""
         columns = []
+        x, over = self.beyond(x)
+        far = over.square().sum(1, keepdim=True).sqrt()  # [M, 1]
         for own, learner, state in self._by_column():
             rows = []
             with knn.evaluating(learner), torch.no_grad():
                 for begin in range(0, len(x), AT_ONCE):
                     here = slice(begin, begin + AT_ONCE)
                     answer = learner.predict(state, self._seen(x[here], learner))
-                    rows.append(what(_in_units(answer, self.y_shift[own], self.y_factor[own]), here, own))
+                    answer = _in_units(answer, self.y_shift[own], self.y_factor[own])
+                    rows.append(what(_wider(answer, SLOPE * far[here] * self.y_factor[own]), here, own))
             columns.append(torch.cat(rows))
         return torch.cat(columns, 1)
 
@@ -332,31 +360,38 @@ class Fitted:
 
     def sample(self, x: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`[count, M, D]`: functions at x `[M, I]`, noise included. A model that answers value by value draws one value
-        after another, up to 200 places (`kshot.joint`); more are drawn on their own, with a warning.
+        after another at 60 of the places, taken at random ("gp", which is fitted anew for each value: 60 values of all
+        functions), and the others given these, each on its own (`kshot.joint`).
         """
         columns = []
+        near, over = self.beyond(x)
         for own, learner, state in self._by_column():
-            places = self._seen(x, learner)
-            # One that is fitted anew for every value would take minutes.
-            most = MOST_TOGETHER if learner.maps else MOST_TOGETHER // max(count, 1)
+            once, where = torch.unique(self._seen(near, learner), dim=0, return_inverse=True)
+            most = MOST_TOGETHER if learner.maps else max(1, MOST_TOGETHER // count)
             with knn.evaluating(learner), torch.no_grad():
-                answer = learner.predict(state, places)
-                if isinstance(answer, Gaussian) and 1 < len(x) <= most:
-                    drawn = joint_sample(learner, state, places, count, generator)
-                else:
-                    if isinstance(answer, Gaussian) and len(x) > 1:
-                        warnings.warn(
-                            f"{len(x)} places, {count} samples: each value is drawn on its own, since this model draws "
-                            f"functions of up to {most} places",
-                            stacklevel=3,
-                        )
-                    drawn = answer.sample(count, generator)
-            columns.append(drawn.double().cpu() * self.y_factor[own] + self.y_shift[own])
+                answer = learner.predict(state, once)
+                drawn = (
+                    joint_sample(learner, state, once, count, generator, most)
+                    if isinstance(answer, Gaussian)
+                    else answer.sample(count, generator)
+                )
+            slopes = SLOPE * torch.randn(
+                (count, *over.shape[1:], 2, drawn.shape[2]), generator=generator, dtype=torch.float64
+            )
+            sides = torch.stack([over.clamp_max(0), over.clamp_min(0)], -1)  # [M, I, 2]
+            values = drawn.double().cpu()[:, where] + torch.einsum("mis,cisd->cmd", sides, slopes)
+            columns.append(values * self.y_factor[own] + self.y_shift[own])
         return torch.cat(columns, 2)
 
 
 def fit(
-    model: Trained, x: Tensor, y: Tensor, scale_x: str | float = "auto", seed: int = 0, width: float | None = None
+    model: Trained,
+    x: Tensor,
+    y: Tensor,
+    scale_x: str | float = "auto",
+    seed: int = 0,
+    width: float | None = None,
+    extent: Tensor | None = None,
 ) -> Fitted:
     """The model adapted to points.
 
@@ -369,22 +404,28 @@ def fit(
             points the largest density: for trained models of one feature and 5 points or more, else "range".
         seed: of the parts that are left out.
         width: that "auto" once chose, in place of a search.
+        extent: `[2, I]`, the lowest and highest x that there may be, for a feature of which all points have one value.
 
     Raises:
-        ValueError: another `scale_x`, a model for other numbers of x or y, or points over more than its grid.
+        ValueError: another `scale_x`, a model for other numbers of x or y, points over more than its grid, or numbers
+            beyond 1e300.
     """
     wanted = scale(scale_x)
+    if bool((torch.cat([x, y], 1).abs() > MOST).any()):
+        raise ValueError(f"numbers beyond {MOST:g}: divide them by a power of ten")
     learner = model.of(x.shape[1], y.shape[1])
     y_shift, y_factor = (part[0] for part in moments(y))
     low, high = x.amin(0), x.amax(0)
     spans = torch.where(high > low, high - low, 0.0)
+    wide_x = torch.zeros_like(spans) if extent is None else 2 * torch.maximum(extent[1] - high, low - extent[0])
+    spans = torch.where(spans > 0, spans, wide_x.clamp_min(0.0))
     z = (y - y_shift) / y_factor
     if isinstance(wanted, float):
         shift, factor = torch.zeros_like(low), torch.full_like(low, 1 / wanted)
         options = [float((spans / factor).amax())]
     else:
-        shift, factor = low + 0.5 * spans, torch.where(spans > 0, spans, WIDTH)  # to a width of 1
-        enough = wanted == "auto" and len(x) >= FEWEST and bool((spans > 0).all())
+        shift, factor = low + 0.5 * (high - low), torch.where(spans > 0, spans, WIDTH)  # to a width of 1
+        enough = wanted == "auto" and len(x) >= FEWEST and bool((high > low).all())
         options = [width] if width is not None else list(widths(learner, enough))
 
     def view(wide: float) -> tuple[Process, Tensor]:
@@ -404,7 +445,11 @@ def fit(
     with knn.evaluating(own), torch.no_grad():
         states = [(own, own.adapt(own.init(), Batch(seen, part.to(seen)))) for part in each]
     by = factor if isinstance(wanted, float) else factor / wide
-    return Fitted(states, shift, by, y_shift, y_factor, wide, len(x), density)
+    known = None
+    if any(True for _ in learner.parameters()):
+        half = 0.5 * (torch.maximum(spans, WIDTH * by) if isinstance(wanted, float) else WIDTH * by * (wide / WIDTH))
+        known = 0.5 * (low + high) + torch.stack([-half, half])
+    return Fitted(states, shift, by, y_shift, y_factor, wide, len(x), density, known)
 
 
 def scale(scale_x: Any) -> str | float:
@@ -431,6 +476,15 @@ def _kind(learner: Process) -> tuple[torch.device, torch.dtype]:
     """Where a learner's numbers are and of what kind; float64 for one without weights."""
     where, dtype = knn.place(learner)
     return where, dtype if any(True for _ in learner.parameters()) else torch.float64
+
+
+def _wider(answer: Any, std: Tensor) -> Any:
+    """The distribution of a value plus a normal one of that deviation `[M, D]` for each place."""
+    if isinstance(answer, Gaussian):
+        return Gaussian(answer.mean, torch.hypot(answer.std, std))
+    if isinstance(answer, LowRank):
+        return answer._replace(noise=torch.hypot(answer.noise, std))
+    return Mixture(answer.means, torch.hypot(answer.stds, std[..., None]))
 
 
 def _in_units(answer: Any, shift: Tensor, factor: Tensor) -> Any:

@@ -62,7 +62,10 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         model_: the `Trained`.
 
     One point is enough, places may repeat, in any order. A y that does not vary has no unit to measure it by: its
-    intervals are those of a deviation of 1. Where X has no range either it is taken as it is, about its value.
+    intervals are those of a deviation of 1. Where X has no range it is taken as it is, about its value.
+
+    Beyond the points by more than half of their range a trained model answers as at this distance, and its interval
+    widens from there on, see `kshot.estimators.fitting.Fitted`.
     """
 
     n_features_in_: int
@@ -115,6 +118,14 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         if learner not in learners.PROCESSES:
             raise ValueError(f"learner={learner!r}: choose from {', '.join(learners.PROCESSES)}")
+        if not hasattr(tasks, "sample"):
+            raise ValueError(
+                f"tasks={tasks!r}: pass a distribution of functions, for instance "
+                "kshot.tasks.GaussianProcess('matern52')"
+            )
+        for name, number, least in (("steps", steps, 1), ("batch", batch, 1), ("judged", judged, 0)):
+            if not _whole(number) or number < least:
+                raise ValueError(f"{name}={number!r}: pass a whole number of at least {least}")
         query = tasks.sample(seeding.generator(seed, "shape"), 1).query
         if not query.y.is_floating_point():
             raise ValueError("these tasks have classes, not functions: FewShotClassifier is for them")
@@ -138,10 +149,13 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         A model that answers with one number takes each column of y on its own.
 
         Raises:
-            ValueError: NaN or infinite values, an unknown model, a model for another number of features, or points that
-                reach over more than its grid (with `scale_x` "none" or a factor).
+            ValueError: NaN or infinite values (leave these rows out), an unknown model, a model for another number of
+                features, points that reach over more than its grid (with `scale_x` "none" or a factor), or a
+                `random_state` that is no seed.
             CheckpointError: a damaged file.
         """
+        if not _whole(self.random_state) or not 0 <= self.random_state < 2**63:
+            raise ValueError(f"random_state={self.random_state!r}: pass a whole number of at least 0")
         twin = copy.copy(self)  # where it fails, what was learned before stays whole
         X, y = validate_data(twin, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         twin.seen_ = np.asarray(X), np.asarray(y, dtype=np.float64)
@@ -172,6 +186,8 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         `[len(q), m, ...]`.
         """
         places = self._places(X)
+        if np.size(q) == 0 or np.ndim(q) > 1:
+            raise ValueError(f"q={q!r}: pass a chance between 0 and 1, or a list of them")
         if np.ndim(q) == 0:
             return self._shaped(self.fitted_.quantile(places, float(q)))  # type: ignore[arg-type]
         return np.stack([self._shaped(self.fitted_.quantile(places, float(share))) for share in q])  # type: ignore[union-attr]
@@ -187,9 +203,9 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Functions at X `[m, d]`, noise included: `[m, n_samples]` or `[m, outputs, n_samples]`.
 
-        A model that answers value by value draws one value after another (Bruinsma et al. 2023, arXiv:2303.14468), up
-        to 200 places ("gp", whose kernel is fitted anew for each: 200 values in all); more are drawn each on its own,
-        with a warning.
+        A model that answers value by value draws one value after another (Bruinsma et al. 2023, arXiv:2303.14468) at 60
+        of the places, taken at random ("gp", whose kernel is fitted anew for each value: 60 values in all), and the
+        others given these. Places that repeat have one value.
 
         Args:
             X: places.
@@ -199,8 +215,8 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Raises:
             ValueError: no sample asked for.
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples}: pass 1 or more")
+        if not _whole(n_samples) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r}: pass a whole number of at least 1")
         seed = random_state if isinstance(random_state, int) else check_random_state(random_state).randint(2**31 - 1)
         places = self._places(X)
         drawn = self.fitted_.sample(places, n_samples, seeding.generator(int(seed), "sample"))
@@ -255,3 +271,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         except (AttributeError, KeyError, TypeError) as error:
             raise checkpoint.CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         return own
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)

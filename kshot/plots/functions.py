@@ -213,14 +213,14 @@ def plot_series(
                       label="samples" if k == 0 else None)  # fmt: skip
         axes.plot(seen[0].tolist(), seen[1].tolist(), "o", color=INK, markersize=4 if len(seen[0]) < 60 else 2,
                   label="seen")  # fmt: skip
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(name, loc="left", fontsize=10, parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         if word is not None:
             say = word
             axes.xaxis.set_major_formatter(lambda place, _, say=say: say(float(place)))
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        axes.set_xlabel(across)
+        axes.set_xlabel(across, parse_math=False)
     every[0].legend(fontsize=8, frameon=False, ncols=4)
     if title:
         figure.suptitle(title, fontsize=10)

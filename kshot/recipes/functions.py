@@ -18,6 +18,7 @@ from kshot.train import Outer
 _QUICK = {"cnp": 80_000, "np": 45_000, "acnp": 60_000, "anp": 35_000, "bnp": 18_000, "convcnp": 18_000, "gnp": 60_000,
           "convgnp": 16_000, "tnpd": 26_000, "convcnp2d": 20_000, "maml": 20_000}  # fmt: skip
 _ONE_DIMENSION = ("convcnp", "convgnp")
+_AHEAD = 6.0  # the farthest that a query of "varied" is from the middle of its support points
 
 
 def names() -> list[str]:
@@ -43,6 +44,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         inner_lr=0.01 if learner == "maml" else None,
         inner_steps=5 if learner == "maml" else None,
         strategy="vmap",
+        options={"reach": _AHEAD} if data == "varied" and learner in _ONE_DIMENSION else {},
         source=f"{_source(data)}; {PROCESSES[learner].paper}" if learner in PROCESSES else _source(data),
         differs="sizes of the networks",
         outer=Outer(steps=100_000, batch=16, meta_lr=5e-4, schedule="cosine", clip=1.0, val_every=0, save_every=2000),

@@ -247,12 +247,16 @@ class CurveTable(NamedTuple):
         return self.x, self.y, self.names
 
 
-_MISSING = {"", "na", "nan"}
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "-", "."}
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d*|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
+_DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_SPOKEN = {"x": "--x, x=", "columns": "--y, columns=", "id": "--id, id=", "value": "--value, value="}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_DAY = re.compile(r"([A-Za-z]{3})[ -]?(\d{1,2})")
-_FORMS = "a number, an ISO date (1900-12-31) or a month and a day (jan01)"
+_MONTH = re.compile(r"\d{4}-\d{2}")
+_COMPACT = re.compile(r"(1[89]|20|21)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_FORMS = "a number, an ISO date (1900-12-31, 1900-12 or 19001231) or a month and a day (jan01)"
 
 
 def read_csv(
@@ -266,18 +270,22 @@ def read_csv(
     """Curves from a CSV file, UTF-8, with a header.
 
     Wide: a column of x and a column for each curve. Long: a row for each value, with the name of its curve (`id`), x
-    and the value; the curves' places are put together, and what a curve lacks is missing. Lines that begin with # and
-    empty lines are passed over. Empty cells, NA and NaN are missing values.
+    and the value; the curves' places are put together, and what a curve lacks is missing. Empty lines are passed
+    over, and comments: lines that begin with # above the header (that may begin with # itself, as numpy.savetxt writes
+    it), and below it those that have not as many cells as the header. Empty cells, NA, N/A, #N/A, NaN, null, none, - and . are
+    missing values.
 
     Args:
         path: the file.
         x: header of x, by default the first column (that is not `id` or `value`). Its cells are numbers, ISO dates or
-            times (which become days since the first), or a month and a day (which become days of the year, 1..365, or
-            1..366 where there is a feb29).
+            times (which become days since the first; also 1900-12, its first day, and 19001231 where all cells are
+            such), or a month and a day (which become days of the year, 1..365, or 1..366 where there is a feb29). Other
+            dates (31.12.1900, 12/31/1900) are refused.
         columns: headers of the curves to take; None: all but x. Of the wide form.
         id, value: headers of the long form; both or none.
         delimiter: what separates cells; None: whichever of comma, semicolon and tab is most in the header. Where it is
-            no comma, a comma in a number is a decimal one.
+            no comma, a comma in a number is a decimal one (and 1.234,5 is 1234.5); a column with decimal commas and
+            points is refused.
 
     Raises:
         FileNotFoundError: no such file.
@@ -290,14 +298,21 @@ def read_csv(
 
     def column(name: str, argument: str) -> int:
         if name not in where:
-            raise ValueError(f"{path}: no column {name!r} ({argument}); there are {', '.join(header)}")
+            raise ValueError(f"{path}: no column {name!r} ({_SPOKEN[argument]}); there are {', '.join(header)}")
         return where[name]
 
     if (id is None) != (value is None):
-        raise ValueError(f"{path}: id={id!r}, value={value!r}: pass both for the long form, or none for the wide one")
+        have, lack = ("id", "value") if value is None else ("value", "id")
+        raise ValueError(
+            f"{path}: {_SPOKEN[have]} without {_SPOKEN[lack]}: pass both for a file with a row for each value, or "
+            "none where each series has a column"
+        )
     if id is not None and value is not None:
         if columns is not None:
-            raise ValueError(f"{path}: columns={list(columns)} is of the wide form: leave it out, or id and value")
+            raise ValueError(
+                f"{path}: {_SPOKEN['columns']} is for files where each series has a column: leave it out, or "
+                f"{_SPOKEN['id']} and {_SPOKEN['value']}"
+            )
         of_id, of_value = column(id, "id"), column(value, "value")
         free = [n for n in range(len(header)) if n not in (of_id, of_value)]
         if x is None and not free:
@@ -339,7 +354,8 @@ def read_csv(
         if (c, place) in seen:
             raise ValueError(
                 f"{path}, line {line}, column {header[of_x]!r}: {names[c]} has this place already in line "
-                f"{seen[c, place]}; take one of the lines out, or name the curves in an id column"
+                f"{seen[c, place]}; take one of the lines out, or, where another column tells the series apart, name "
+                "it and that of the values (--id and --value, id= and value=)"
             )
         seen[c, place] = line
         y[c][index[place]] = _number(path, line, header[n], cell)
@@ -348,34 +364,83 @@ def read_csv(
 
 
 def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, with their lines, header included; every cell stripped.
+    """The rows of a CSV file that are not empty, with their lines, header included; every cell stripped, decimal commas
+    made points. Comments are passed over, see `read_csv`.
 
     Args:
         path, delimiter: see `read_csv`.
 
     Raises:
-        ValueError: no UTF-8, or a quotation mark too many.
+        ValueError: no UTF-8, a quotation mark too many, or decimal commas and points in a column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}): save it as CSV in UTF-8") from error
-    lines = ["\n" if s.lstrip().startswith("#") else s for s in text.splitlines(keepends=True)]
+    lines = text.splitlines(keepends=True)
+    first = _header_at(lines, delimiter)
     if delimiter is None:
-        header = next((s for s in lines if s.strip()), "")
-        delimiter = max(",;\t", key=header.count)  # a comma where there is none of them
+        delimiter = _separator(lines[first]) if first < len(lines) else ","
+    lines[:first] = ["\n"] * first
+    if first < len(lines):
+        lines[first] = lines[first].lstrip().lstrip("#")
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if rows and delimiter != ",":
-                cells = [cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
-            if any(cells):
+            if any(cells) and not (rows and cells[0].startswith("#") and len(cells) != len(rows[0][1])):
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; look for a quotation mark too many") from error
+    while rows and len(rows[0][1]) > 1 and not any(row[len(rows[0][1]) - 1 :] != [""] for _, row in rows):
+        for _, row in rows:  # commas at the ends of all lines
+            row.pop()
+    if delimiter != ",":
+        _with_points(path, rows)
     return rows
+
+
+def _separator(line: str) -> str:
+    return max(",;\t", key=line.count)  # a comma where there is none of them
+
+
+def _header_at(lines: list[str], delimiter: str | None) -> int:
+    """The index of the header: the first line that is neither empty nor a comment, or a comment right above numbers
+    that has as many cells as they.
+    """
+    full = [k for k, line in enumerate(lines) if line.strip()]
+    plain = next((k for k in full if not lines[k].lstrip().startswith("#")), None)
+    if plain is None:
+        return len(lines)
+    above = [k for k in full if k < plain]
+    mark = delimiter or _separator(lines[plain])
+    cells = [cell.strip().strip('"') for cell in lines[plain].split(mark)]
+    if above and len(cells) > 1 and lines[above[-1]].count(mark) + 1 == len(cells) and all(
+        _NUMBER.fullmatch(cell) or cell.lower() in _MISSING or _place(cell) for cell in cells
+    ):  # fmt: skip
+        return above[-1]
+    return plain
+
+
+def _with_points(path: Path, rows: list[tuple[int, list[str]]]) -> None:
+    """Decimal commas become points, in place.
+
+    Raises:
+        ValueError: a column that has both.
+    """
+    for n in range(max((len(row) for _, row in rows), default=0)):
+        cells = [(line, row) for line, row in rows[1:] if n < len(row)]
+        commas = [(line, row) for line, row in cells if _DECIMAL_COMMA.fullmatch(row[n])]
+        points = [(line, row) for line, row in cells if _DECIMAL_POINT.fullmatch(row[n])]
+        if commas and points:
+            (one, a), (two, b) = commas[0], points[0]
+            raise ValueError(
+                f"{path}, column {n + 1}: {a[n]!r} (line {one}) has a decimal comma and {b[n]!r} (line {two}) a point: "
+                "write all numbers of a column the same way, without thousands' marks"
+            )
+        for _, row in commas:
+            row[n] = row[n].replace(".", "").replace(",", ".")
 
 
 def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -420,7 +485,8 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     if math.isinf(number):
         raise ValueError(
             f"{path}, line {line}, column {column!r}: {cell!r} is no finite number; write one with a decimal point, or "
-            "leave the cell empty where the value is missing; a column of words is left out by naming the others"
+            "leave the cell empty where the value is missing; a column of words is left out by naming the others (--y, "
+            "columns=)"
         )
     return number
 
@@ -439,9 +505,10 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         ValueError: a cell that is no place, or one of another kind; with its line.
     """
     kind, places = "", []
+    compact = len({cell for _, cell in cells}) > 1 and all(_COMPACT.fullmatch(cell) and _day(cell) for _, cell in cells)
     for line, cell in cells:
         here = f"{path}, line {line}, column {name!r}"
-        found = _place(cell)
+        found = ("date", _day(cell)) if compact else _place(cell)
         if found is None:
             raise ValueError(f"{here}: {cell!r} is no place; write {_FORMS} in every row")
         if kind and found[0] != kind:
@@ -457,8 +524,14 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         return days, "day of the year, jan01 = 1" + (", with feb29" if leap else "")
     first = min(places)
     days = [(place - first) / datetime.timedelta(days=1) for place in places]
-    start = first.date().isoformat() if first.time() == datetime.time() else first.isoformat()
+    whole = first.time() == datetime.time() and first.tzinfo is None
+    start = first.date().isoformat() if whole else first.isoformat()
     return days, f"days since {start}"
+
+
+def is_place(cell: str) -> bool:
+    """Whether a cell can be read as a place, and so is no header."""
+    return _place(cell) is not None
 
 
 def _place(cell: str) -> tuple[str, Any] | None:
@@ -476,11 +549,17 @@ def _place(cell: str) -> tuple[str, Any] | None:
         except ValueError:
             return None
         return "month and day", (month, day)
-    try:
-        when = datetime.datetime.fromisoformat(cell)
-    except ValueError:
+    when = _day(f"{cell}-01" if _MONTH.fullmatch(cell) else cell)
+    if when is None:
         return None
     return ("date", when) if when.tzinfo is None else ("date with a time zone", when)
+
+
+def _day(cell: str) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromisoformat(cell)
+    except ValueError:
+        return None
 
 
 # The curves that kshot's tests and examples use: files of <data root>/curves.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kshot.core import Task
+from kshot.core import Batch, Task
 from kshot.tasks.base import TaskDistribution
 
 __all__ = ["Standardised", "moments"]
+
+SEEN = 2.0  # a fit maps the seen range to -2..2
 
 
 class Standardised:
@@ -18,7 +20,9 @@ class Standardised:
     function they are from. Support sets of one value keep their deviation.
 
     Args:
-        tasks: of functions.
+        tasks: of functions of one number.
+        stretch: support sets of 2 points or more, but fewer than this, have x moved and stretched so that they reach
+            from -2 to 2, as a fit will do it; queries farther than 4 from 0 are then left out (y = NaN). 0: none.
 
     >>> from kshot.tasks import GaussianProcess
     >>> task = Standardised(GaussianProcess()).sample(torch.Generator().manual_seed(0), 2)
@@ -28,25 +32,41 @@ class Standardised:
 
     classification = False
 
-    def __init__(self, tasks: TaskDistribution):
-        self.tasks = tasks
+    def __init__(self, tasks: TaskDistribution, stretch: int = 0):
+        self.tasks, self.stretch = tasks, stretch
         self.input_shape, self.outputs = getattr(tasks, "input_shape", (1,)), getattr(tasks, "outputs", 1)
 
     def __repr__(self) -> str:
-        return f"Standardised({self.tasks!r})"
+        return f"Standardised({self.tasks!r}{f', stretch={self.stretch}' if self.stretch else ''})"
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` functions: a Task with a leading T."""
         task = self.tasks.sample(generator, num_tasks)
+        task = _stretched(task, self.stretch) if self.stretch else task
         mean, std = moments(task.support.y)
         return Task(*(batch._replace(y=(batch.y - mean) / std) for batch in task))
+
+
+def _stretched(task: Task, few: int) -> Task:
+    (x, y), (asked, values) = task
+    here = ~y.isnan().any(-1, keepdim=True)  # [T, N, 1]
+    low = torch.where(here, x, torch.inf).amin(1, keepdim=True)
+    high = torch.where(here, x, -torch.inf).amax(1, keepdim=True)
+    count = here.sum(1, keepdim=True)
+    moved = (count > 1) & (count < few) & (high > low)
+    middle = torch.where(moved, 0.5 * (low + high), 0.0)
+    factor = torch.where(moved, 2 * SEEN / (high - low), 1.0)
+    asked = (asked - middle) * factor
+    values = torch.where(moved & (asked.abs() > 2 * SEEN), torch.nan, values)
+    return Task(Batch((x - middle) * factor, y), Batch(asked, values))
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[..., 1, D]` of y `[..., N, D]` without its NaN; a deviation of 0 becomes 1."""
     count = (~y.isnan()).sum(-2, keepdim=True).clamp_min(1)
-    mean = y.nan_to_num().sum(-2, keepdim=True) / count
-    std = ((y - mean).nan_to_num().square().sum(-2, keepdim=True) / count).sqrt()
-    most = torch.cat([y.nan_to_num().abs(), torch.zeros_like(mean)], -2).amax(-2, keepdim=True)
-    rounding = 4 * torch.finfo(y.dtype).eps
-    return mean, torch.where(std > rounding * most, std, 1.0)
+    most = torch.cat([y.nan_to_num().abs(), torch.zeros_like(count, dtype=y.dtype)], -2).amax(-2, keepdim=True)
+    unit = torch.where(most > 0, most, 1.0)  # so that squares are neither 0 nor infinite
+    z = y / unit
+    mean = z.nan_to_num().sum(-2, keepdim=True) / count
+    std = ((z - mean).nan_to_num().square().sum(-2, keepdim=True) / count).sqrt()
+    return mean * unit, torch.where(std > 4 * torch.finfo(y.dtype).eps, std * unit, 1.0)

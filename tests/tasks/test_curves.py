@@ -182,7 +182,7 @@ def test_dates(tmp_path: Path) -> None:
         ("1,2\n2,3\n3,\n", {}, "line 1: numbers where the header should be"),
         ("t:a\n1:2\n", {}, r"seem to be separated by ':'"),
         ("t;a\n1;2\n", {"delimiter": ","}, r"seem to be separated by ';'"),
-        ("t;a\n1;1.234,5\n", {}, r"line 2, column 'a': '1.234,5' is no finite number"),
+        ("t;a\n1;1,5\n2;1.234\n", {}, r"column 2: '1,5' \(line 2\) has a decimal comma and '1.234' \(line 3\) a point"),
         ('t,a\n1,"2,5"\n', {}, r"line 2, column 'a': '2,5' is no finite number"),
         ("t,a,a\n1,2,3\n", {}, r"line 1, column 3: the name 'a' is that of column 2 too; rename"),
         ("t,,a\n1,2,3\n", {}, "line 1, column 2: it has no name"),
@@ -195,8 +195,8 @@ def test_dates(tmp_path: Path) -> None:
         ("t,a\nfeb30,2\n", {}, "'feb30' is no place"),
         ("t,a\n,2\n", {}, r"line 2, column 't': '' is no place"),
         ("t,a\n1,2\n2,2\n1,3\n", {}, r"line 4, column 't': a has this place already in line 2"),
-        ("t,a\n1,2\n", {"x": "u"}, r"no column 'u' \(x\); there are t, a"),
-        ("t,a\n1,2\n", {"columns": ["b"]}, r"no column 'b' \(columns\)"),
+        ("t,a\n1,2\n", {"x": "u"}, r"no column 'u' \(--x, x=\); there are t, a"),
+        ("t,a\n1,2\n", {"columns": ["b"]}, r"no column 'b' \(--y, columns=\)"),
         ("t,a\n1,2\n", {"columns": []}, "give at least one"),
         ("t,a\n1,2\n", {"columns": ["t"]}, "and not x"),
         ("t,a\n1,2\n", {"id": "t", "value": "a"}, "no column is left for x"),
@@ -222,11 +222,39 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 def test_spreadsheets_with_other_separators(tmp_path: Path) -> None:
     """Semicolons and tabs are found in the header; with these a number may have a decimal comma."""
-    table = read_csv(write(tmp_path, "# mine\nt;a, metres;b\n0,5;-1,25;2.5\n,75;;3,5e1\n"))
+    table = read_csv(write(tmp_path, "# mine\nt;a, metres;b;c\n0,5;-1,25;2;2.5\n,75;1.234.567,5;3,5e1;-\n"))
     assert table.x.tolist() == [0.5, 0.75]
-    assert table.names == ("a, metres", "b")
-    assert table.y.nan_to_num(-9).tolist() == [[-1.25, -9], [2.5, 35]]
+    assert table.names == ("a, metres", "b", "c")
+    assert table.y.nan_to_num(-9).tolist() == [[-1.25, 1234567.5], [2, 35], [2.5, -9]]
     assert read_csv(write(tmp_path, "t\ta\n1\t2\n")).y.tolist() == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "x", "y"),
+    [
+        ("# t,a\n1,2\n2,3\n", ("a",), [1, 2], [[2, 3]]),  # as numpy.savetxt writes it
+        ("# of 2020\n# t;a\n1;2\n", ("a",), [1], [[2]]),
+        ("# one, two\nt,a\n1,2\n# the end\n2,3\n", ("a",), [1, 2], [[2, 3]]),  # a comment of as many words as columns
+        ("t,a,\n1,2,\n2,3,\n", ("a",), [1, 2], [[2, 3]]),  # a comma at the end of every line
+        ("t,a\n20240229,1\n20240301,2\n", ("a",), [0, 1], [[1, 2]]),
+        ("t,a\n2024-02,1\n2024-03,2\n", ("a",), [0, 29], [[1, 2]]),
+        ("t,a\n20240229,1\n20240231,2\n", ("a",), [20240229, 20240231], [[1, 2]]),  # the second is no date
+        ("t,a,b\n1,n/a,#N/A\n2,null,.\n3,-,None\n", ("a", "b"), [1, 2, 3], [[-9] * 3] * 2),
+    ],
+)
+def test_what_files_look_like(
+    tmp_path: Path, text: str, names: tuple[str, ...], x: list[float], y: list[list[float]]
+) -> None:
+    table = read_csv(write(tmp_path, text))
+    assert table.names == names
+    assert table.x.tolist() == x
+    assert table.y.nan_to_num(-9).tolist() == y
+
+
+def test_names_that_begin_with_a_number_sign(tmp_path: Path) -> None:
+    table = read_csv(write(tmp_path, "who,t,a\n#1,1,2\n#2,1,3\n#1,2,4\n"), id="who", value="a")
+    assert table.names == ("#1", "#2")
+    assert table.y.nan_to_num(-9).tolist() == [[2, 4], [3, -9]]
 
 
 def test_where_the_files_should_be(tmp_path: Path) -> None:
