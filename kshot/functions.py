@@ -29,7 +29,7 @@ _MADE: dict[str, Any] = {
         for place in RANGES
     },
     "predator-prey": PredatorPrey,
-    "varied": lambda: Standardised(Varied(), stretch=FEWEST),
+    "varied": lambda: Standardised(Varied(), stretch=FEWEST, farthest=30.0),
 }
 _PIXELS = tuple(f"pixels:{data}" for data in ("omniglot", "mnist", "fashion-mnist"))
 NAMES = (*(name for name in _MADE if ":" not in name), *_PIXELS)

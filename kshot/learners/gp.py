@@ -67,8 +67,8 @@ class FittedGP(Remembering):
                 return ConstantKernel(size**2, (1e-4 * size**2, 1e4 * size**2)) * RBF(length, (1e-2, 1e2)) + noise
 
             def likelihood(start: tuple[float, float], y: Any = y, kernel: Any = kernel) -> float:
-                fixed = GaussianProcessRegressor(kernel(*start), optimizer=None).fit(seen, y)
-                return float(fixed.log_marginal_likelihood_value_)
+                fixed = GaussianProcessRegressor(kernel(*start), optimizer=None).fit(seen, y)  # pyright: ignore
+                return float(fixed.log_marginal_likelihood_value_)  # pyright: ignore
 
             best = max(_STARTS, key=likelihood)  # the likelihood of many points has many tops
             fitted = GaussianProcessRegressor(kernel(*best), n_restarts_optimizer=self.restarts, random_state=0)

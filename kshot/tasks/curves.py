@@ -272,8 +272,8 @@ def read_csv(
     Wide: a column of x and a column for each curve. Long: a row for each value, with the name of its curve (`id`), x
     and the value; the curves' places are put together, and what a curve lacks is missing. Empty lines are passed
     over, and comments: lines that begin with # above the header (that may begin with # itself, as numpy.savetxt writes
-    it), and below it those that have not as many cells as the header. Empty cells, NA, N/A, #N/A, NaN, null, none, - and . are
-    missing values.
+    it), and below it those that have not as many cells as the header. Empty cells, NA, N/A, #N/A, NaN, null, none, -
+    and . are missing values.
 
     Args:
         path: the file.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class Standardised:
         tasks: of functions of one number.
         stretch: support sets of 2 points or more, but fewer than this, have x moved and stretched so that they reach
             from -2 to 2, as a fit will do it; queries farther than 4 from 0 are then left out (y = NaN). 0: none.
+        farthest: queries whose y is farther from 0 than this are left out: the deviation of two points that happen to
+            be alike is so small that their queries would be all that a batch is judged by.
 
     >>> from kshot.tasks import GaussianProcess
     >>> task = Standardised(GaussianProcess()).sample(torch.Generator().manual_seed(0), 2)
@@ -32,19 +36,24 @@ class Standardised:
 
     classification = False
 
-    def __init__(self, tasks: TaskDistribution, stretch: int = 0):
-        self.tasks, self.stretch = tasks, stretch
+    def __init__(self, tasks: TaskDistribution, stretch: int = 0, farthest: float = math.inf):
+        self.tasks, self.stretch, self.farthest = tasks, stretch, farthest
         self.input_shape, self.outputs = getattr(tasks, "input_shape", (1,)), getattr(tasks, "outputs", 1)
 
     def __repr__(self) -> str:
-        return f"Standardised({self.tasks!r}{f', stretch={self.stretch}' if self.stretch else ''})"
+        more = f", stretch={self.stretch}" if self.stretch else ""
+        more += f", farthest={self.farthest:g}" if self.farthest < math.inf else ""
+        return f"Standardised({self.tasks!r}{more})"
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` functions: a Task with a leading T."""
         task = self.tasks.sample(generator, num_tasks)
         task = _stretched(task, self.stretch) if self.stretch else task
         mean, std = moments(task.support.y)
-        return Task(*(batch._replace(y=(batch.y - mean) / std) for batch in task))
+        support, query = (batch._replace(y=(batch.y - mean) / std) for batch in task)
+        if self.farthest < math.inf:
+            query = query._replace(y=torch.where(query.y.abs() > self.farthest, torch.nan, query.y))
+        return Task(support, query)
 
 
 def _stretched(task: Task, few: int) -> Task:
