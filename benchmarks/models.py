@@ -36,8 +36,9 @@ def main(names: list[str]) -> int:
     for name in names or known:
         if name in fitting.SHIPPED:
             if not CURVES.is_file():
-                jobs = ["--jobs", "varied/convcnp", "--steps", "106000", "--minutes", "9999", "--out", str(CURVES.parent)]
-                subprocess.run([sys.executable, "benchmarks/processes/full.py", *jobs], check=True)
+                length = ["--steps", "106000", "--minutes", "9999"]
+                words = ["--jobs", "varied/convcnp", *length, "--out", str(CURVES.parent)]
+                subprocess.run([sys.executable, "benchmarks/processes/full.py", *words], check=True)
             regressor(name, CURVES)
             continue
         recipe, *changes = RECIPES[name]
