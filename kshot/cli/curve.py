@@ -35,8 +35,8 @@ class Curve:
     """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
-    """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31; no others) or
-    days of the year (jan01)."""
+    """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31, 1900-12 or
+    19001231; not 31.12.1900 nor 12/31/1900) or days of the year (jan01)."""
     x: str | None = None
     """The column of the places; None: the first."""
     y: tuple[str, ...] = ()
