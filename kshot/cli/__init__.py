@@ -7,6 +7,7 @@ code 2; an interrupted training saves, says how to go on and ends with 130 (SIGI
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import re
@@ -24,6 +25,8 @@ from kshot.parallel import RankLost
 from kshot.train import NonFiniteLoss, Outer
 
 __all__ = ["main"]
+
+gc.freeze()  # modules stay: the collector need not walk through torch's again and again
 
 # Command -> the module of this folder that has its settings, a dataclass of the command's name. It is imported when the
 # command is called: what the others need is none of its business.
