@@ -78,7 +78,8 @@ class Trajectory(NamedTuple):
         actions: `[R, H, A]` as the policy gave them, not yet clipped.
         rewards: `[R, H]`.
         alive: `[R, H]` bool, which steps took place; the rows after a rollout's end mean nothing.
-        mean, log_std: `[R, H, A]`, `[1, A]` of the normal distribution that acted.
+        mean, log_std: `[R, H, A]`, `[1, A]` of the normal distribution that acted; log_std is NaN where that is not one
+            number for all observations.
     """
 
     observations: Tensor

@@ -32,6 +32,7 @@ __all__ = [
     "Conv1d",
     "Conv4",
     "Noise",
+    "NoiseLike",
     "ResNet12",
     "UNet",
     "call",
@@ -379,6 +380,14 @@ class Noise(nn.Module):
         shape = (self.draws, self.fixed.shape[1])
         make = torch.rand if self.uniform else torch.randn
         return make(shape, device=self.fixed.device, dtype=self.fixed.dtype)
+
+
+class NoiseLike(nn.Module):
+    """Normal numbers of a tensor's shape: new ones in training, zeros in `eval()`."""
+
+    def forward(self, like: Tensor) -> Tensor:
+        """As `like`."""
+        return torch.randn_like(like) if self.training else torch.zeros_like(like)
 
 
 class Conv1d(nn.Conv1d):

@@ -147,15 +147,16 @@ class EvaluateControl:
             for name, run in zip(names, runs, strict=True)
         ]
         if self.floors:  # one for each kind of network
-            kinds = {run.recipe.learner == "rl2": run.recipe for run in reversed(runs)}
-            for memory, recipe in kinds.items():
-                untrained = replace(recipe, learner="rl2" if memory else "maml")
-                rows.append(("random, rl2" if memory else "random", untrained, recipes.build(untrained)))
+            own = ("rl2", "pearl")
+            kinds = {run.recipe.learner if run.recipe.learner in own else "maml": run.recipe for run in reversed(runs)}
+            for kind, recipe in kinds.items():
+                untrained = replace(recipe, learner=kind)
+                rows.append((f"random, {kind}" if kind in own else "random", untrained, recipes.build(untrained)))
         if self.inner_lr is not None:
             if not self.inner_lr > 0:
                 raise InputError(f"--inner-lr {self.inner_lr:g}: give a rate above 0")
             for _, recipe, learner in rows:
-                if recipe.learner == "rl2":
+                if recipe.learner in ("rl2", "pearl"):
                     raise InputError(f"--inner-lr: {recipe.name} takes no gradient steps; test it without")
                 learner.inner_lr = self.inner_lr
         curves, say = [], console()

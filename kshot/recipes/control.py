@@ -15,7 +15,7 @@ _V5 = dict.fromkeys(
 )
 _BODIES = {"ant-body": 200, "cheetah-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
-_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2")
+_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl")
 
 
 def names() -> list[str]:
@@ -58,6 +58,8 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
             source="Duan et al. 2016, arXiv:1611.02779; trials and steps of the environment as MAML's",
             differs="PPO in place of TRPO; trials of 4 rollouts",
         )
+    elif learner == "pearl":
+        return _pearl(recipe, budget)
     elif learner == "e-maml":
         recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
     elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two
@@ -77,6 +79,23 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         outer = replace(outer, steps=outer.steps // 2)
         recipe = _differs(recipe, f"{outer.steps} outer steps")
     return replace(recipe, learner=learner, outer=outer)
+
+
+def _pearl(recipe: ControlRecipe, budget: Literal["paper", "quick"]) -> ControlRecipe:
+    """5 tasks x 5 + 5 rollouts and 2,000 steps of Adam an outer step, of 5 x 256 transitions."""
+    outer = Outer(steps=500, batch=5, rollouts=5, method="sac", meta_lr=3e-4, epochs=2000)
+    recipe = replace(
+        recipe,
+        learner="pearl",
+        hidden=(300, 300, 300),
+        activation="relu",
+        source="Rakelly et al. 2019, arXiv:1903.08254, and its code's settings for cheetah direction",
+        differs="beliefs of 32 to 1,024 transitions, where the code has 256; see kshot.rl.pearl",
+    )
+    if budget == "quick":
+        outer = replace(outer, steps=100, rollouts=2, epochs=200)
+        recipe = _differs(replace(recipe, hidden=(128, 128)), "two layers of 128, 2 + 2 rollouts, 200 steps of Adam")
+    return replace(recipe, outer=outer)
 
 
 def _differs(recipe: ControlRecipe, text: str) -> ControlRecipe:

@@ -22,6 +22,7 @@ from kshot.rl.rollouts import Clock, collect, returns
 
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
+    from kshot.rl.pearl import Squashed
     from kshot.rl.policy import Gaussian
 
 __all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "surrogate"]
@@ -36,7 +37,11 @@ class Actor(Protocol):
 
     width: int
 
-    def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
+    def begin(self, tasks: int, rollouts: int, generator: torch.Generator) -> None:
+        """Before the first observation of T x R rollouts; whatever is drawn once for each is drawn now."""
+        ...
+
+    def react(self, x: Tensor) -> tuple[Tensor, Gaussian | Squashed]:
         """What the policy takes in at observations `[T, R, D]`, and the distribution of its actions `[T, R, A]`."""
         ...
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from kshot.core import Metrics, Task, Trajectory
@@ -30,6 +31,9 @@ class Feedforward:
 
     def __init__(self, policy: GaussianMLP, params: Params):
         self.policy, self.params, self.width = policy, params, policy.action
+
+    def begin(self, tasks: int, rollouts: int, generator: torch.Generator) -> None:
+        """It draws nothing."""
 
     def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
         """See `Actor.react`."""

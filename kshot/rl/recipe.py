@@ -10,6 +10,7 @@ from kshot import checkpoint, seeding
 from kshot.rl.control import Control, Mujoco, Seen, family
 from kshot.rl.learner import PolicyLearner
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
+from kshot.rl.pearl import PEARL
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.rl.train import Outer
@@ -27,12 +28,14 @@ class ControlRecipe:
     Attributes:
         tasks: a family of control tasks: "cheetah-direction", ...
         learner: "maml"; "fomaml", which does not differentiate through the inner step; "e-maml"; "promp"; "pretrained",
-            one policy for all tasks; "oracle", one that sees the goal; or "rl2", one with a memory.
+            one policy for all tasks; "oracle", one that sees the goal; "rl2", one with a memory; or "pearl", one with a
+            belief, which learns from all that it ever did.
         inner_lr: rate of the inner step.
         ratio: the inner step's loss by ratios, see `kshot.rl.maml.PolicyMAML` ("promp" always does so).
         later: factor of the rate after the first step, at test.
         hidden: widths of the policy's hidden layers ("rl2": the last is the memory's).
         episodes: rollouts of a trial in training ("rl2").
+        latent: numbers that a belief is about ("pearl").
         std: the policy's standard deviation at the start.
         last: factor of the initial weights of the policy's last layer.
         activation: of the policy's hidden layers.
@@ -47,12 +50,13 @@ class ControlRecipe:
     """
 
     tasks: str = "cheetah-direction"
-    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2"] = "maml"
+    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl"] = "maml"
     inner_lr: float = 0.1
     ratio: bool = False
     later: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
     episodes: int = 4
+    latent: int = 5
     std: float = 1.0
     last: float = 1.0
     activation: Literal["relu", "tanh"] = "relu"
@@ -68,7 +72,7 @@ class ControlRecipe:
     @property
     def name(self) -> str:
         """As tables show it: "maml-trpo"."""
-        own = self.learner in ("pretrained", "oracle", "promp", "rl2")
+        own = self.learner in ("pretrained", "oracle", "promp", "rl2", "pearl")
         return self.learner if own else f"{self.learner}-{self.outer.method}"
 
 
@@ -104,6 +108,8 @@ def build(recipe: ControlRecipe) -> PolicyLearner:
                 )
             gated = GaussianGRU(tasks.observation, tasks.action, recipe.hidden[-1], recipe.std)
             return RL2(gated, recipe.episodes)
+        if recipe.learner == "pearl":
+            return PEARL(tasks.observation, tasks.action, recipe.hidden, recipe.latent)
         policy = GaussianMLP(
             tasks.observation,
             tasks.action,

@@ -132,6 +132,9 @@ class Recurrent:
         self.policy, self.width = policy, policy.action
         self.memory, self.begins, self.next = states, 1.0, states.hidden
 
+    def begin(self, tasks: int, rollouts: int, generator: torch.Generator) -> None:
+        """It draws nothing."""
+
     def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
         """See `Actor.react`."""
         hidden, action, reward = (leaf.expand(*x.shape[:2], -1) for leaf in self.memory)

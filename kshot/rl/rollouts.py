@@ -6,6 +6,7 @@ returns(trajectory)                                                            #
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ def collect(
         with clock.on("simulation"):
             observed = simulator.reset(rng)
         rewards, alive = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        actor.begin(tasks, rollouts, generator)
         noise = torch.randn(horizon, tasks, rollouts, actor.width, generator=generator)
         actions, means = torch.zeros(*shape, actor.width), torch.zeros(*shape, actor.width)
         observations = log_std = torch.zeros(0)
@@ -68,7 +70,8 @@ def collect(
                 action = what.sample(noise[h])
                 if h == 0:
                     observations = x.new_zeros(*shape, x.shape[-1])
-                    log_std = what.log_std.expand(tasks, 1, actor.width).clone()
+                    one = what.log_std if what.log_std.shape[-2] == 1 else what.log_std.new_full((1, 1), math.nan)
+                    log_std = one.expand(tasks, 1, actor.width).clone()
                 observations[:, :, h], actions[:, :, h], means[:, :, h] = x, action, what.mean
                 alive[:, :, h] = torch.from_numpy(simulator.alive).view(tasks, rollouts)
                 given = action.flatten(0, 1).double().numpy()

@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 
 from kshot import checkpoint, engine, seeding, tree
-from kshot.core import Task
 from kshot.evaluate import interval95
 from kshot.rl.learner import PolicyLearner, act, adapt_all
 from kshot.rl.maml import PolicyMAML
+from kshot.rl.pearl import PEARL
+from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Clock, collect, returns
 from kshot.rl.trust import Region, Update, improve
 from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run, restore_learner, trim_records
 
 if TYPE_CHECKING:
+    from kshot.core import Task, Trajectory
     from kshot.rl.control import Array, Control
 
 __all__ = ["Curve", "Outer", "evaluate", "meta_train", "over_seeds"]
@@ -49,9 +51,14 @@ class Outer:
         discount: gamma, 0..1.
         lam: lambda of the generalised advantages, 0..1.
         method: "trpo", a step within a trust region; "vpg", a step of Adam; "ppo", several of them on one batch of
-            rollouts.
-        meta_lr: Adam's rate ("vpg", "ppo").
-        epochs: steps of Adam on one batch of rollouts ("ppo").
+            rollouts; "sac", several of them on what is kept of all rollouts, of `train_tasks` tasks.
+        meta_lr: Adam's rate ("vpg", "ppo", "sac").
+        epochs: steps of Adam in an outer step ("ppo", "sac").
+        train_tasks: that are drawn once and visited again and again ("sac").
+        context: transitions that a belief is made of, at most: each step of Adam draws a number from a thirty-second
+            of it on ("sac").
+        transitions: of each task in one step of Adam ("sac").
+        memory: steps of all tasks that are kept ("sac").
         kl, cg_steps, damping, shrink, tries, rows: of the trust region, see `kshot.rl.trust.Region`.
         save_every: steps between two checkpoints; one is also written at the end.
         seed: of the weights, the tasks and everything else.
@@ -62,9 +69,13 @@ class Outer:
     rollouts: int = 20
     discount: float = 0.99
     lam: float = 1.0
-    method: Literal["trpo", "vpg", "ppo"] = "trpo"
+    method: Literal["trpo", "vpg", "ppo", "sac"] = "trpo"
     meta_lr: float = 1e-3
     epochs: int = 5
+    train_tasks: int = 100
+    context: int = 1024
+    transitions: int = 256
+    memory: int = 1_000_000
     kl: float = 0.01
     cg_steps: int = 10
     damping: float = 1e-5
@@ -75,15 +86,15 @@ class Outer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rollouts", "save_every", "epochs"):
+        for name in ("batch", "rollouts", "save_every", "epochs", "train_tasks", "context", "transitions", "memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.steps < 0 or not 0 < self.meta_lr < math.inf:
             raise ValueError(f"steps={self.steps} must not be negative and meta_lr={self.meta_lr} must be positive")
         if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
-        if self.method not in ("trpo", "vpg", "ppo"):
-            raise ValueError(f"method must be 'trpo', 'vpg' or 'ppo', got {self.method!r}")
+        if self.method not in ("trpo", "vpg", "ppo", "sac"):
+            raise ValueError(f"method must be 'trpo', 'vpg', 'ppo' or 'sac', got {self.method!r}")
         _ = self.region
 
     @property
@@ -127,17 +138,22 @@ def meta_train(
     """
     outer = Outer(**{**asdict(outer or Outer()), **overrides})
     check_fits(learner, family)
+    if (outer.method == "sac") != isinstance(learner, PEARL):
+        raise ValueError(
+            f"{type(learner).__name__} with method={outer.method!r}: 'sac' is for PEARL, and nothing else is"
+        )
     if outer.method == "trpo" and not isinstance(learner, PolicyMAML):
         raise ValueError(f"{type(learner).__name__} has no trust region: pass method='ppo' or method='vpg'")
     folder = Path(out) if out is not None else None
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
+    replay = _replay(learner, family, outer) if outer.method == "sac" else None
     start, env_steps = 0, 0
     if folder is not None and resume and (folder / "last.safetensors").exists():
-        start, env_steps = _go_on(learner, optimizer, outer, settings or {}, folder, defaults)
+        start, env_steps = _go_on(learner, optimizer, replay, outer, settings or {}, folder, defaults)
     elif folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("last.safetensors", "records.jsonl"):  # of another run
-            (folder / name).unlink(missing_ok=True)
+        for old in (folder / "last.safetensors", folder / "records.jsonl", *folder.glob("replay-*.safetensors")):
+            old.unlink(missing_ok=True)  # of another run
     if folder is not None:
         for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
             part.unlink(missing_ok=True)
@@ -151,15 +167,29 @@ def meta_train(
             packed, info["optimizer"] = checkpoint.pack_optimizer(optimizer)
             tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
         info |= {"settings": settings or {}, "versions": checkpoint.versions()}
+        own = folder / f"replay-{step}.safetensors"  # the checkpoint's is whole before the checkpoint tells of it
+        if replay is not None:
+            checkpoint.save(own, replay.state_dict(), {"step": step})
         checkpoint.save(folder / "last.safetensors", tensors, info)
+        for old in set(folder.glob("replay-*.safetensors")) - {own}:
+            old.unlink()
 
     for step in range(start, outer.steps):
         began, clock = time.perf_counter(), Clock()
-        goals = family.sample(seeding.generator(outer.seed, "goals", step), outer.batch)
-        task, metrics = _act(learner, family, goals, outer, step, clock)
+        drawn = seeding.generator(outer.seed, "goals", step)
+        if replay is None:
+            found, metrics = _act(learner, family, family.sample(drawn, outer.batch), outer, step, clock)
+            with clock.on("baseline"):
+                task = learner.experience(found, outer.discount, outer.lam)
+            with clock.on("update"):
+                update = _outer_step(learner, task, outer, optimizer, seeding.generator(outer.seed, "rows", step))
+        else:
+            which = torch.randperm(outer.train_tasks, generator=drawn)[: outer.batch]
+            found, metrics = _act(learner, family, replay.goals[which.numpy()], outer, step, clock)
+            with clock.on("update"):
+                replay.add(which, found)
+                update = _learn(learner, replay, outer, optimizer, step)
         env_steps += int(metrics.pop("steps"))
-        with clock.on("update"):
-            update = _outer_step(learner, task, outer, optimizer, seeding.generator(outer.seed, "rows", step))
         if not all(map(math.isfinite, (update.before, update.after, update.norm))):
             kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
             raise NonFiniteLoss(
@@ -198,17 +228,15 @@ def check_fits(learner: PolicyLearner, family: Control) -> None:
 
 def _act(
     learner: PolicyLearner, family: Control, goals: Array, outer: Outer, step: int, clock: Clock
-) -> tuple[Task, dict[str, float]]:
+) -> tuple[list[Trajectory], dict[str, float]]:
     """All rounds of a batch of tasks, and what they tell."""
     last = learner.rounds - 1
     purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]
     generators = [seeding.generator(outer.seed, purpose, step) for purpose in purposes]
     found = act(learner, family, goals, outer.rollouts, generators, outer.discount, outer.lam, clock)
-    with clock.on("baseline"):
-        task = learner.experience(found, outer.discount, outer.lam)
     paid = [float(returns(trajectory).mean()) for trajectory in found]
     steps = sum(float(trajectory.alive.sum()) for trajectory in found)
-    return task, {"return_before": paid[0], "return_after": paid[-1], "steps": steps}
+    return found, {"return_before": paid[0], "return_after": paid[-1], "steps": steps}
 
 
 def _outer_step(
@@ -232,9 +260,39 @@ def _outer_step(
     return found[0]._replace(after=float(after.loss.mean()), kl=kl, tries=len(found))
 
 
+def _replay(learner: PolicyLearner, family: Control, outer: Outer) -> Replay:
+    """An empty one, for the run's training tasks."""
+    each = max(outer.memory // (outer.train_tasks * family.horizon), learner.rounds * outer.rollouts)
+    return Replay(family, family.sample(seeding.generator(outer.seed, "training tasks"), outer.train_tasks), each)
+
+
+def _learn(
+    learner: PolicyLearner, replay: Replay, outer: Outer, optimizer: torch.optim.Optimizer | None, step: int
+) -> Update:
+    """Steps of Adam on what is kept."""
+    assert optimizer is not None
+    plan, found = engine.Plan(learner.strategy), []
+    for k in range(outer.epochs):
+        generator = seeding.generator(outer.seed, "replay", step, k)
+        context = max(1, round(outer.context * 32 ** -float(torch.rand((), generator=generator))))
+        task = replay.sample(generator, outer.batch, context, outer.transitions, outer.discount)
+        with seeding.seeded(outer.seed, "noise", step, k):
+            gradients, outcome = engine.meta_gradient(learner, task, plan)
+        engine.assign(learner, gradients)
+        optimizer.step()
+        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+        found.append(
+            torch.stack([outcome.loss.mean(), outcome.metrics["kl"].mean(), outcome.metrics["entropy"].mean(), norm])
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss, kl, entropy, norm = torch.stack(found).mean(0).tolist()
+    return Update(loss, loss, kl, outer.epochs, norm, entropy)
+
+
 def _go_on(
     learner: PolicyLearner,
     optimizer: torch.optim.Optimizer | None,
+    replay: Replay | None,
     outer: Outer,
     settings: dict[str, Any],
     folder: Path,
@@ -247,6 +305,8 @@ def _go_on(
     if optimizer is not None:
         packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
         checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
+    if replay is not None:
+        replay.load_state_dict(checkpoint.load(folder / f"replay-{info['step']}.safetensors")[0])
     trim_records(folder / "records.jsonl", info["step"])
     return int(info["step"]), int(info["env_steps"])
 

@@ -65,7 +65,7 @@ class _Case:
         """A deep copy, in eval mode or in training mode with dropout and noise off."""
         learner = copy.deepcopy(self._learner).to(dtype=dtype).train(train)
         for module in learner.modules():
-            if isinstance(module, (nn.modules.dropout._DropoutNd, knn.Noise)):
+            if isinstance(module, (nn.modules.dropout._DropoutNd, knn.Noise, knn.NoiseLike)):
                 module.eval()
         return learner
 
@@ -527,7 +527,7 @@ def folding(case: _Case) -> None:
     case.needs("folds")
     learner, task = case.learner(), case.task("folding")
     whole = case.predict(learner, task.support, task.query.x)
-    if case.acts:  # trials, whose order in time matters
+    if case.acts and not learner.order_invariant:  # trials, whose order in time matters
         half, count = task.support.x.shape[1] // 2, task.support.x.shape[1]  # pyright: ignore
         parts = slice(0, half), slice(half, None)
         halves = [

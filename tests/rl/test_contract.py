@@ -12,6 +12,7 @@ import torch
 from kshot.rl.learner import PolicyLearner, Rollouts
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.paper import Point
+from kshot.rl.pearl import PEARL
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.testing import LEARNER_CHECKS, ContractError, check_learner
@@ -41,7 +42,8 @@ def policy() -> GaussianMLP:
 
 
 # Not run, by design: six checks of classes; device (no CUDA); folding where not claimed; finite_difference where the
-# gradient is an estimator; support_order and queries_are_independent where each trial has a memory of its own.
+# gradient is an estimator (first order, pearl); support_order and queries_are_independent where each trial has a memory
+# of its own.
 LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
     "maml": (lambda: PolicyMAML(policy(), 0.3), 16),
     "maml by ratios": (lambda: PolicyMAML(policy(), 0.3, ratio=True), 16),
@@ -50,7 +52,9 @@ LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
     "promp": (lambda: ProMP(policy(), 0.3), 16),
     "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 16),
     "rl2": (lambda: RL2(GaussianGRU(2, 2, 16), episodes=2), 15),
+    "pearl": (lambda: PEARL(2, 2, (32, 32), 2, weight=0.01, follow=0.1, temperature=0.02), 16),
 }
+LONG = {"rl2": 600, "pearl": 1500}
 
 
 def family(name: str) -> Point:
@@ -61,7 +65,7 @@ def family(name: str) -> Point:
 def test_learner(name: str) -> None:
     make, expected = LEARNERS[name]
     torch.manual_seed(0)
-    report = check_learner(make, Rollouts(family(name), make(), 8), steps=600 if name == "rl2" else 200)
+    report = check_learner(make, Rollouts(family(name), make(), 8), steps=LONG.get(name, 200))
     assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS)
     assert len(report.ran) == expected + CUDA, report
 
