@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pretrain": "checkpoint data nn seeding train",
         "config": "checkpoint core data functions learners nn seeding tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
-        "rl": "checkpoint core engine evaluate learners seeding train tree",
+        "rl": "checkpoint core engine evaluate learners nn seeding train tree",
         "models": "checkpoint config core data engine learners seeding tasks",
         "estimators": "checkpoint config core data distributions joint learners models nn seeding tasks train tree",
         "report": "estimators evaluate",
