@@ -123,13 +123,14 @@ def test_samples_are_drawn_at_the_gaps(call: Any, series: Path, tmp_path: Path) 
 
 
 def test_long_files_numbers_and_days_of_the_year(call: Any, tmp_path: Path) -> None:
-    long = written(tmp_path / "long.csv", "who;age;height\nann;1;75\nbob;2;86\nann;3;95\nbob;1;74\n=x;3;90\n")
+    long = written(tmp_path / "long.csv", "who;age;height\nann;1;75\nbob;2;86\nann;3;95\nann;2.0;\nbob;1;74\n=x;3;90\n")
     out = tmp_path / "out.csv"
     given = "--id", "who", "--value", "height", "--x", "age", "--delimiter", ";", "--model", "neighbours", "--out", out
     assert call(long, *given)[0] == 0
     assert [(r["series"], r["age"], r["seen"]) for r in table(out)][:4] == [
         ("ann", "1", "75"), ("ann", "2", ""), ("ann", "3", "95"), ("bob", "1", "74"),
     ]  # fmt: skip
+    assert len(table(out)) == 6  # the file's rows, and no place of another series
     assert table(out)[-1]["series"] == "'=x"  # no spreadsheet takes it for a formula
     assert call(long, *given, "--points", 5)[0] == 0
     assert [r["age"] for r in table(out)][:5] == ["1", "1.5", "2", "2.5", "3"]
@@ -141,7 +142,13 @@ def test_long_files_numbers_and_days_of_the_year(call: Any, tmp_path: Path) -> N
     assert [list(r.values())[1] for r in table(out)] == ["feb28", "mar02", "dec31"]
     hours = written(tmp_path / "hours.csv", "at,y\n2021-01-01T06:00,1\n2021-01-01T06:20,\n2021-01-02T00:00,3\n")
     assert call(hours, "--model", "neighbours", "--out", out)[0] == 0
-    assert [r["at"] for r in table(out)][1:] == ["2021-01-01T06:20:00", "2021-01-02T00:00:00"]
+    assert [r["at"] for r in table(out)][1:] == ["2021-01-01T06:20", "2021-01-02T00:00"]  # as written
+    months = written(tmp_path / "months.csv", "m,y\n2021-01,1\n2021-02,\n2021-04,3\n")
+    assert call(months, "--model", "neighbours", "--out", out)[0] == 0
+    assert [r["m"] for r in table(out)] == ["2021-01", "2021-02", "2021-04"]
+    year = written(tmp_path / "year.csv", "d,y\njan01,1\nfeb15,2\ndec31,5\n")
+    assert call(year, "--model", "neighbours", "--points", 4, "--out", out)[0] == 0
+    assert [r["d"] for r in table(out)] == ["jan01", "may02", "sep01", "dec31"]  # 1, 122.33, 243.67, 365
 
 
 def test_a_picture(call: Any, series: Path, tmp_path: Path) -> None:
@@ -181,8 +188,8 @@ def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
         ("x,a\n1,2\n2,3\n", ("--id", "a"), "pass both"),
         ("x,a\n1,2\n2,3\n", ("--model", "nothing"), "unknown model 'nothing'"),
         ("x,a\n1,2\n2,3\n", ("--level", "95"), "a chance between 0 and 1"),
-        ("x,a\n1,2\n2,3\n", ("--points", "-1"), "give 1 point or more"),
-        ("x,a\n1,2\n2,3\n", ("--samples", "1000"), "0 to 100 samples"),
+        ("x,a\n1,2\n2,3\n", ("--points", "-1"), "--points -1: give 1 or more"),
+        ("x,a\n1,2\n2,3\n", ("--samples", "1000"), "--samples 1000: give 0 to 100"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/none.csv"), "none.csv: no such file"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write places as the data has them"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "write a place in each row, below a header"),
@@ -260,7 +267,7 @@ def test_places_far_from_the_known_ones_are_told(call: Any, tmp_path: Path, mode
     assert "beyond the known ones" not in call(data, "--at", near, "--model", model)[1]
     assert "beyond the known ones" not in call(data, "--at", far, "--model", "gp")[1]  # it has a prior everywhere
     told = call(data, "--at", far, "--model", model, "--out", tmp_path / "out.csv")[1]
-    assert "y: 1 of the places lie beyond the known ones" in " ".join(told.split())
+    assert "y: 1 of the places lies beyond the known ones" in " ".join(told.split())
     assert [row["x"] for row in table(tmp_path / "out.csv")] == ["5.5", "15.1"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from kshot import checkpoint, config, recipes, seeding
 from kshot.core import Batch
 from kshot.estimators import FewShotRegressor
 from kshot.estimators.familiar import familiar, unlike
-from kshot.estimators.fitting import Trained, left_out, parts_of, trained, widened
+from kshot.estimators.fitting import LeftOut, Trained, left_out, parts_of, trained, widened
 from kshot.learners import build
 from kshot.tasks import GaussianProcess, Sinusoid
 from kshot.tasks.standardised import Standardised
@@ -205,18 +206,31 @@ def test_left_out_densities_are_those_of_fits_without_the_points(small: FewShotR
     assert sorted(parts_of(X[:3], y[:3]).tolist()) == [0, 1, 2]  # each alone
     order = torch.randperm(12)
     assert parts_of(X[order], y[order]).tolist() == parts[order].tolist()
-    each = []
+    each, off = [], []
     with torch.no_grad():
         for part in range(5):
             own = parts == part
             state = learner.adapt(learner.init(), Batch(X[~own], y[~own]))
-            each += learner.predict(state, X[own]).log_prob(y[own]).flatten().tolist()
+            answer = learner.predict(state, X[own])
+            each += answer.log_prob(y[own]).flatten().tolist()
+            off += ((y[own] - answer.mean) / answer.std).square().flatten().tolist()
     # Beside a task that is shorter: the rows that are not there do not count.
     short = torch.where(torch.arange(12)[:, None] < 7, y, torch.nan)
     both = left_out(learner, torch.stack([X, X]), torch.stack([y, short]), torch.stack([parts, parts]))
-    assert float(both[0]) == pytest.approx(np.mean(each), abs=1e-4)
+    assert float(both.density[0]) == pytest.approx(np.mean(each), abs=1e-4)
+    assert float(both.misfit[0]) == pytest.approx(np.mean(off), rel=1e-3)
+    assert both.values.tolist() == [12, 7]
     alone = left_out(learner, X[None, :7], y[None, :7], parts[None, :7])
-    assert float(both[1]) == pytest.approx(float(alone), abs=1e-4)
+    assert float(both.density[1]) == pytest.approx(float(alone.density), abs=1e-4)
+    # Intervals that are wider by a factor: the density of normal values that are `off` deviations away.
+    found = LeftOut(torch.tensor([-0.5]), torch.tensor([4.0]), torch.tensor([15]))
+    factor = math.sqrt((5 + 15 * 4) / 20)
+    assert float(found.factor) == pytest.approx(factor)
+    z = torch.tensor([1.0, 7.0], dtype=torch.float64).sqrt()  # mean square 4
+    normal = torch.distributions.Normal(0.0, 1.0)
+    before, after = normal.log_prob(z).mean(), (normal.log_prob(z / factor) - math.log(factor)).mean()
+    assert float(found.widened) == pytest.approx(-0.5 + float(after - before), abs=1e-6)
+    assert float(LeftOut(*(torch.tensor([v]) for v in (0.0, 0.3, 9.0))).factor) == 1  # never narrower
     many = parts_of(torch.rand(3000, 1), torch.rand(3000, 1))
     assert int((many >= 0).sum()) == 1000
 
@@ -301,7 +315,7 @@ def test_places_far_beyond_the_points(small: FewShotRegressor) -> None:
     for at, ranges in zip(far, (0.5, 1.0, 10.0), strict=True):
         there, spread = own.predict(at, return_std=True)
         np.testing.assert_allclose(there, mean, rtol=1e-6)
-        np.testing.assert_allclose(spread, np.hypot(std, 3**0.5 * ranges * y.std()), rtol=1e-6)
+        np.testing.assert_allclose(spread, np.hypot(std, 12**0.5 * ranges * y.std()), rtol=1e-6)
         np.testing.assert_allclose(own.quantile(at, 0.975), there + 1.959964 * spread, rtol=1e-5)
         np.testing.assert_allclose(own.log_prob(at, there), norm.logpdf(there, there, spread), rtol=1e-6)
     places = np.array([[low - 2.5 * unit], [low - 0.5 * unit], [0.3], [high + 4.5 * unit], [high + 4.5 * unit]])
@@ -313,6 +327,50 @@ def test_places_far_beyond_the_points(small: FewShotRegressor) -> None:
     alone = own.sample_y(places[2:3], 1500)
     assert drawn[2].std() == pytest.approx(alone.std(), rel=0.15)
     assert drawn[2].mean() == pytest.approx(alone.mean(), abs=0.2 * alone.std())
+
+
+def test_intervals_are_as_wide_as_what_was_left_out_says(small: FewShotRegressor) -> None:
+    """Noise that the model was not trained on: its own intervals hold far too few values, wider ones about 95 %."""
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0, 1, (300, 1))
+    y = np.sin(9 * X[:, 0]) + 0.4 * rng.standard_t(5, 300)
+    new = rng.uniform(0, 1, (500, 1))
+    values = np.sin(9 * new[:, 0]) + 0.4 * rng.standard_t(5, 500)
+    own = clone(small).fit(X, y)
+    mean, std = own.predict(new, return_std=True)
+    factor = float(own.fitted_.factor)
+    assert factor > 1.2
+    held = (np.abs(values - mean) < 1.96 * std).mean()
+    assert (np.abs(values - mean) < 1.96 * std / factor).mean() < 0.9
+    assert 0.92 < held < 0.98
+    drawn = own.sample_y(new[:50], 400)
+    assert np.median(drawn.std(1) / std[:50]) == pytest.approx(1, abs=0.15)
+    again = FewShotRegressor(small.model).fit(X[:4], y[:4])
+    assert float(again.fitted_.factor) == 1  # too few to say so
+
+
+@pytest.mark.parametrize("model", ["curves", "gp", "neighbours"])
+@pytest.mark.parametrize("size", [5e-7, -110.0, 0.0])
+def test_values_that_are_all_equal(model: str, size: float) -> None:
+    """The mean is that value, and the deviation is in proportion to it: nothing depends on the unit."""
+    X, places = (np.array(rows)[:, None] for rows in ([1.0, 2.0, 4.0], [2.0, 3.0, 3.9]))
+    for count in (1, 3):
+        own = FewShotRegressor(model).fit(X[:count], np.full(count, size))
+        mean, std = own.predict(places, return_std=True)
+        np.testing.assert_allclose(mean, size, rtol=1e-9)
+        unit = FewShotRegressor(model).fit(X[:count], np.ones(count)).predict(places, return_std=True)[1]
+        np.testing.assert_allclose(std, unit * (abs(size) or 1), rtol=1e-5)
+        if model != "curves":
+            np.testing.assert_allclose(std, abs(size) or 1)
+
+
+def test_dates_are_refused() -> None:
+    days = np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[D]")[:, None]
+    with pytest.raises(ValueError, match="X holds dates: pass numbers"):
+        FewShotRegressor("neighbours").fit(days, [1.0, 2.0])
+    own = FewShotRegressor("neighbours").fit([[0.0], [1.0]], [1.0, 2.0])
+    with pytest.raises(ValueError, match="X holds dates: pass numbers"):
+        own.predict(days)
 
 
 def test_numbers_of_any_size(small: FewShotRegressor) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Curve"]
 
 GRID = 400  # places of a picture's lines
 DRAWN = 100  # places of a picture's samples, which are drawn one value after another
+SHOWN = 20  # answers, where no file takes them
 PANELS = 6
 
 
@@ -73,7 +74,8 @@ class Curve:
         from kshot.tasks.curves import read_csv
 
         if not self.file.is_file():
-            raise InputError(f"{self.file}: no such file")
+            what = "it is a folder: name a file in it" if self.file.is_dir() else "no such file"
+            raise InputError(f"{self.file}: {what}")
         files = [path.resolve() for path in (self.file, self.at, self.out, self.plot) if path is not None]
         if twice := next((path for path in files if files.count(path) > 1), None):
             raise InputError(f"{twice} is named twice: give the data, --at, --out and --plot a file each")
@@ -82,11 +84,14 @@ class Curve:
         delimiter = self.delimiter and self.delimiter.replace("\\t", "\t")
         if not 0 < self.level < 1:
             raise InputError(f"--level {self.level:g}: give a chance between 0 and 1, for instance 0.95")
-        if self.points < 0 or not 0 <= self.samples <= 100 or (self.points and self.at is not None):
-            raise InputError(
-                f"--points {self.points}, --samples {self.samples}: give 1 point or more or --at FILE, not both, and 0 "
-                "to 100 samples"
-            )
+        if self.points < 0:
+            raise InputError(f"--points {self.points}: give 1 or more")
+        if self.points and self.at is not None:
+            raise InputError("--points and --at both say where to answer: give one of them")
+        if not 0 <= self.samples <= 100:
+            raise InputError(f"--samples {self.samples}: give 0 to 100")
+        if self.samples and self.out is None and self.plot is None:
+            raise InputError("--samples are written to files alone: give --out or --plot")
         for path, kinds in ((self.out, ()), (self.plot, (".png", ".svg", ".pdf"))):
             if path is not None and path.is_dir():
                 raise InputError(f"{path} is a folder: give the name of a file in it")
@@ -95,20 +100,23 @@ class Curve:
         table = read_csv(self.file, self.x, self.y or None, self.id, self.value, delimiter)
         model, found, say = trained(self.model), list[_Answered](), console()
         asked = self._asked(table, delimiter, say)
-        for name, y in zip(table.names, table.y, strict=True):
+        for name, y, there in zip(table.names, table.y, table.there, strict=True):
             if y.isnan().all():
                 say.print(f"{name}: left out, no value of it is there")
                 continue
-            found.append(_answered(model, name, table.x, y, asked, self.level, self.samples, self.seed))
+            found.append(_answered(model, name, table, y, there, asked, self.level, self.samples, self.seed))
         if not found:
             raise InputError(f"{self.file}: no series has a value")
         _tell(say, found, asked is not None)
+        _caution(say, found, self.model)
         if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
             say.print("no cell is empty: say where to answer with --points or --at")
+        elif self.out is None and self.plot is None:
+            _show(say, found, table)
         if self.out is not None:
             rows = _rows(found, table, self.samples)
             write_beside(self.out, lambda path: _write(path, rows))
-            say.print(f"{len(rows) - 1} rows, {100 * self.level:g} % intervals: {self.out}")
+            say.print(f"{len(rows) - 1} rows, {_percent(self.level)} intervals: {self.out}")
         if self.plot is not None:
             _draw(found, table, self.plot, self.level, self.samples, self.seed)
             say.print(f"plot: {self.plot}")
@@ -118,7 +126,8 @@ class Curve:
         """Places `[M]` of --points or --at; None: those of the file."""
         if self.points:
             low, high = float(table.x[0]), float(table.x[-1])
-            return torch.linspace(low, high, self.points, dtype=torch.float64)
+            even = torch.linspace(low, high, self.points, dtype=torch.float64)
+            return even.round().unique() if table.x_means.startswith("day of the year") else even
         if self.at is None:
             return None
         found = _places(self.at, table, delimiter)
@@ -154,17 +163,25 @@ class _Answered(NamedTuple):
 
 
 def _answered(
-    model: Any, name: str, x: Tensor, y: Tensor, asked: Tensor | None, level: float, samples: int, seed: int
+    model: Any,
+    name: str,
+    table: CurveTable,
+    y: Tensor,
+    there: Tensor,
+    asked: Tensor | None,
+    level: float,
+    samples: int,
+    seed: int,
 ) -> _Answered:
     from kshot.estimators.familiar import unlike
     from kshot.estimators.fitting import fit
 
-    here = ~y.isnan()
-    places = x if asked is None else asked
+    x, here = table.x, ~y.isnan()
+    places = x[there] if asked is None else asked
     every = torch.cat([x, places])
     extent = torch.stack([every.min(), every.max()])[:, None]
     fitted = fit(model, x[here][:, None], y[here][:, None], "auto", seed, extent=extent)
-    seen = y if asked is None else _looked_up(places, x, y)
+    seen = y[there] if asked is None else _looked_up(places, x, y)
     mean, low, high = _band(fitted, places, level)
     drawn = torch.full((samples, len(places)), torch.nan, dtype=torch.float64)
     new = seen.isnan() if asked is None else torch.ones(len(places), dtype=torch.bool)
@@ -203,15 +220,47 @@ def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
         if s.unlike:
             say.print(f"{s.name}: {s.unlike}")
         if bool((s.points[1] == s.points[1][0]).all()):
+            size = abs(float(s.points[1][0])) or 1.0
             say.print(
                 f"{s.name}: {'all its values are equal' if len(s.points[1]) > 1 else 'it has one value'}, so nothing "
-                "tells how much it varies: its interval is that of a deviation of 1"
+                f"tells how much it varies: its interval is that of a deviation of {size:g}, their size"
             )
         if count := _far(s):
             say.print(
-                f"{s.name}: {count} of the places lie beyond the known ones by more than half of their range; what is "
-                "said there is that at this distance, on a line of unknown slope"
+                f"{s.name}: {count} of the places {'lies' if count == 1 else 'lie'} beyond the known ones by more than "
+                "half of their range; there the answer of that edge is repeated, with an interval that widens, and a "
+                "trend is not continued"
             )
+
+
+def _caution(say: Any, found: list[_Answered], model: str) -> None:
+    """What the models without training cannot do."""
+    if model == "gp" and any(s.fitted.count < 20 for s in found):
+        say.print(
+            "gp: a Gaussian process that is fitted to few values is too sure of itself; on real series its 95 % "
+            "intervals held 60 % of the values with 5 known, 80 % with 10 and 88 % with 20"
+        )
+    outside = sum(int((s.new & ((s.x < s.points[0].min()) | (s.x > s.points[0].max()))).sum()) for s in found)
+    if model == "neighbours" and outside:
+        say.print(f"neighbours: {outside} of the places lie beyond the known ones; there it repeats the nearest values")
+
+
+def _show(say: Any, found: list[_Answered], table: CurveTable) -> None:
+    """The first answers, where no file takes them."""
+    rows = [row for row in _rows(found, table, 0) if row[2] == "" or row[2] == "seen"]
+    shown = [[*row[:2], *row[3:]] for row in rows[: SHOWN + 1]]
+    wide = [max(len(row[k]) for row in shown) for k in range(len(shown[0]))]
+    say.print()
+    for row in shown:
+        cells = [c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, wide, strict=True))]
+        say.print("  ".join(cells))
+    if len(rows) > SHOWN + 1:
+        say.print(f"and {len(rows) - SHOWN - 1} more: --out FILE writes all")
+
+
+def _percent(level: float) -> str:
+    """ "95 %", with as many digits as it needs."""
+    return f"{100 * level:.12g} %"
 
 
 def _far(s: _Answered) -> int:
@@ -227,14 +276,14 @@ def _rows(found: list[_Answered], table: CurveTable, samples: int) -> list[list[
     own = [f"sample{k + 1}" for k in range(samples)]
     names = ["series", "seen", "mean", "low", "high", *own]
     rows = [["series", _safe(table.x_name) if table.x_name not in names else "x", "seen", "mean", "low", "high", *own]]
-    word = _word(table)
+    word, written = _word(table), dict(zip(table.x.tolist(), table.written, strict=True))
     for s in found:
         columns = [part.tolist() for part in (s.seen, s.mean, s.low, s.high, *s.samples)]
         for place, *values in zip(s.x.tolist(), *columns, strict=True):
             seen, *answers = values
             width = values[3] - values[2]
             text = ("" if v != v else _exact(_rounded(v, width)) for v in answers)
-            rows.append([_safe(s.name), word(place), "" if seen != seen else _exact(seen), *text])
+            rows.append([_safe(s.name), written.get(place) or word(place), "" if seen != seen else _exact(seen), *text])
     return rows
 
 
@@ -332,5 +381,5 @@ def _draw(found: list[_Answered], table: CurveTable, path: Path, level: float, s
             lines = few, s.fitted.sample(few[:, None], samples, seeding.generator(seed, "picture", s.name))[..., 0]
         panels.append((s.name, s.points, (grid, *_band(s.fitted, grid, level)), lines))
     left = f" (the first {PANELS} of {len(found)} series)" if len(found) > PANELS else ""
-    title = f"mean and {100 * level:g} % intervals{left}"
+    title = f"mean and {_percent(level)} intervals{left}"
     plot_series(panels, path, across=table.x_name, title=title, word=_word(table))

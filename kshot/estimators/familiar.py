@@ -68,7 +68,7 @@ def familiar(
         best: Tensor | None = None
         for width in widths(learner, scale_x == "auto"):
             seen = (x * width).to(like.dtype)
-            found = left_out(widened(learner, width), seen, y.to(like.dtype), parts).double()
+            found = left_out(widened(learner, width), seen, y.to(like.dtype), parts).density.double()
             few = here.sum(1) < FEWEST  # the first width is that of "range"
             best = found if best is None else torch.where(few, best, torch.fmax(best, found))
         enough = here.sum(1) > 1

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most mode
 WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
 AHEAD = 0.5  # of the seen range: so far beyond it, to either side, a trained model is asked; "varied" taught it that
 MARGIN = 0.25  # of the seen range, by which a grid reaches farther than that
-SLOPE = math.sqrt(3.0)  # see `Fitted`
+SLOPE = math.sqrt(12.0)  # see `Fitted`
+TRUST = 5.0  # points left out, against which what they say of the intervals is weighed
 FEWEST = 5  # points, for "auto"
 FOLDS = 5
 MOST_LEFT_OUT = 1000  # points that are left out in turn; of more, as many at even ranks
@@ -215,23 +216,51 @@ def parts_of(x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
     return parts
 
 
+class LeftOut(NamedTuple):
+    """How well values are foretold from the points of the other parts, `[T]` each; NaN where nothing is left out.
+
+    Attributes:
+        density: mean log-density of a value.
+        misfit: mean square of what a value is off, in standard deviations of the answer: 1 where these are right.
+        values: how many were left out.
+    """
+
+    density: Tensor
+    misfit: Tensor
+    values: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """What the intervals are to be multiplied by: the root of the misfit, weighed against `TRUST` values that
+        would fit, and at least 1.
+        """
+        return ((TRUST + self.values * self.misfit) / (TRUST + self.values)).clamp_min(1).sqrt()
+
+    @property
+    def widened(self) -> Tensor:
+        """The mean log-density with intervals that are wider by `factor`; exact where answers are normal."""
+        return self.density + 0.5 * self.misfit * (1 - self.factor**-2) - self.factor.log()
+
+
 @torch.no_grad()
-def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> Tensor:
-    """`[T]`: the mean log-density of a value given the points of the other parts.
+def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> LeftOut:
+    """Values foretold from the points of the other parts.
 
     Args:
         learner: whose answers are distributions.
         x, y: `[T, N, I]`, `[T, N, D]`.
         parts: `[T, N]`, see `parts_of`.
 
-    Points with y = NaN are not there; points of part -1 are always given. NaN where nothing is left out.
+    Points with y = NaN are not there; points of part -1 are always given.
     """
     folds = torch.arange(FOLDS)
     held = (parts[:, None] == folds[:, None]) & ~y.isnan().any(-1)[:, None]  # [T, F, N]
 
     def one(x: Tensor, y: Tensor, held: Tensor) -> Tensor:
         state = learner.adapt(learner.init(), Batch(x, torch.where(held[:, None], torch.nan, y)))
-        return learner.predict(state, x).log_prob(torch.where(held[:, None], y, torch.nan)).sum()
+        answer, here = learner.predict(state, x), torch.where(held[:, None], y, torch.nan)
+        off = torch.where(here.isnan(), 0.0, (here - answer.mean) / answer.std)
+        return torch.stack([answer.log_prob(here).sum(), off.square().sum()])
 
     every = [t.repeat_interleave(FOLDS, 0) for t in (x, y)]
     with knn.evaluating(learner):
@@ -239,7 +268,9 @@ def left_out(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> Tensor:
             total = torch.vmap(one, chunk_size=80)(every[0], every[1], held.flatten(0, 1))
         else:
             total = torch.stack([one(*row) for row in zip(*every, held.flatten(0, 1), strict=True)])
-    return total.unflatten(0, (-1, FOLDS)).sum(1) / (held.sum((1, 2)) * y.shape[-1])
+    count = held.sum((1, 2)) * y.shape[-1]
+    density, misfit = (total.unflatten(0, (-1, FOLDS)).sum(1) / count[:, None]).unbind(1)
+    return LeftOut(density, misfit, count)
 
 
 def widened(learner: Process, width: float) -> Process:
@@ -280,13 +311,20 @@ class Fitted:
         width: of the seen range, as the model sees it.
         count: points seen.
         density: mean log-density of a value given the points of other parts, standardised; None where nobody asked.
+        factor: `[D]`, that intervals are wider by than the model's own.
+        flat: `[D]` bool, values that are all equal.
         known: `[2, I]`, the lowest and highest x that were seen, and where they are one, those that may be asked; None
             for a model without weights, which answers anywhere.
 
+    Where values that were left out were further off than the answers said, all intervals are wider by one factor.
+
     A trained model knows nothing of places far from all that it saw in training. Beyond half of the seen range to
     either side, its answer is that at this edge, and the values go on from there on a line of unknown slope, normal
-    with mean 0 and a standard deviation of sqrt(3) deviations of y for each range of x, independent at either side:
-    values that lie on one line have a slope of sqrt(12) deviations for each range, twice as much.
+    with mean 0 and a standard deviation of sqrt(12) deviations of y for each range of x, independent at either side:
+    that is the slope of values that lie on one line.
+
+    Of values that are all equal nobody knows how they vary: the mean is that value, and the deviation of y that the
+    answers are multiples of is its size (1 for 0). A model without weights answers with that deviation everywhere.
     """
 
     parts: list[tuple[Process, Any]]
@@ -297,6 +335,8 @@ class Fitted:
     width: float
     count: int
     density: float | None
+    factor: Tensor
+    flat: Tensor
     known: Tensor | None = None
 
     def beyond(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,11 +362,17 @@ class Fitted:
             with knn.evaluating(learner), torch.no_grad():
                 for begin in range(0, len(x), AT_ONCE):
                     here = slice(begin, begin + AT_ONCE)
-                    answer = learner.predict(state, self._seen(x[here], learner))
-                    answer = _in_units(answer, self.y_shift[own], self.y_factor[own])
+                    answer = self._answer(own, learner, state, x[here])
                     rows.append(what(_wider(answer, SLOPE * far[here] * self.y_factor[own]), here, own))
             columns.append(torch.cat(rows))
         return torch.cat(columns, 1)
+
+    def _answer(self, own: slice, learner: Process, state: Any, x: Tensor) -> Any:
+        """The distribution at x within the model's reach, in the units of y."""
+        answer = _spread(learner.predict(state, self._seen(x, learner)), self.factor[own])
+        if bool(self.flat[own].any()):
+            answer = _centred(answer, self.flat[own], any(True for _ in learner.parameters()))
+        return _in_units(answer, self.y_shift[own], self.y_factor[own])
 
     def _by_column(self) -> Iterator[tuple[slice, Process, Any]]:
         first = 0
@@ -375,11 +421,14 @@ class Fitted:
                     if isinstance(answer, Gaussian)
                     else answer.sample(count, generator)
                 )
+                told = self._answer(own, learner, state, near)
             slopes = SLOPE * torch.randn(
                 (count, *over.shape[1:], 2, drawn.shape[2]), generator=generator, dtype=torch.float64
             )
             sides = torch.stack([over.clamp_max(0), over.clamp_min(0)], -1)  # [M, I, 2]
-            values = drawn.double().cpu()[:, where] + torch.einsum("mis,cisd->cmd", sides, slopes)
+            middle = (told.mean - self.y_shift[own]) / self.y_factor[own]
+            apart = (drawn.double().cpu() - answer.mean.double().cpu())[:, where] * self.factor[own]
+            values = middle + apart + torch.einsum("mis,cisd->cmd", sides, slopes)
             columns.append(values * self.y_factor[own] + self.y_shift[own])
         return torch.cat(columns, 2)
 
@@ -415,6 +464,9 @@ def fit(
         raise ValueError(f"numbers beyond {MOST:g}: divide them by a power of ten")
     learner = model.of(x.shape[1], y.shape[1])
     y_shift, y_factor = (part[0] for part in moments(y))
+    flat = (y == y[0]).all(0)
+    y_factor = torch.where(flat & (y[0] != 0), y[0].abs(), y_factor)
+    y_shift = torch.where(flat, y[0], y_shift)
     low, high = x.amin(0), x.amax(0)
     spans = torch.where(high > low, high - low, 0.0)
     wide_x = torch.zeros_like(spans) if extent is None else 2 * torch.maximum(extent[1] - high, low - extent[0])
@@ -432,13 +484,18 @@ def fit(
         by = factor if isinstance(wanted, float) else factor / wide
         return widened(learner, wide), ((x - shift) / by).to(*_kind(learner))
 
-    density = None
-    judged = model.familiar is not None and len(x) > 1
+    density, widening = None, torch.ones(y.shape[1], dtype=torch.float64)
+    weights = any(True for _ in learner.parameters())
+    judged = (weights and len(x) >= FEWEST) or (model.familiar is not None and len(x) > 1)
     if len(options) > 1 or judged:
         parts, z_own = parts_of(x, y, seed), z.to(*_kind(learner))
         found = [_left_out_of(*view(wide), z_own, parts) for wide in options]
-        best = max(range(len(found)), key=lambda k: (found[k] if math.isfinite(found[k]) else -math.inf, -k))
-        options, density = [options[best]], found[best]
+        scores = [float(each.widened.mean()) for each in found]
+        best = max(range(len(found)), key=lambda k: (scores[k] if math.isfinite(scores[k]) else -math.inf, -k))
+        density = max(float(each.density.mean()) for each in found)
+        options = [options[best]]
+        if len(x) >= FEWEST and bool(torch.isfinite(found[best].factor).all()):
+            widening = found[best].factor.double().expand(y.shape[1])
     wide = options[0]
     own, seen = view(wide)
     each = [z] if own.outputs == z.shape[1] else list(z.split(1, 1))
@@ -446,10 +503,10 @@ def fit(
         states = [(own, own.adapt(own.init(), Batch(seen, part.to(seen)))) for part in each]
     by = factor if isinstance(wanted, float) else factor / wide
     known = None
-    if any(True for _ in learner.parameters()):
+    if weights:
         half = 0.5 * (torch.maximum(spans, WIDTH * by) if isinstance(wanted, float) else WIDTH * by * (wide / WIDTH))
         known = 0.5 * (low + high) + torch.stack([-half, half])
-    return Fitted(states, shift, by, y_shift, y_factor, wide, len(x), density, known)
+    return Fitted(states, shift, by, y_shift, y_factor, wide, len(x), density, widening, flat, known)
 
 
 def scale(scale_x: Any) -> str | float:
@@ -467,15 +524,41 @@ def scale(scale_x: Any) -> str | float:
     raise ValueError(f"scale_x={scale_x!r}: pass 'auto', 'range', 'none' or a factor above 0")
 
 
-def _left_out_of(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> float:
+def _left_out_of(learner: Process, x: Tensor, y: Tensor, parts: Tensor) -> LeftOut:
+    """Of each of the learner's answers: all D values together, or each on its own."""
     each: Sequence[Tensor] = [y] if learner.outputs == y.shape[1] else y.split(1, 1)
-    return sum(float(left_out(learner, x[None], part[None], parts[None])) for part in each) / len(each)
+    found = [left_out(learner, x[None], part[None], parts[None]) for part in each]
+    return LeftOut(*(torch.cat(leaves) for leaves in zip(*found, strict=True)))
 
 
 def _kind(learner: Process) -> tuple[torch.device, torch.dtype]:
     """Where a learner's numbers are and of what kind; float64 for one without weights."""
     where, dtype = knn.place(learner)
     return where, dtype if any(True for _ in learner.parameters()) else torch.float64
+
+
+def _spread(answer: Any, factor: Tensor) -> Any:
+    """The distribution with its mean, and deviations that are `factor` `[D]` times its own."""
+    factor = factor.to(answer.mean)
+    if isinstance(answer, Gaussian):
+        return Gaussian(answer.mean, answer.std * factor)
+    if isinstance(answer, LowRank):
+        return LowRank(answer.mean, answer.noise * factor, answer.factor * factor[:, None])
+    if isinstance(answer, Mixture):
+        middle = answer.mean[..., None]
+        return Mixture(middle + (answer.means - middle) * factor[:, None], answer.stds * factor[:, None])
+    return answer
+
+
+def _centred(answer: Any, flat: Tensor, trained: bool) -> Any:
+    """Where `flat` `[D]`, the distribution about 0; of a model without weights, with a deviation of 1."""
+    shift = torch.where(flat.to(answer.mean.device), answer.mean, 0.0)
+    if isinstance(answer, Gaussian):
+        std = answer.std if trained else torch.where(flat.to(answer.std.device), 1.0, answer.std)
+        return Gaussian(answer.mean - shift, std)
+    if isinstance(answer, Mixture):
+        return answer._replace(means=answer.means - shift[..., None])
+    return answer._replace(mean=answer.mean - shift)
 
 
 def _wider(answer: Any, std: Tensor) -> Any:

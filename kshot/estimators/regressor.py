@@ -149,14 +149,15 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         A model that answers with one number takes each column of y on its own.
 
         Raises:
-            ValueError: NaN or infinite values (leave these rows out), an unknown model, a model for another number of
-                features, points that reach over more than its grid (with `scale_x` "none" or a factor), or a
-                `random_state` that is no seed.
+            ValueError: NaN or infinite values (leave these rows out), dates (pass numbers), an unknown model, a model
+                for another number of features, points that reach over more than its grid (with `scale_x` "none" or a
+                factor), or a `random_state` that is no seed.
             CheckpointError: a damaged file.
         """
         if not _whole(self.random_state) or not 0 <= self.random_state < 2**63:
             raise ValueError(f"random_state={self.random_state!r}: pass a whole number of at least 0")
         twin = copy.copy(self)  # where it fails, what was learned before stays whole
+        _refuse_dates(X)
         X, y = validate_data(twin, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         twin.seen_ = np.asarray(X), np.asarray(y, dtype=np.float64)
         twin.model_ = fitting.trained(self.model)
@@ -225,6 +226,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _places(self, X: Any) -> Tensor:
         check_is_fitted(self, "fitted_")
+        _refuse_dates(X)
         return torch.from_numpy(np.ascontiguousarray(validate_data(self, X, reset=False, dtype=np.float64)))
 
     def _shaped(self, values: Any) -> np.ndarray:
@@ -275,3 +277,17 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
 def _whole(number: Any) -> bool:
     return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
+def _refuse_dates(X: Any) -> None:
+    """numpy's dates become numbers of whatever unit they are kept in, which may be another at the next call.
+
+    Raises:
+        ValueError: X has some.
+    """
+    kinds = getattr(X, "dtypes", None)
+    kinds = [X.dtype] if hasattr(X, "dtype") else list(kinds) if hasattr(kinds, "__iter__") else []  # type: ignore[arg-type]
+    if any(getattr(kind, "kind", "") in ("m", "M") for kind in kinds):
+        raise ValueError(
+            "X holds dates: pass numbers, for instance (dates - dates[0]) / np.timedelta64(1, 'D'), at fit and predict"
+        )

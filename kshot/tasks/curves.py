@@ -233,6 +233,8 @@ class CurveTable(NamedTuple):
         names: of the curves.
         x_name: the header of x.
         x_means: what the numbers of x are: "numbers", "days since 1900-01-01", "day of the year, jan01 = 1".
+        written: `[K]` the places as the file has them.
+        there: `[C, K]` bool, the cells that the file has, empty ones too: all of the wide form, the rows of the long.
     """
 
     x: Tensor
@@ -240,6 +242,8 @@ class CurveTable(NamedTuple):
     names: tuple[str, ...]
     x_name: str
     x_means: str
+    written: tuple[str, ...]
+    there: Tensor
 
     @property
     def curves(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -255,6 +259,10 @@ _SPOKEN = {"x": "--x, x=", "columns": "--y, columns=", "id": "--id, id=", "value
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_DAY = re.compile(r"([A-Za-z]{3})[ -]?(\d{1,2})")
 _MONTH = re.compile(r"\d{4}-\d{2}")
+_COMPACT_MONTH = re.compile(r"(1[89]|20|21)\d{2}(0[1-9]|1[0-2])")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")
+_WHOLE = re.compile(r"[+-]?\d{3,}")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # of spreadsheets
 _COMPACT = re.compile(r"(1[89]|20|21)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FORMS = "a number, an ISO date (1900-12-31, 1900-12 or 19001231) or a month and a day (jan01)"
 
@@ -278,19 +286,20 @@ def read_csv(
     Args:
         path: the file.
         x: header of x, by default the first column (that is not `id` or `value`). Its cells are numbers, ISO dates or
-            times (which become days since the first; also 1900-12, its first day, and 19001231 where all cells are
-            such), or a month and a day (which become days of the year, 1..365, or 1..366 where there is a feb29). Other
-            dates (31.12.1900, 12/31/1900) are refused.
+            times (which become days since the first; also 1900-12, its first day, and 19001231 or 190012 where all
+            cells are such), or a month and a day (which become days of the year, 1..365, or 1..366 where there is a
+            feb29). Other dates (31.12.1900, 12/31/1900) are refused.
         columns: headers of the curves to take; None: all but x. Of the wide form.
         id, value: headers of the long form; both or none.
         delimiter: what separates cells; None: whichever of comma, semicolon and tab is most in the header. Where it is
             no comma, a comma in a number is a decimal one (and 1.234,5 is 1234.5); a column with decimal commas and
-            points is refused.
+            points is refused, and one in which 1.234 or 1,234 stands beside 999 and may be more than a thousand.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty file, doubles among headers or places, unequal rows, words where numbers should be, names
-            of columns that are not there: with file, line and column, and how to mend it.
+        ValueError: an empty file, doubles among headers or places, columns without a name that are not left out,
+            unequal rows, words where numbers should be, names of columns that are not there: with file, line and
+            column, and how to mend it.
     """
     path = Path(path)
     header, rows = _rows(path, delimiter)
@@ -323,6 +332,7 @@ def read_csv(
         of_id = of_value = -1
     places, means = places_of(path, header[of_x], [(line, row[of_x]) for line, row in rows])
     grid = sorted(set(places))
+    written = dict(zip(reversed(places), (row[of_x] for _, row in reversed(rows)), strict=True))
     index = {place: k for k, place in enumerate(grid)}
     if of_id >= 0:
         names = tuple(dict.fromkeys(row[of_id] for _, row in rows))
@@ -348,6 +358,12 @@ def read_csv(
             for (line, row), place in zip(rows, places, strict=True)
             for c, n in enumerate(taken)
         ]
+    for n in (of_x, *(dict.fromkeys(entry[3] for entry in entries))):
+        if not header[n]:
+            raise ValueError(
+                f"{path}, column {n + 1}: it has no name; write one in the header, or name the columns that are wanted "
+                f"({_SPOKEN['x']}, {_SPOKEN['columns']})"
+            )
     y = [[math.nan] * len(grid) for _ in names]
     seen: dict[tuple[int, float], int] = {}
     for c, place, line, n, cell in entries:
@@ -360,7 +376,11 @@ def read_csv(
         seen[c, place] = line
         y[c][index[place]] = _number(path, line, header[n], cell)
     table = torch.tensor(y, dtype=torch.float64).view(len(names), len(grid))
-    return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means)
+    there = torch.zeros_like(table, dtype=torch.bool)
+    for c, place in seen:
+        there[c, index[place]] = True
+    known = tuple(written[place] for place in grid)
+    return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means, known, there)
 
 
 def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[str]]]:
@@ -378,6 +398,9 @@ def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[s
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}): save it as CSV in UTF-8") from error
     lines = text.splitlines(keepends=True)
+    told = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
+    if told:
+        delimiter, lines[0] = delimiter or told[1], "\n"
     first = _header_at(lines, delimiter)
     if delimiter is None:
         delimiter = _separator(lines[first]) if first < len(lines) else ","
@@ -439,8 +462,24 @@ def _with_points(path: Path, rows: list[tuple[int, list[str]]]) -> None:
                 f"{path}, column {n + 1}: {a[n]!r} (line {one}) has a decimal comma and {b[n]!r} (line {two}) a point: "
                 "write all numbers of a column the same way, without thousands' marks"
             )
+        _refuse_thousands(path, n, [(line, row[n]) for line, row in commas or points], [row[n] for _, row in cells])
         for _, row in commas:
             row[n] = row[n].replace(".", "").replace(",", ".")
+
+
+def _refuse_thousands(path: Path, column: int, marked: list[tuple[int, str]], cells: list[str]) -> None:
+    """Of a column where every mark may be one of thousands, and whole numbers of three digits and more stand beside.
+
+    Raises:
+        ValueError: there are such.
+    """
+    beside = next((cell for cell in cells if _WHOLE.fullmatch(cell)), None)
+    if marked and beside is not None and all(_THOUSANDS.fullmatch(cell) for _, cell in marked):
+        line, cell = marked[0]
+        raise ValueError(
+            f"{path}, line {line}, column {column + 1}: {cell!r} beside {beside!r} may be more than a thousand or a "
+            "few: take thousands' marks out, or write decimals with another number of digits"
+        )
 
 
 def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -456,9 +495,7 @@ def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int,
     if all(_NUMBER.fullmatch(name) for name in header):
         raise ValueError(f"{path}, line {first}: numbers where the header should be: write a row of names above them")
     for number, name in enumerate(header):
-        if not name:
-            raise ValueError(f"{path}, line {first}, column {number + 1}: it has no name; write one in the header")
-        if name in header[:number]:
+        if name and name in header[:number]:
             raise ValueError(
                 f"{path}, line {first}, column {number + 1}: the name {name!r} is that of column "
                 f"{header.index(name) + 1} too; rename one of them"
@@ -484,11 +521,21 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         number = math.inf
     if math.isinf(number):
         raise ValueError(
-            f"{path}, line {line}, column {column!r}: {cell!r} is no finite number; write one with a decimal point, or "
-            "leave the cell empty where the value is missing; a column of words is left out by naming the others (--y, "
-            "columns=)"
+            f"{path}, line {line}, column {column!r}: {cell!r} is no finite number; {_mending(cell)}, or leave the "
+            "cell empty where the value is missing; a column of words is left out by naming the others (--y, columns=)"
         )
     return number
+
+
+def _mending(cell: str) -> str:
+    """What to do with a cell that is nearly a number."""
+    if _NUMBER.fullmatch(cell.replace("\u2212", "-")):
+        return "write an ordinary minus" if "\u2212" in cell else "write it with a decimal point"
+    if re.fullmatch(r"[+-]?\d{1,3}([ ,.'\u00a0\u202f]\d{3})+([.,]\d+)?", cell):
+        return "take the thousands' marks out"
+    if re.match(r"[+-]?[\d.,]+\s*\D+$", cell) or re.match(r"\D+\s*[\d.,]+$", cell):
+        return "take the unit out of the cells (and write it into the header)"
+    return "write one with a decimal point"
 
 
 def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list[float], str]:
@@ -505,17 +552,24 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         ValueError: a cell that is no place, or one of another kind; with its line.
     """
     kind, places = "", []
-    compact = len({cell for _, cell in cells}) > 1 and all(_COMPACT.fullmatch(cell) and _day(cell) for _, cell in cells)
+    several = len({cell for _, cell in cells})
+    compact = several > 1 and all(_COMPACT.fullmatch(cell) for _, cell in cells)
+    months = several > 2 and all(_COMPACT_MONTH.fullmatch(cell) for _, cell in cells)
     for line, cell in cells:
         here = f"{path}, line {line}, column {name!r}"
-        found = ("date", _day(cell)) if compact else _place(cell)
-        if found is None:
+        text = f"{cell}01" if months else cell
+        found = ("date", _day(text)) if compact or months else _place(cell)
+        if found is None or found[1] is None:
             raise ValueError(f"{here}: {cell!r} is no place; write {_FORMS} in every row")
         if kind and found[0] != kind:
             raise ValueError(f"{here}: {cell!r} is a {found[0]} but the cells before are each a {kind}; write one kind")
         kind = found[0]
         places.append(found[1])
     if kind == "number":
+        if len(set(places)) < several and max(map(abs, places)) > 2**53:
+            raise ValueError(
+                f"{path}, column {name!r}: whole numbers beyond 2^53 cannot be told from each other; subtract the first"
+            )
         return places, "numbers"
     if kind == "month and day":
         leap = (2, 29) in places

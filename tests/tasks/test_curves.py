@@ -185,7 +185,14 @@ def test_dates(tmp_path: Path) -> None:
         ("t;a\n1;1,5\n2;1.234\n", {}, r"column 2: '1,5' \(line 2\) has a decimal comma and '1.234' \(line 3\) a point"),
         ('t,a\n1,"2,5"\n', {}, r"line 2, column 'a': '2,5' is no finite number"),
         ("t,a,a\n1,2,3\n", {}, r"line 1, column 3: the name 'a' is that of column 2 too; rename"),
-        ("t,,a\n1,2,3\n", {}, "line 1, column 2: it has no name"),
+        ("t,,a\n1,2,3\n", {}, "column 2: it has no name; write one in the header, or name the columns"),
+        ("t;a\n1;1.234\n2;999\n", {}, r"line 2, column 2: '1.234' beside '999' may be more than a thousand"),
+        ("t\ta\n1\t999\n2\t1,020\n", {}, r"line 3, column 2: '1,020' beside '999' may be more"),
+        ("t,a\n20210131,1\n20210230,2\n", {}, "line 3, column 't': '20210230' is no place"),
+        ("t,a\n1700000000000000001,1\n1700000000000000002,2\n", {}, "cannot be told from each other"),
+        ("t,a\n1,\u22122\n", {}, "write an ordinary minus"),
+        ('t,a\n1,"1,234.5"\n', {}, "take the thousands' marks out"),
+        ("t,a\n1,12 %\n", {}, "take the unit out"),
         ("t,a,b\n1,2,3\n# no\n2,4\n", {}, r"line 4: 2 cells but 3 columns \(column 'b' and on"),
         ("t,a\n1,2,3\n", {}, r"line 2: 3 cells but 2 columns \(too many"),
         ("t,a\n1,2\n2,cold\n", {}, r"line 3, column 'a': 'cold' is no finite number"),
@@ -238,7 +245,10 @@ def test_spreadsheets_with_other_separators(tmp_path: Path) -> None:
         ("t,a,\n1,2,\n2,3,\n", ("a",), [1, 2], [[2, 3]]),  # a comma at the end of every line
         ("t,a\n20240229,1\n20240301,2\n", ("a",), [0, 1], [[1, 2]]),
         ("t,a\n2024-02,1\n2024-03,2\n", ("a",), [0, 29], [[1, 2]]),
-        ("t,a\n20240229,1\n20240231,2\n", ("a",), [20240229, 20240231], [[1, 2]]),  # the second is no date
+        ("t,a\n202411,1\n202412,2\n202501,3\n", ("a",), [0, 30, 61], [[1, 2, 3]]),
+        ("t,a\n20240229,1\n20241305,2\n", ("a",), [20240229, 20241305], [[1, 2]]),  # the second is no date's form
+        ("sep=;\nt;a\n1;1,5\n", ("a",), [1], [[1.5]]),
+        ("t;a\n1;1.234\n2;0.999\n3;1000\n", ("a",), [1, 2, 3], [[1.234, 0.999, 1000]]),  # 0.999 is no thousand
         ("t,a,b\n1,n/a,#N/A\n2,null,.\n3,-,None\n", ("a", "b"), [1, 2, 3], [[-9] * 3] * 2),
     ],
 )
@@ -301,3 +311,20 @@ def test_lynx_and_hare_on_the_simulations_scales() -> None:
     assert float(task.query.x.max()) == pytest.approx(-2 + 20 * 4 / 100)
     assert float(task.query.y.nan_to_num().max()) <= 0.774 + 1e-6
     assert curves.outputs == simulated.outputs
+
+
+def test_columns_without_a_name_may_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, ",t,a,\n0,1,2,x\n1,2,,y\n")
+    table = read_csv(path, "t", ("a",))
+    assert table.x.tolist() == [1, 2]
+    assert table.written == ("1", "2")
+    with pytest.raises(ValueError, match="column 1: it has no name"):
+        read_csv(path)
+
+
+def test_the_cells_of_a_long_file(tmp_path: Path) -> None:
+    """Which the file has, the empty ones too: places of other curves are no gaps."""
+    table = read_csv(write(tmp_path, "who,t,a\nann,1,5\nann,2.50,\nbob,2,6\n"), id="who", value="a")
+    assert table.written == ("1", "2", "2.50")
+    assert table.there.tolist() == [[True, False, True], [False, True, False]]
+    assert table.y.isnan().tolist() == [[False, True, True], [True, False, True]]
