@@ -115,6 +115,17 @@ def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_pa
     assert row["seen"] == f"{10 + 3 * np.sin(1 / 4):.4f}"
 
 
+def test_without_a_file_the_first_answers_are_shown(call: Any, tmp_path: Path) -> None:
+    data = written(tmp_path / "in.csv", "x,y\n" + "".join(f"{k},{k if k % 2 else ''}\n" for k in range(50)))
+    said = call(data, "--model", "neighbours")[1].splitlines()
+    shown = [line.split() for line in said if line.split()[:1] == ["y"] and len(line.split()) == 5]
+    assert [int(row[1]) for row in shown] == list(range(0, 40, 2))
+    assert said[-1] == "and 5 more: --out FILE writes all"
+    said = call(data, "--model", "neighbours", "--points", "3")[1].splitlines()
+    assert [line.split()[1] for line in said[-3:]] == ["0", "24.5", "49"]  # 49 is seen
+    assert "--samples are written to files" in call(data, "--samples", "2")[2]
+
+
 def test_samples_are_drawn_at_the_gaps(call: Any, series: Path, tmp_path: Path) -> None:
     code, _, err = call(series, "--y", "warm", "--model", "neighbours", "--samples", 3, "--out", tmp_path / "out.csv")
     assert (code, err) == (0, "")

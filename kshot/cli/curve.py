@@ -112,7 +112,7 @@ class Curve:
         if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
             say.print("no cell is empty: say where to answer with --points or --at")
         elif self.out is None and self.plot is None:
-            _show(say, found, table)
+            _show(say, found, table, asked is not None)
         if self.out is not None:
             rows = _rows(found, table, self.samples)
             write_beside(self.out, lambda path: _write(path, rows))
@@ -245,9 +245,9 @@ def _caution(say: Any, found: list[_Answered], model: str) -> None:
         say.print(f"neighbours: {outside} of the places lie beyond the known ones; there it repeats the nearest values")
 
 
-def _show(say: Any, found: list[_Answered], table: CurveTable) -> None:
-    """The first answers, where no file takes them."""
-    rows = [row for row in _rows(found, table, 0) if row[2] == "" or row[2] == "seen"]
+def _show(say: Any, found: list[_Answered], table: CurveTable, asked: bool) -> None:
+    """The first answers, where no file takes them: of the gaps, or of all places that were asked about."""
+    rows = [row for row in _rows(found, table, 0) if asked or row[2] in ("", "seen")]
     shown = [[*row[:2], *row[3:]] for row in rows[: SHOWN + 1]]
     wide = [max(len(row[k]) for row in shown) for k in range(len(shown[0]))]
     say.print()
