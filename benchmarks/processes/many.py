@@ -3,7 +3,8 @@
     python benchmarks/processes/many.py --json benchmarks/results/processes-many.json
 
 A wave has 0.5 to 6 periods in the range of the known values and noise of 0.15, which is 0.2 standard deviations:
-between the strengths that the model was trained on. Asked are 400 new noisy values. Means over waves with 95 % intervals.
+between the strengths that the model was trained on. Asked are 400 new noisy values. Means over waves with 95 %
+intervals.
 """
 
 from __future__ import annotations
