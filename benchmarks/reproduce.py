@@ -108,9 +108,11 @@ def _control() -> list[Job]:
         own = beside([job for job in bodies if job.recipe.startswith(kind)])
         return {"": own, **{f"-{which}": ("--on", f"{kind}-body-{which}", *own) for which in sets}}
 
+    belief = Job(f"{v5}-pearl", ("--steps", "250", "--train-tasks", "10"), {"": ()})  # 1 million environment steps
     return [
         *seeds,
         *others,
+        belief,
         Job(f"{direction}-maml", (), {"": beside([*seeds, *others])}),
         Job("point-maml", (), {"": ()}),
         *velocity,

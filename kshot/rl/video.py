@@ -200,10 +200,12 @@ def _filmed(
     """Pictures and return of one rollout of the policy's mean actions."""
     simulator = tasks.simulator(goals, 1, 1)
     observed, actor = simulator.reset(np.random.default_rng(seed)), learner.actor(state)
+    actor.begin(1, 1, seeding.generator(seed, "filmed"))
     frames, total = [camera.frame(simulator, 0)], 0.0
     for _ in range(tasks.horizon):
         with torch.no_grad():
-            action = actor.react(torch.from_numpy(observed).float()[None])[1].mean  # [1, 1, A]
+            what = actor.react(torch.from_numpy(observed).float()[None])[1]
+            action = what.sample(torch.zeros(1, 1, learner.action))
         alive = torch.from_numpy(simulator.alive)[None]
         observed, rewards = simulator.step(action[0].double().numpy())
         actor.saw(action, torch.from_numpy(rewards).float()[None], alive)
