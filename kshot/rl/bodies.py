@@ -13,6 +13,7 @@ legs of 0.7 to 0.8 and 1.2 to 1.3.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -87,8 +88,8 @@ class Bodies(Mujoco):
     def root(self, physics: Physics) -> tuple[Array, Array]:
         """Positions `[n, ..]` and velocities `[n, ..]` that are observed besides the joints'."""
 
-    @property
-    def model(self) -> Any:  # type: ignore[override]
+    @functools.cached_property
+    def model(self) -> Any:
         """Gymnasium's body: every share 1."""
         return self.body(self.usual)
 
