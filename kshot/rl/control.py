@@ -72,6 +72,7 @@ class Control(ABC):
         """
 
 
+@functools.cache
 def needs_mujoco() -> tuple[Any, Path]:
     """The module `mujoco` and the folder of gymnasium's bodies.
 

@@ -227,3 +227,17 @@ def test_a_cheetah_that_loses_a_motor() -> None:
     lost = family("cheetah-body-lost").sample(seeding.generator(0), 50)
     assert (lost[:, 5] == 0).all()
     assert (lost[:, :5] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["ant-body", "cheetah-body", "walker-body"])
+def test_models_are_made_once_and_not_in_every_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = family(name)
+    made = []
+    body = type(tasks).body
+    monkeypatch.setattr(type(tasks), "body", lambda self, goal: made.append(goal) or body(self, goal))
+    goals = tasks.sample(torch.Generator().manual_seed(0), 3)
+    simulator = tasks.simulator(goals, 2, 1)
+    simulator.reset(np.random.default_rng(0))
+    for _ in range(3):
+        simulator.step(np.zeros((6, tasks.action)))
+    assert len(made) <= 4  # the three bodies, and gymnasium's
