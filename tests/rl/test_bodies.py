@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kshot import seeding
 from kshot.rl.bodies import Ant, Cheetah, Walker
