@@ -96,9 +96,11 @@ def _control() -> list[Job]:
         for seed in ("1", "2")
     ]
     few = ("--batch", "12", "--rollouts", "10")
+    ants = ("--batch", "20", "--rollouts", "10", "--kl", "0.15", "--discount", "0.95", "--lam", "0.9", "--std", "0.4",
+            "--activation", "tanh", "--hidden", "64", "64")  # fmt: skip
     bodies = [
-        Job(f"{kind}-body-{learner}", (*few, "--steps", "400"), {})
-        for kind in ("cheetah", "ant") for learner in ("pretrained", "oracle")
+        Job(f"{kind}-body-{learner}", (*own, "--steps", steps), {})
+        for kind, own, steps in (("cheetah", few, "400"), ("ant", ants, "300")) for learner in ("pretrained", "oracle")
     ]  # fmt: skip
 
     def beside(jobs: list[Job]) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ def _control() -> list[Job]:
         Job("ant-velocity-maml", twenty, {"": ()}),
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
-        Job("ant-body-maml", (*few, "--steps", "200"), held_out("ant", "lost", "gained")),
+        Job("ant-body-maml", (*ants, "--steps", "150"), held_out("ant", "lost", "gained")),
         *(job for job in later if job is not first),
         replace(first, tests={"": beside([job for job in later if job is not first])}),
     ]
