@@ -4,11 +4,11 @@ import gc as _gc
 
 _collects = _gc.isenabled()
 _gc.disable()  # torch's import makes a million objects and no garbage: looking for some would be a tenth of its time
-
-from kshot.core import PADDING, UNLABELLED, Batch, Learner, Metrics, State, Task  # noqa: E402
-
-if _collects:
-    _gc.enable()
+try:
+    from kshot.core import PADDING, UNLABELLED, Batch, Learner, Metrics, State, Task
+finally:
+    if _collects:
+        _gc.enable()
 
 __version__ = "0.1.0"
 __all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "__version__"]

@@ -285,8 +285,7 @@ def _refuse_dates(X: Any) -> None:
     Raises:
         ValueError: X has some.
     """
-    kinds = getattr(X, "dtypes", None)
-    kinds = [X.dtype] if hasattr(X, "dtype") else list(kinds) if hasattr(kinds, "__iter__") else []  # type: ignore[arg-type]
+    kinds = X.dtypes if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]  # of a data frame, one for each column
     if any(getattr(kind, "kind", "") in ("m", "M") for kind in kinds):
         raise ValueError(
             "X holds dates: pass numbers, for instance (dates - dates[0]) / np.timedelta64(1, 'D'), at fit and predict"

@@ -135,6 +135,9 @@ class PEARL(PolicyLearner):
         follow: rate at which the critics' targets follow them.
         temperature: at the start; it is learned.
 
+    Raises:
+        ValueError: a number out of its range.
+
     Its `loss` is a sum of the losses above, each of which has a gradient in its own networks alone; the targets are
     running values, whose update `-follow * (target - critic)` is written as a gradient too.
     """

@@ -31,7 +31,10 @@ class Replay:
     Args:
         family: the tasks are of.
         goals: `[K, G]` the tasks.
-        rollouts: C.
+        rollouts: C, at least 1.
+
+    Raises:
+        ValueError: no task, or no room for a rollout.
 
     Attributes:
         goals: as above.
@@ -65,7 +68,11 @@ class Replay:
         self.latest.copy_(tensors["latest"])
 
     def add(self, which: Tensor, trajectories: Sequence[Trajectory]) -> None:
-        """Keep all rounds of rollouts of the tasks `which` `[T]`; the oldest make room."""
+        """Keep all rounds of rollouts of the tasks `which` `[T]`, Trajectories with a leading T; the oldest make room.
+
+        Raises:
+            ValueError: more rollouts of a task than are kept.
+        """
         rollouts = sum(trajectory.alive.shape[1] for trajectory in trajectories)
         capacity = self.alive.shape[1]
         if rollouts > capacity:
@@ -89,6 +96,9 @@ class Replay:
 
         Returns:
             A Task of `Transitions` `[T, N, ...]` and `[T, M, ...]`.
+
+        Raises:
+            ValueError: nothing was added yet.
         """
         visited = self.count.nonzero()[:, 0]
         if not len(visited):
