@@ -36,6 +36,7 @@ class ControlRecipe:
         hidden: widths of the policy's hidden layers ("rl2": the last is the memory's).
         episodes: rollouts of a trial in training ("rl2").
         latent: numbers that a belief is about ("pearl").
+        temperature: nats of entropy are worth this much reward at the start ("pearl"); it is learned.
         std: the policy's standard deviation at the start.
         last: factor of the initial weights of the policy's last layer.
         activation: of the policy's hidden layers.
@@ -57,6 +58,7 @@ class ControlRecipe:
     hidden: tuple[int, ...] = (100, 100)
     episodes: int = 4
     latent: int = 5
+    temperature: float = 1.0
     std: float = 1.0
     last: float = 1.0
     activation: Literal["relu", "tanh"] = "relu"
@@ -109,7 +111,7 @@ def build(recipe: ControlRecipe) -> PolicyLearner:
             gated = GaussianGRU(tasks.observation, tasks.action, recipe.hidden[-1], recipe.std)
             return RL2(gated, recipe.episodes)
         if recipe.learner == "pearl":
-            return PEARL(tasks.observation, tasks.action, recipe.hidden, recipe.latent)
+            return PEARL(tasks.observation, tasks.action, recipe.hidden, recipe.latent, temperature=recipe.temperature)
         policy = GaussianMLP(
             tasks.observation,
             tasks.action,

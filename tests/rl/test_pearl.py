@@ -16,6 +16,7 @@ from kshot import checkpoint, engine, tree
 from kshot.core import Task, Trajectory
 from kshot.rl.paper import Point
 from kshot.rl.pearl import PEARL, Belief, Squashed, Transitions, transitions
+from kshot.rl.recipe import ControlRecipe, build
 from kshot.rl.replay import Replay
 from kshot.rl.train import Outer, evaluate, meta_train
 
@@ -210,6 +211,12 @@ def test_a_run_that_is_cut_goes_on_with_the_bits_of_an_unbroken_one(tmp_path: Pa
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert [path.name for path in (tmp_path / "cut").glob("replay-*")] == ["replay-4.safetensors"]
+
+
+def test_the_temperature_of_a_recipe_is_that_at_the_start() -> None:
+    own = build(ControlRecipe("point", "pearl", hidden=(8,), temperature=0.1))
+    assert isinstance(own, PEARL)
+    assert float(own.log_temperature.detach().exp()) == pytest.approx(0.1)
 
 
 def test_only_pearl_learns_from_what_is_kept(tmp_path: Path) -> None:
