@@ -210,6 +210,12 @@ class Video:
     """Of the simulation, whatever the policy was trained on."""
     rollouts: int = 20
     """That each step is taken on."""
+    on: str | None = None
+    """Another family of tasks with equal observations and actions, for instance bodies that were held out."""
+    width: int = 480
+    """Of each half, pixels."""
+    height: int = 360
+    """In pixels."""
     seed: int = 1
     """Of the rollouts."""
 
@@ -222,13 +228,16 @@ class Video:
         if not recipes.is_control(self.folder):
             raise InputError(f"{self.folder} holds no policy: give the folder of 'kshot train cheetah-direction-maml'")
         run = recipes.load_run(self.folder)
-        tasks = recipes.control(replace(run.recipe, backend=self.backend))
+        if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
+            raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")
+        tasks = recipes.control(replace(run.recipe, backend=self.backend, tasks=self.on or run.recipe.tasks))
         if self.task and len(self.task) != tasks.goal:
             raise InputError(f"--task: a goal of {tasks.name} is {tasks.goal} numbers, got {len(self.task)}")
         goal = self.task or tuple(tasks.sample(seeding.generator(self.seed, "film"), 1)[0].tolist())
         before, after = film(
             run.learner, tasks, goal, self.out, steps=self.steps, rollouts=self.rollouts, later=run.recipe.later,
             discount=run.recipe.outer.discount, lam=run.recipe.outer.lam, seed=self.seed,
+            width=self.width, height=self.height,
         )  # fmt: skip
         shown = ", ".join(f"{number:g}" for number in goal)
         returns = f"return {before:.1f} before and {after:.1f} after {self.steps} rounds"

@@ -71,6 +71,10 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         if learner != "rl2":
             recipe = replace(recipe, init="uniform", inner_lr=0.3)
             text += ", inner rate 0.3, weights drawn within 1 / sqrt(inputs)"
+        if tasks == "cheetah-direction" and learner != "rl2":
+            outer = replace(outer, discount=0.97, lam=0.95)
+            recipe = replace(recipe, activation="tanh")
+            text = text.replace("lambda 0.97", "tanh, discount 0.97, lambda 0.95")
         recipe = _differs(recipe, text)
     if budget == "quick" and tasks == "ant-body" and learner != "rl2":
         # Chosen by the returns of training bodies, see docs/control.md.

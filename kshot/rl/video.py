@@ -180,9 +180,9 @@ def film(
     halves = [frames + [frames[-1]] * (longest - len(frames)) for frames in halves]
     joined = [np.concatenate([*pair], axis=1) for pair in zip(*halves, strict=True)]
     seconds = _robot(tasks).frame_skip * _robot(tasks).model.opt.timestep
-    skip = max(1, round(1 / 30 / seconds))  # about thirty pictures a second
-    pictures, rate = joined[::skip], 1 / (skip * seconds)
     ending = path.suffix
+    skip = max(1, round(1 / (15 if ending == ".gif" else 30) / seconds))  # about so many pictures a second
+    pictures, rate = joined[::skip], 1 / (skip * seconds)
 
     def write(file: Path) -> None:
         if ending == ".gif":

@@ -120,6 +120,32 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
         film(_point(), family("point"), np.zeros(2), path)
 
 
+def test_what_a_film_cannot_show_is_said(tmp_path: Path) -> None:
+    from kshot.rl import recipe as recipes
+    from kshot.rl.train import Outer, meta_train
+
+    recipe = recipes.ControlRecipe("point", hidden=(4,), outer=Outer(steps=0))
+    list(
+        meta_train(
+            recipes.build(recipe),
+            recipes.control(recipe),
+            recipe.outer,
+            out=tmp_path,
+            settings=recipes.settings(recipe),
+        )
+    )
+    film = ["video", str(tmp_path), "--out", str(tmp_path / "film.gif")]
+    for more, message in (
+        (["--width", "15"], "--width 15 --height 360: give even numbers"),
+        (["--on", "cheetah-body"], "but cheetah-body has 17 and 6"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "kshot", *film, *more], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert message in " ".join(done.stderr.split())
+
+
 def _point() -> PolicyMAML:
     return PolicyMAML(GaussianMLP(2, 2, (4,)))
 
