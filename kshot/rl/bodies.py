@@ -174,8 +174,8 @@ _FIFTH = "fifth_leg"
 class Ant(Bodies):
     """The ant with up to five legs: a lost, shortened (0.7..1.3) or weakened (0.5..1.5) leg, mass 0.8..1.25, friction
     0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions. Paid v + 0.05 -
-    0.005 |a|^2, and an action lasts 0.02 s, as for MAML's ants: with gymnasium's 0.05 s policies learn to creep and no
-    more in ten times the steps (docs/control.md).
+    0.005 |a|^2, and an action lasts 0.02 s, as for MAML's ants: with gymnasium's 0.05 s policies learn far more
+    slowly (docs/control.md).
 
     Args:
         lost: how many of the four legs may be missing: the first `lost`, or none, with equal chances.
