@@ -75,9 +75,9 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
                 text = "tanh, discount 0.97, lambda 0.95"
             elif tasks == "ant-body":  # chosen by the returns of training bodies
                 steps = 1200 if learner in ("pretrained", "oracle") else 600
-                outer = replace(outer, steps=steps, batch=20, rollouts=10, kl=0.05, discount=0.98, lam=0.95)
+                outer = replace(outer, steps=steps, batch=20, rollouts=10, kl=0.05, lam=0.95)
                 recipe = replace(recipe, hidden=(64, 64), activation="tanh", std=0.4, inner_lr=0.1)
-                text = "20 tasks x 10 rollouts, discount 0.98, lambda 0.95, 64 x 64 tanh, a first deviation of 0.4"
+                text = "20 tasks x 10 rollouts, lambda 0.95, 64 x 64 tanh, a first deviation of 0.4"
             text += f", inner rate {recipe.inner_lr}, weights drawn within 1 / sqrt(inputs)"
         if outer.method == "trpo":
             text += f", KL {outer.kl}"

@@ -32,13 +32,15 @@ __all__ = ["FAMILIES", "Ant", "Bodies", "Cheetah", "Walker"]
 
 
 class Bodies(Mujoco):
-    """A family whose goals are bodies, and whose reward is to go forwards: v + alive - cost |a|^2 until it falls.
+    """A family whose goals are bodies, and whose reward is to go forwards: min(v, fastest) + alive - cost |a|^2 until
+    it falls.
 
     Attributes:
         timestep: of the physics, s. MuJoCo's implicit integrator takes it in one evaluation of the forces, where the
             Runge-Kutta of gymnasium's files takes four.
         alive: reward of a step without a fall.
         cost: of the squares of actions.
+        fastest: velocity above which nothing more is paid, m/s.
         joints: names of all the joints that a body may have, in the order of observations.
         motors: names of the joints of all the motors that it may have, in the order of actions.
     """
@@ -48,6 +50,7 @@ class Bodies(Mujoco):
     timestep: float
     alive: float
     cost: float
+    fastest: float = math.inf
     joints: tuple[str, ...]
     motors: tuple[str, ...]
 
@@ -110,7 +113,8 @@ class Bodies(Mujoco):
     def reward(self, physics: Physics, actions: Array, goals: Array) -> Array:
         """`[n]`."""
         velocity = (physics.qpos[:, 0] - physics.was[:, 0]) / (self.frame_skip * self.model.opt.timestep)
-        return velocity - self.cost * np.square(actions).sum(1) + self.alive * ~self.fallen(physics)
+        paid = np.minimum(velocity, self.fastest)
+        return paid - self.cost * np.square(actions).sum(1) + self.alive * ~self.fallen(physics)
 
 
 class _One(Mujoco):
@@ -173,9 +177,10 @@ _FIFTH = "fifth_leg"
 
 class Ant(Bodies):
     """The ant with up to five legs: a lost, shortened (0.7..1.3) or weakened (0.5..1.5) leg, mass 0.8..1.25, friction
-    0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions. Paid v + 0.05 -
-    0.005 |a|^2, and an action lasts 0.02 s, as for MAML's ants: with gymnasium's 0.05 s policies learn far more
-    slowly (docs/control.md).
+    0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions. Paid min(v, 1 m/s)
+    + 0.05 - 0.005 |a|^2: without a bound a leap at the start earns more than a gait (docs/control.md; Kumar et al. 2021,
+    arXiv:2107.04034, bound it at 0.35 m/s). An action lasts 0.02 s, as for MAML's ants: with gymnasium's 0.05 s
+    policies learn far more slowly.
 
     Args:
         lost: how many of the four legs may be missing: the first `lost`, or none, with equal chances.
@@ -185,7 +190,7 @@ class Ant(Bodies):
     """
 
     file = "ant.xml"
-    timestep, alive, cost = 0.01, 0.05, 0.005
+    timestep, alive, cost, fastest = 0.01, 0.05, 0.005, 1.0
     frame_skip = 2
     stage = "vel"
     joints = tuple(f"{kind}_{k}" for k in (1, 2, 3, 4, 5) for kind in ("hip", "ankle"))

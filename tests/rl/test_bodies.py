@@ -86,7 +86,7 @@ def test_a_lost_leg_is_exactly_not_there(leg: int) -> None:
                     joint = data.joint(f"{kind}_{k + 1}")
                     np.testing.assert_allclose([angle, speed], [joint.qpos[0], joint.qvel[0]], atol=1e-9)
         upright = 0.2 <= data.qpos[2] <= 1.0
-        paid = (data.qpos[0] - before) / 0.02 - 0.005 * np.square(sent).sum() + 0.05 * upright
+        paid = min((data.qpos[0] - before) / 0.02, 1.0) - 0.005 * np.square(sent).sum() + 0.05 * upright
         assert rewards[0] == pytest.approx(paid, abs=1e-9)
         if not sim.alive[0]:
             break
