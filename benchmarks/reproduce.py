@@ -87,14 +87,14 @@ def _control() -> list[Job]:
     later = [
         Job(f"{v5}-{name}", (*own, "--batch", "10", "--steps", "200", "--seed", seed), {},
             f"{v5}-{name}" + (f"-seed{seed}" if seed != "0" else ""))
-        for seed in ("0", "1", "2") for name, own in half.items() if name != "rl2" or seed == "0"
+        for seed in ("0", "1", "2") for name, own in half.items()
     ]  # fmt: skip
     first = next(job for job in later if name(job) == f"{v5}-maml")
     twenty = ("--batch", "20", "--steps", "200")  # as many environment steps as 100 steps of 40 tasks
-    velocity = [
-        Job("cheetah-velocity-maml", (*twenty, "--seed", seed), {}, f"cheetah-velocity-maml-seed{seed}")
-        for seed in ("1", "2")
-    ]
+    velocity, ants = (
+        [Job(recipe, (*twenty, "--seed", seed), {}, f"{recipe}-seed{seed}") for seed in ("1", "2")]
+        for recipe in ("cheetah-velocity-maml", "ant-velocity-maml")
+    )
     few = ("--batch", "12", "--rollouts", "10")
     bodies = [
         Job(f"{kind}-body-{learner}", own, {})
@@ -118,7 +118,8 @@ def _control() -> list[Job]:
         Job("point-maml", (), {"": ()}),
         *velocity,
         Job("cheetah-velocity-maml", twenty, {"": beside(velocity)}),
-        Job("ant-velocity-maml", twenty, {"": ()}),
+        *ants,
+        Job("ant-velocity-maml", twenty, {"": beside(ants)}),
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
         Job("ant-body-maml", (), held_out("ant", "lost", "gained")),
