@@ -15,7 +15,7 @@ _V5 = dict.fromkeys(
 )
 _BODIES = {"ant-body": 200, "cheetah-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
-_LEARNERS = ("maml", "fomaml", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl")
+_LEARNERS = ("maml", "fomaml", "metasgd", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl")
 
 
 def names() -> list[str]:
@@ -60,6 +60,8 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         )
     elif learner == "pearl":
         return _pearl(recipe, budget)
+    elif learner == "metasgd":
+        recipe = replace(recipe, source="Li et al. 2017, arXiv:1707.09835, with MAML's settings")
     elif learner == "e-maml":
         recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
     elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two

@@ -8,6 +8,7 @@ advantages; the outer objective the same with ratios to the policy that acted, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import Metrics, Task, Trajectory
-from kshot.learners._inner import gradient
+from kshot.learners._inner import descend
 from kshot.rl import returns
 from kshot.rl.learner import PolicyLearner, surrogate
 
@@ -55,6 +56,9 @@ class PolicyMAML(PolicyLearner):
         ratio: the inner step's loss is the ratio to the policy that acted, in place of the likelihood, weighted by the
             advantages. At that policy both have one gradient, so the step is the same, but only the ratio's second
             derivative is an estimate of the expected return's (Rothfuss et al. 2019, arXiv:1810.06784, section 5).
+        learn_rates: the rates are meta-parameters too: a factor of `inner_lr` for each weight, at first 1, of any sign
+            (Meta-SGD: Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to learn quickly for few-shot
+            learning. 2017, arXiv:1707.09835).
     """
 
     def __init__(
@@ -64,10 +68,13 @@ class PolicyMAML(PolicyLearner):
         first_order: bool = False,
         adapts: bool = True,
         ratio: bool = False,
+        learn_rates: bool = False,
     ):
         super().__init__()
         if not inner_lr >= 0:
             raise ValueError(f"inner_lr={inner_lr}: pass a rate >= 0")
+        if learn_rates and not adapts:
+            raise ValueError("learn_rates=True with adapts=False: a policy that takes no steps has no rates to learn")
         self.policy = policy
         self.observation, self.action = policy.observation, policy.action
         self.inner_lr = inner_lr
@@ -75,10 +82,19 @@ class PolicyMAML(PolicyLearner):
         self.adapts = adapts
         self.rounds = 2 if adapts else 1
         self.ratio = ratio
+        self.factors = copy.deepcopy(policy) if learn_rates else None  # of the rates, a number for each weight
+        with torch.no_grad():
+            for factor in self.factors.parameters() if self.factors is not None else ():
+                factor.fill_(1.0)
 
     def init(self) -> Params:
-        """The policy's weights."""
-        return dict(self.policy.named_parameters())
+        """The policy's weights, and the factors of their rates where these are learned: `{"factors.NAME": ...}`."""
+        factors = self.factors.named_parameters(prefix="factors") if self.factors is not None else ()
+        return {**dict(self.policy.named_parameters()), **dict(factors)}
+
+    def weights(self, state: Params) -> Params:
+        """What of a state is the policy's."""
+        return {name: p for name, p in state.items() if not name.startswith("factors.")}
 
     def adapt(self, state: Params, support: Steps, scale: float = 1.0) -> Params:  # pyright: ignore
         """One step of `scale * inner_lr` up the policy gradient of rollouts that the state's policy acted in."""
@@ -86,8 +102,9 @@ class PolicyMAML(PolicyLearner):
         def loss(params: Params) -> Tensor:
             return self.inner(self.policy.distribution(params, support.x), support)
 
-        slope = gradient(loss, state, state, self.first_order)
-        return {name: p - scale * self.inner_lr * slope[name] for name, p in state.items()}
+        factors = {name: state.get(f"factors.{name}", 1.0) for name in self.weights(state)}
+        rates = {name: scale * self.inner_lr * factor for name, factor in factors.items()}
+        return descend(loss, state, rates, self.first_order)
 
     def inner(self, policy: Gaussian, support: Steps) -> Tensor:
         """The loss of the inner step: minus the likelihood (or ratio) of the actions, weighted by their advantages."""

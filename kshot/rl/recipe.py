@@ -27,9 +27,9 @@ class ControlRecipe:
 
     Attributes:
         tasks: a family of control tasks: "cheetah-direction", ...
-        learner: "maml"; "fomaml", which does not differentiate through the inner step; "e-maml"; "promp"; "pretrained",
-            one policy for all tasks; "oracle", one that sees the goal; "rl2", one with a memory; or "pearl", one with a
-            belief, which learns from all that it ever did.
+        learner: "maml"; "fomaml", which does not differentiate through the inner step; "metasgd", whose rates are
+            learned too; "e-maml"; "promp"; "pretrained", one policy for all tasks; "oracle", one that sees the goal;
+            "rl2", one with a memory; or "pearl", one with a belief, which learns from all that it ever did.
         inner_lr: rate of the inner step.
         ratio: the inner step's loss by ratios, see `kshot.rl.maml.PolicyMAML` ("promp" always does so).
         later: factor of the rate after the first step, at test.
@@ -51,7 +51,7 @@ class ControlRecipe:
     """
 
     tasks: str = "cheetah-direction"
-    learner: Literal["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl"] = "maml"
+    learner: Literal["maml", "fomaml", "metasgd", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl"] = "maml"
     inner_lr: float = 0.1
     ratio: bool = False
     later: float = 0.5
@@ -125,6 +125,8 @@ def build(recipe: ControlRecipe) -> PolicyLearner:
     kind: Any = {"e-maml": EMAML, "promp": ProMP}.get(recipe.learner, PolicyMAML)
     adapts = recipe.learner not in ("pretrained", "oracle")
     own = {} if recipe.learner == "promp" else {"ratio": recipe.ratio}
+    if recipe.learner == "metasgd":
+        own["learn_rates"] = True
     return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts, **own)
 
 

@@ -9,9 +9,10 @@ the policies after adaptation, as a function of theta, has at theta a gradient o
     mean over t of  J_t' F_t J_t
 
 so its product with a vector is two Hessian-vector products of the inner loss and two passes through the network: no
-third derivatives, and no second derivatives of the divergence. J_t is symmetric. Everything that is the same in all
-products (the graphs of g_t and of the policy's derivatives) is made once for an update; the tasks are shared among the
-engine's threads, whose operations on one task stay in a core's own cache.
+third derivatives, and no second derivatives of the divergence. J_t is symmetric, but where rates are learned: then it
+has columns for them, -diag(alpha g_t), and J_t v is the derivative of J_t' u, which is linear in u. Everything that is
+the same in all products (the graphs of g_t and of the policy's derivatives) is made once for an update; the tasks are
+shared among the engine's threads, whose operations on one task stay in a core's own cache.
 
 John Schulman, Sergey Levine, Philipp Moritz, Michael Jordan, Pieter Abbeel: Trust region policy optimization. ICML
 2015, arXiv:1502.05477. James Martens: New insights and perspectives on the natural gradient method. JMLR 2020,
@@ -99,31 +100,42 @@ class Curvature:
     def __init__(self, learner: PolicyMAML, support: Steps, query: Steps):
         with torch.enable_grad():
             start = {name: p.detach().clone().requires_grad_() for name, p in learner.init().items()}
-            after = learner.adapt(start, support) if learner.adapts else start
+            after = learner.weights(learner.adapt(start, support) if learner.adapts else start)
             self._start, self._after = list(start.values()), list(after.values())
-            self._moves = learner.adapts and not learner.first_order
+            learned = len(after) < len(start)  # rates
+            self._moves = learned or (learner.adapts and not learner.first_order)
             leaf = {name: p.detach().requires_grad_() for name, p in after.items()}
             self._leaf = list(leaf.values())
             policy = learner.predict(leaf, query.x)
             self._policy = [policy.mean, policy.log_std]
-            # Backwards once with an unknown cotangent u, linear in u: backwards through that is the forward derivative.
-            self._unknown = [torch.zeros_like(output).requires_grad_() for output in self._policy]
-            self._linear = torch.autograd.grad(self._policy, self._leaf, self._unknown, create_graph=True)
+            self._derivative = _Forward(self._policy, self._leaf)
+            self._jacobian = _Forward(self._after, self._start) if learned else None
         self._precision = (query.weights[:, None] * (-2 * policy.log_std).exp()).detach()  # [N, A]
         self._weight = 2 * query.weights.sum()
 
     def pull(self, v: Sequence[Tensor]) -> Sequence[Tensor]:
-        """J v = J' v."""
+        """J' v."""
         if not self._moves:
             return v
         return torch.autograd.grad(self._after, self._start, v, retain_graph=True)
 
     def __call__(self, v: Sequence[Tensor]) -> Sequence[Tensor]:
         """J' F J v."""
-        inner = self.pull(v)
-        mean, log_std = torch.autograd.grad(self._linear, self._unknown, inner, retain_graph=True)
+        mean, log_std = self._derivative(self.pull(v) if self._jacobian is None else self._jacobian(v))
         weighted = [mean * self._precision, log_std * self._weight]
         return self.pull(torch.autograd.grad(self._policy, self._leaf, weighted, retain_graph=True))
+
+
+class _Forward:
+    """The derivative of outputs along changes of inputs, by going backwards twice: once with an unknown cotangent u,
+    which is linear in u, and through that."""
+
+    def __init__(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]):
+        self._unknown = [torch.zeros_like(output).requires_grad_() for output in outputs]
+        self._linear = torch.autograd.grad(outputs, inputs, self._unknown, create_graph=True)
+
+    def __call__(self, v: Sequence[Tensor]) -> Sequence[Tensor]:
+        return torch.autograd.grad(self._linear, self._unknown, v, retain_graph=True)
 
 
 def conjugate_gradient(

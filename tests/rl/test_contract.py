@@ -48,6 +48,7 @@ LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
     "maml": (lambda: PolicyMAML(policy(), 0.3), 16),
     "maml by ratios": (lambda: PolicyMAML(policy(), 0.3, ratio=True), 16),
     "fomaml": (lambda: PolicyMAML(policy(), 0.3, first_order=True), 15),
+    "metasgd": (lambda: PolicyMAML(policy(), 0.3, learn_rates=True), 16),
     "e-maml": (lambda: EMAML(policy(), 0.3), 16),
     "promp": (lambda: ProMP(policy(), 0.3), 16),
     "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 16),

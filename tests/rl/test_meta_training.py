@@ -119,7 +119,7 @@ def test_stop_saves(tmp_path: Path) -> None:
     assert (tmp_path / "last.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["maml", "fomaml", "e-maml", "promp", "pretrained", "oracle", "rl2"])
+@pytest.mark.parametrize("name", ["maml", "fomaml", "metasgd", "e-maml", "promp", "pretrained", "oracle", "rl2"])
 def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
     method: Any = "ppo" if name in ("promp", "rl2") else "trpo"
     kind: Any = name

@@ -32,12 +32,17 @@ def steps(tasks: int, rows: int, seed: int = 0) -> Steps:
     return Steps(normal(rows, D), normal(rows, A), normal(rows), weights, mean, log_std, normal())
 
 
-def learner(hidden: tuple[int, ...] = (4,), first_order: bool = False, adapts: bool = True) -> PolicyMAML:
+def learner(
+    hidden: tuple[int, ...] = (4,), first_order: bool = False, adapts: bool = True, rates: bool = False
+) -> PolicyMAML:
     with seeding.seeded(0, "weights"):
         policy = GaussianMLP(D, A, hidden)
         for p in policy.parameters():  # biases and deviations too
             torch.nn.init.normal_(p, std=0.4)
-    return PolicyMAML(policy, 0.3, first_order, adapts).double()
+    own = PolicyMAML(policy, 0.3, first_order, adapts, learn_rates=rates).double()
+    for factor in own.factors.parameters() if own.factors is not None else ():  # of both signs
+        torch.nn.init.normal_(factor, mean=0.5, generator=seeding.generator(1))
+    return own
 
 
 def acting(own: PolicyMAML, count: int, rows: int) -> Task:
@@ -157,6 +162,27 @@ def test_the_inner_step_is_the_policy_gradient_of_a_linear_policy() -> None:
         torch.testing.assert_close(after[name], start[name] + 0.15 * slope)
 
 
+def test_learned_rates_begin_as_mamls_and_scale_each_weight_of_its_own() -> None:
+    """Of the same step: a factor of 0 leaves a weight, one of -2 takes it twice as far the other way."""
+    support = tree.index(steps(1, 12), 0)
+    maml = learner()
+    start, after = maml.init(), maml.adapt(maml.init(), support)
+    own = PolicyMAML(maml.policy, 0.3, learn_rates=True)
+    assert own.factors is not None
+    moved = own.weights(own.adapt(own.init(), support))
+    assert all(torch.equal(moved[name], after[name]) for name in after)
+    g = seeding.generator(2)
+    with torch.no_grad():
+        for factor in own.factors.parameters():
+            factor.copy_(torch.randint(-2, 2, factor.shape, generator=g))
+    state = own.adapt(own.init(), support, scale=0.5)
+    for name, factor in own.factors.named_parameters():
+        torch.testing.assert_close(state[name], start[name] + 0.5 * factor * (after[name] - start[name]))
+        assert torch.equal(state[f"factors.{name}"], factor)
+    with pytest.raises(ValueError, match="no rates to learn"):
+        PolicyMAML(maml.policy, adapts=False, learn_rates=True)
+
+
 def test_rows_that_fill_up_change_nothing() -> None:
     own, batch = learner(), steps(2, 9)
     support, query = tree.index(batch, 0), tree.index(batch, 1)
@@ -255,9 +281,9 @@ class _Open(PolicyMAML):
         return loss, {**metrics, "kl": (query.weights * query.acted.kl(prediction)).sum()}
 
 
-@pytest.mark.parametrize("adapts", [True, False])
-def test_products_are_those_of_the_divergences_second_derivative(adapts: bool) -> None:
-    own = learner(adapts=adapts)
+@pytest.mark.parametrize(("adapts", "rates"), [(True, False), (False, False), (True, True)])
+def test_products_are_those_of_the_divergences_second_derivative(adapts: bool, rates: bool) -> None:
+    own = learner(adapts=adapts, rates=rates)
     tasks = acting(own, 3, 10)
     own.__class__ = _Open
     at = flat(own.parameters())
@@ -273,9 +299,10 @@ def test_products_are_those_of_the_divergences_second_derivative(adapts: bool) -
         torch.testing.assert_close(product, hessian @ v, rtol=1e-9, atol=1e-10)
 
 
-def test_the_outer_step_is_the_natural_gradient() -> None:
+@pytest.mark.parametrize("rates", [False, True])
+def test_the_outer_step_is_the_natural_gradient(rates: bool) -> None:
     """Against dense algebra: the gradient by autograd, the Hessian whole, a solve, the length from the bound."""
-    own = learner()
+    own = learner(rates=rates)
     tasks = acting(own, 4, 30)
     own.__class__ = _Open
     at = flat(own.parameters())
