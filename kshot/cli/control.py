@@ -261,8 +261,12 @@ def _table(curves: list[Curve]) -> Table:
     )
     shown.add_column("policy")
     shown.add_column("seen", justify="right")  # rollouts, in one round
-    for k in range(max(len(c.mean) for c in curves)):
+    last = max(len(c.mean) for c in curves) - 1
+    rounds = range(last + 1) if last <= 4 else [0, 1, round(last ** (1 / 3)), round(last ** (2 / 3)), last]
+    for k in rounds:
         shown.add_column(str(k), justify="right")
     for c in curves:
-        shown.add_row(c.name, str(c.seen), *(f"{m:.1f} ± {h:.1f}" for m, h in zip(c.mean, c.interval95, strict=True)))
+        shown.add_row(
+            c.name, str(c.seen), *(f"{c.mean[k]:.1f} ± {c.interval95[k]:.1f}" for k in rounds if k < len(c.mean))
+        )
     return shown

@@ -16,13 +16,14 @@ import torch
 
 from kshot import checkpoint, seeding
 from kshot.checkpoint import CheckpointError
+from kshot.cli.control import _table
 from kshot.rl import recipe as recipes
 from kshot.rl.control import family
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
-from kshot.rl.train import Outer, evaluate, meta_train, over_seeds
+from kshot.rl.train import Curve, Outer, evaluate, meta_train, over_seeds
 
 SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
 
@@ -164,6 +165,16 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     wrong = kshot("train", "cheetah-sideways-maml", "--out", str(tmp_path / "x"))
     assert wrong.returncode == 2
     assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr
+
+
+@pytest.mark.parametrize(("steps", "shown"), [(3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4]), (30, [0, 1, 3, 10, 30])])
+def test_a_table_of_many_rounds_shows_some_of_them(steps: int, shown: list[int]) -> None:
+    means = [float(100 + k) for k in range(steps + 1)]
+    curves = [Curve(n, "point", [], m, m, 2, 3, 1, [], [], 0.0, 3) for n, m in (("a", means), ("oracle", means[:1]))]
+    table = _table(curves)
+    assert [column.header for column in table.columns] == ["policy", "seen", *map(str, shown)]
+    assert [list(column.cells)[0] for column in table.columns[2:]] == [f"{100 + k}.0 ± {100 + k}.0" for k in shown]
+    assert [list(column.cells)[1] for column in table.columns[2:]] == ["100.0 ± 100.0", *[""] * (len(shown) - 1)]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
