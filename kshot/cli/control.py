@@ -46,9 +46,10 @@ class TrainControl:
         from kshot.rl.train import meta_train
 
         recipe, began = self.settings, time.monotonic()
-        if (self.out / "last.safetensors").exists() and not self.resume:
+        resumes = (self.out / "last.safetensors").exists()
+        if resumes and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
-        family, learner = recipes.control(recipe), recipes.build(recipe)
+        family, learner = recipes.control(recipe), (recipes.build if resumes else recipes.begin)(recipe)
 
         def stop() -> bool:
             return bool(caught) or (self.minutes > 0 and time.monotonic() - began > 60 * self.minutes)

@@ -16,7 +16,7 @@ from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.rl.train import Outer
 from kshot.train import restore_learner
 
-__all__ = ["ControlRecipe", "PolicyRun", "build", "control", "is_control", "load_run"]
+__all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run"]
 
 KIND = "control"
 
@@ -41,6 +41,7 @@ class ControlRecipe:
         last: factor of the initial weights of the policy's last layer.
         activation: of the policy's hidden layers.
         init: of the policy's weights, "xavier" or "uniform".
+        start: the folder of another run, whose weights the training begins with; empty: they are drawn.
         backend: of the simulation, "mujoco" (CPU) or "warp" (GPU; needs kshot[warp]).
         test_tasks: tasks of a test.
         test_rollouts: of each test task, after each step.
@@ -63,6 +64,7 @@ class ControlRecipe:
     last: float = 1.0
     activation: Literal["relu", "tanh"] = "relu"
     init: Literal["xavier", "uniform"] = "xavier"
+    start: str = ""
     backend: Literal["mujoco", "warp"] = "mujoco"
     test_tasks: int = 40
     test_rollouts: int = 20
@@ -128,6 +130,29 @@ def build(recipe: ControlRecipe) -> PolicyLearner:
     if recipe.learner == "metasgd":
         own["learn_rates"] = True
     return kind(policy, recipe.inner_lr, first_order=recipe.learner == "fomaml", adapts=adapts, **own)
+
+
+def begin(recipe: ControlRecipe) -> PolicyLearner:
+    """The learner that a training begins with: drawn from the seed, or with the weights of `recipe.start`. Learned
+    rates begin anew where that run has none.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of another program.
+        ValueError: a run whose networks have other sizes.
+    """
+    learner = build(recipe)
+    if recipe.start:
+        run = load_run(recipe.start)
+        own, theirs = learner.state_dict(), run.learner.state_dict()
+        wanted = {name for name in own if name in theirs or not name.startswith("factors.")}
+        if other := sorted(name for name in wanted if name not in theirs or theirs[name].shape != own[name].shape):
+            raise ValueError(
+                f"start={recipe.start!r} was trained as {run.recipe.name} on {run.recipe.tasks} with "
+                f"hidden={run.recipe.hidden} and has other weights than {recipe.name} on {recipe.tasks} with "
+                f"hidden={recipe.hidden} ({', '.join(other[:3])}): set hidden alike, or choose another start"
+            )
+        learner.load_state_dict({name: theirs[name] if name in wanted else own[name] for name in own})
+    return learner
 
 
 def settings(recipe: ControlRecipe) -> dict[str, Any]:

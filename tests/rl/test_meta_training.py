@@ -133,6 +133,25 @@ def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
     assert bits(run.learner) == bits(own)
 
 
+def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    first = ControlRecipe("point", "pretrained", hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))
+    own = recipes.build(first)
+    list(meta_train(own, Point(), first.outer, out=tmp_path / "a", settings=recipes.settings(first)))
+    weights = bits(own)
+    for name in ("maml", "metasgd"):  # of another seed, whose weights would be others
+        later = dataclasses.replace(first, learner=name, start=str(tmp_path / "a"), outer=Outer(seed=1))
+        begun = recipes.begin(later)
+        assert bits(begun)[: len(weights)] == weights
+        assert bits(recipes.build(later))[: len(weights)] != weights
+        assert all((p == 1).all() for n, p in begun.named_parameters() if n.startswith("factors."))
+    with pytest.raises(ValueError, match=r"hidden=\(8,\) and has other weights than .* on point with hidden=\(9,\)"):
+        recipes.begin(dataclasses.replace(first, start=str(tmp_path / "a"), hidden=(9,)))
+    with pytest.raises(ValueError, match=r"rl2 on point .* set hidden alike, or choose another start"):
+        recipes.begin(dataclasses.replace(first, learner="rl2", start=str(tmp_path / "a")))
+    with pytest.raises(CheckpointError):
+        recipes.begin(dataclasses.replace(first, start=str(tmp_path / "nothing")))
+
+
 def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
 
