@@ -75,9 +75,10 @@ class ControlRecipe:
 
     @property
     def name(self) -> str:
-        """As tables show it: "maml-trpo"."""
+        """As tables show it: "maml-trpo", or "maml-trpo from RUN" where it began with another run's weights."""
         own = self.learner in ("pretrained", "oracle", "promp", "rl2", "pearl")
-        return self.learner if own else f"{self.learner}-{self.outer.method}"
+        begun = f" from {Path(self.start).name}" if self.start else ""
+        return (self.learner if own else f"{self.learner}-{self.outer.method}") + begun
 
 
 class PolicyRun(NamedTuple):
@@ -148,7 +149,7 @@ def begin(recipe: ControlRecipe) -> PolicyLearner:
         if other := sorted(name for name in wanted if name not in theirs or theirs[name].shape != own[name].shape):
             raise ValueError(
                 f"start={recipe.start!r} was trained as {run.recipe.name} on {run.recipe.tasks} with "
-                f"hidden={run.recipe.hidden} and has other weights than {recipe.name} on {recipe.tasks} with "
+                f"hidden={run.recipe.hidden} and has other weights than {recipe.learner} on {recipe.tasks} with "
                 f"hidden={recipe.hidden} ({', '.join(other[:3])}): set hidden alike, or choose another start"
             )
         learner.load_state_dict({name: theirs[name] if name in wanted else own[name] for name in own})

@@ -141,6 +141,7 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     for name in ("maml", "metasgd"):  # of another seed, whose weights would be others
         later = dataclasses.replace(first, learner=name, start=str(tmp_path / "a"), outer=Outer(seed=1))
         begun = recipes.begin(later)
+        assert later.name == f"{name}-trpo from a"
         assert bits(begun)[: len(weights)] == weights
         assert bits(recipes.build(later))[: len(weights)] != weights
         assert all((p == 1).all() for n, p in begun.named_parameters() if n.startswith("factors."))
