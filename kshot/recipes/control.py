@@ -62,6 +62,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         return _pearl(recipe, budget)
     elif learner == "metasgd":
         recipe = replace(recipe, source="Li et al. 2017, arXiv:1707.09835, with MAML's settings")
+        recipe = _differs(recipe, "a rate for each tensor of weights, where the paper has one for each number")
     elif learner == "e-maml":
         recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
     elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two

@@ -8,12 +8,11 @@ advantages; the outer objective the same with ratios to the policy that acted, a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kshot.core import Metrics, Task, Trajectory
 from kshot.learners._inner import descend
@@ -56,9 +55,11 @@ class PolicyMAML(PolicyLearner):
         ratio: the inner step's loss is the ratio to the policy that acted, in place of the likelihood, weighted by the
             advantages. At that policy both have one gradient, so the step is the same, but only the ratio's second
             derivative is an estimate of the expected return's (Rothfuss et al. 2019, arXiv:1810.06784, section 5).
-        learn_rates: the rates are meta-parameters too: a factor of `inner_lr` for each weight, at first 1, of any sign
-            (Meta-SGD: Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to learn quickly for few-shot
-            learning. 2017, arXiv:1707.09835).
+        learn_rates: the rates are meta-parameters too: a factor of `inner_lr` for each tensor of weights, at first 1,
+            of any sign. Meta-SGD (Zhenguo Li, Fengwei Zhou, Fei Chen, Hang Li: Meta-SGD: Learning to learn quickly for
+            few-shot learning. 2017, arXiv:1707.09835) has one for each single weight: a trust region, whose conjugate
+            gradient ends after ten steps, hardly moves so many that each matter so little. One for each layer as in
+            MAML++ (Antreas Antoniou, Harrison Edwards, Amos Storkey. ICLR 2019, arXiv:1810.09502).
     """
 
     def __init__(
@@ -82,15 +83,13 @@ class PolicyMAML(PolicyLearner):
         self.adapts = adapts
         self.rounds = 2 if adapts else 1
         self.ratio = ratio
-        self.factors = copy.deepcopy(policy) if learn_rates else None  # of the rates, a number for each weight
-        with torch.no_grad():
-            for factor in self.factors.parameters() if self.factors is not None else ():
-                factor.fill_(1.0)
+        tensors = policy.parameters() if learn_rates else ()
+        self.factors = nn.ParameterList(torch.ones((), dtype=p.dtype) for p in tensors)  # in the order of the policy's
 
     def init(self) -> Params:
-        """The policy's weights, and the factors of their rates where these are learned: `{"factors.NAME": ...}`."""
-        factors = self.factors.named_parameters(prefix="factors") if self.factors is not None else ()
-        return {**dict(self.policy.named_parameters()), **dict(factors)}
+        """The policy's weights, and the factors of their rates where these are learned: `{"factors.NAME": []}`."""
+        weights = dict(self.policy.named_parameters())
+        return {**weights, **{f"factors.{name}": f for name, f in zip(weights, self.factors, strict=False)}}
 
     def weights(self, state: Params) -> Params:
         """What of a state is the policy's."""

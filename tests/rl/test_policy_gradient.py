@@ -40,8 +40,9 @@ def learner(
         for p in policy.parameters():  # biases and deviations too
             torch.nn.init.normal_(p, std=0.4)
     own = PolicyMAML(policy, 0.3, first_order, adapts, learn_rates=rates).double()
-    for factor in own.factors.parameters() if own.factors is not None else ():  # of both signs
-        torch.nn.init.normal_(factor, mean=0.5, generator=seeding.generator(1))
+    with torch.no_grad():
+        for k, factor in enumerate(own.factors):  # of both signs
+            factor.fill_((-1.5, 0.5, 2.0)[k % 3])
     return own
 
 
@@ -162,23 +163,23 @@ def test_the_inner_step_is_the_policy_gradient_of_a_linear_policy() -> None:
         torch.testing.assert_close(after[name], start[name] + 0.15 * slope)
 
 
-def test_learned_rates_begin_as_mamls_and_scale_each_weight_of_its_own() -> None:
-    """Of the same step: a factor of 0 leaves a weight, one of -2 takes it twice as far the other way."""
+def test_learned_rates_begin_as_mamls_and_scale_each_tensors_step() -> None:
+    """A factor of 0 leaves a tensor, one of -2 takes it twice as far the other way; the factors stay."""
     support = tree.index(steps(1, 12), 0)
     maml = learner()
     start, after = maml.init(), maml.adapt(maml.init(), support)
     own = PolicyMAML(maml.policy, 0.3, learn_rates=True)
-    assert own.factors is not None
     moved = own.weights(own.adapt(own.init(), support))
+    assert set(moved) == set(after)
     assert all(torch.equal(moved[name], after[name]) for name in after)
-    g = seeding.generator(2)
+    factors = dict(zip(after, (0.0, -2.0, 1.0, 3.0, 0.5), strict=True))
     with torch.no_grad():
-        for factor in own.factors.parameters():
-            factor.copy_(torch.randint(-2, 2, factor.shape, generator=g))
+        for factor, value in zip(own.factors, factors.values(), strict=True):
+            factor.fill_(value)
     state = own.adapt(own.init(), support, scale=0.5)
-    for name, factor in own.factors.named_parameters():
-        torch.testing.assert_close(state[name], start[name] + 0.5 * factor * (after[name] - start[name]))
-        assert torch.equal(state[f"factors.{name}"], factor)
+    for name, value in factors.items():
+        torch.testing.assert_close(state[name], start[name] + 0.5 * value * (after[name] - start[name]))
+        assert state[f"factors.{name}"].item() == value
     with pytest.raises(ValueError, match="no rates to learn"):
         PolicyMAML(maml.policy, adapts=False, learn_rates=True)
 
