@@ -80,7 +80,9 @@ def baseline(observations: Tensor, returns: Tensor, alive: Tensor) -> Tensor:
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
     ridge = 1e-5
     while True:
-        weights, failed = torch.linalg.solve_ex(gram + ridge * eye, mixed)
+        # Not torch.linalg.solve: MKL's batched LU breaks on matrices of an ant's size with several threads.
+        root, failed = torch.linalg.cholesky_ex(gram + ridge * eye)
+        weights = torch.cholesky_solve(mixed, root)
         if (not failed.any() and bool(torch.isfinite(weights).all())) or ridge > 1:
             break
         ridge *= 10

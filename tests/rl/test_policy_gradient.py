@@ -123,6 +123,21 @@ def test_baseline_fits_what_is_linear_in_its_features() -> None:
     torch.testing.assert_close(baseline(x, ruined, alive) * alive, returns * alive, atol=1e-3, rtol=1e-3)
 
 
+def test_baseline_of_an_ants_size_with_several_threads() -> None:
+    """84 of its 125 numbers are contact forces, mostly 0: the matrix has a block that is the ridge alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 10, 200, 125, generator=generator)
+    x[..., 41:] = 0
+    alive = torch.ones(20, 10, 200)
+    returns = x[..., 0] * 3 - x[..., 1].square() + 5
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.testing.assert_close(baseline(x, returns, alive), returns.double(), atol=1e-2, rtol=1e-2)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_steps_are_those_that_took_place() -> None:
     g = seeding.generator(0)
     alive = torch.ones(2, 3, 8, dtype=torch.bool)
