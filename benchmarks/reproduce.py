@@ -77,54 +77,84 @@ def _augmentation() -> list[Job]:
     ]
 
 
+def beside(jobs: list[Job]) -> tuple[str, ...]:
+    """Arguments of `kshot evaluate`."""
+    return ("--beside", *(f"runs/{name(job)}" for job in jobs))
+
+
+def _seeded(recipe: str, *train: str, called: str = "") -> list[Job]:
+    """Three training seeds; the first has no number in its name."""
+    called = called or recipe
+    return [
+        Job(recipe, (*train, "--seed", seed), {}, called if seed == "0" else f"{called}-seed{seed}")
+        for seed in ("0", "1", "2")
+    ]
+
+
+def _tested(jobs: list[Job], *arguments: str) -> list[Job]:
+    """The first is tested beside the others, and comes last."""
+    first, *rest = jobs
+    return [*rest, replace(first, tests={"": (*beside(rest), *arguments)})]
+
+
+def _later(tasks: str) -> list[Job]:
+    """8 million environment steps each: 200 outer steps of 10 tasks x 20 rollouts of 200 steps."""
+    halves = {"maml": "10", "promp": "10", "rl2": "5"}
+    jobs = [
+        job
+        for learner, rollouts in halves.items()
+        for job in _seeded(f"{tasks}-{learner}", "--batch", "10", "--rollouts", rollouts, "--steps", "200")
+    ]
+    return _tested(jobs)
+
+
+def _again() -> list[Job]:
+    """Ants without the held-out leg, trained on just that body, from the weights of another run and from none."""
+    lost = ("--tasks", "ant-body-lost")
+    short = (*lost, "--steps", "100")
+    jobs = [
+        job
+        for start in ("maml", "pretrained")
+        for job in _seeded(
+            "ant-body-pretrained", *short, "--start", f"runs/ant-body-{start}", called=f"ant-again-{start}"
+        )
+    ]
+    itself = Job("ant-body-pretrained", (*lost, "--steps", "600"), {}, "ant-again-none")
+    return _tested([*jobs, itself], "--no-floors")
+
+
 def _control() -> list[Job]:
-    """Policies; those that others are tested beside come first."""
-    direction, v5 = "cheetah-direction", "v5-cheetah-direction"
-    seeds = [Job(f"{direction}-maml", ("--seed", seed), {}, f"{direction}-maml-seed{seed}") for seed in ("1", "2")]
-    others = [Job(f"{direction}-{name}", ("--steps", "100"), {}) for name in ("pretrained", "oracle")]
-    # 8 million environment steps each: 200 outer steps of 10 tasks x 20 rollouts of 200 steps.
-    half = {"maml": ("--rollouts", "10"), "promp": ("--rollouts", "10"), "rl2": ("--rollouts", "5")}
-    later = [
-        Job(f"{v5}-{name}", (*own, "--batch", "10", "--steps", "200", "--seed", seed), {},
-            f"{v5}-{name}" + (f"-seed{seed}" if seed != "0" else ""))
-        for seed in ("0", "1", "2") for name, own in half.items()
-    ]  # fmt: skip
-    first = next(job for job in later if name(job) == f"{v5}-maml")
+    """Policies; those that others are tested beside, or begin with, come first."""
+    direction = "cheetah-direction"
+    others = [Job(f"{direction}-{learner}", ("--steps", "100"), {}) for learner in ("pretrained", "oracle")]
     twenty = ("--batch", "20", "--steps", "200")  # as many environment steps as 100 steps of 40 tasks
-    velocity, ants = (
-        [Job(recipe, (*twenty, "--seed", seed), {}, f"{recipe}-seed{seed}") for seed in ("1", "2")]
-        for recipe in ("cheetah-velocity-maml", "ant-velocity-maml")
-    )
+    ants = [Job(f"ant-velocity-{learner}", twenty, {}) for learner in ("pretrained", "oracle")]
     few = ("--batch", "12", "--rollouts", "10")
     bodies = [
         Job(f"{kind}-body-{learner}", own, {})
         for kind, own in (("cheetah", (*few, "--steps", "400")), ("ant", ()))
         for learner in ("pretrained", "oracle")
     ]
-
-    def beside(jobs: list[Job]) -> tuple[str, ...]:
-        return ("--beside", *(f"runs/{name(job)}" for job in jobs))
+    memory = ("--batch", "10", "--rollouts", "5", "--steps", "200", "--lam", "0.95", "--std", "0.4")
+    bodies += [Job("ant-body-metasgd", (), {}), Job("ant-body-rl2", memory, {})]
 
     def held_out(kind: str, *sets: str) -> dict[str, tuple[str, ...]]:
         own = beside([job for job in bodies if job.recipe.startswith(kind)])
         return {"": own, **{f"-{which}": ("--on", f"{kind}-body-{which}", *own) for which in sets}}
 
-    belief = Job(f"{v5}-pearl", ("--steps", "250", "--train-tasks", "10"), {"": ()})  # 1 million environment steps
     return [
-        *seeds,
-        *others,
-        belief,
-        Job(f"{direction}-maml", (), {"": beside([*seeds, *others])}),
+        Job("v5-cheetah-direction-pearl", ("--steps", "250", "--train-tasks", "10"), {"": ()}),  # 1 million steps
+        *_tested([*_seeded(f"{direction}-maml"), *others]),
         Job("point-maml", (), {"": ()}),
-        *velocity,
-        Job("cheetah-velocity-maml", twenty, {"": beside(velocity)}),
-        *ants,
-        Job("ant-velocity-maml", twenty, {"": beside(ants)}),
+        *_tested(_seeded("cheetah-velocity-maml", *twenty)),
+        *_tested([*_seeded("ant-velocity-maml", *twenty), *ants]),
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
         Job("ant-body-maml", (), held_out("ant", "lost", "gained")),
-        *(job for job in later if job is not first),
-        replace(first, tests={"": beside([job for job in later if job is not first])}),
+        Job("ant-direction-maml", (), {"": ()}),
+        *_later("v5-cheetah-direction"),
+        *_later("v5-cheetah-velocity"),
+        *_again(),
     ]
 
 

@@ -76,6 +76,11 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
             if tasks == "cheetah-direction":
                 outer, recipe = replace(outer, discount=0.97, lam=0.95), replace(recipe, activation="tanh")
                 text = "tanh, discount 0.97, lambda 0.95"
+            elif tasks == "ant-direction":  # chosen by the returns of training tasks
+                steps = 1200 if learner in ("pretrained", "oracle") else 600
+                outer = replace(outer, steps=steps, batch=20, rollouts=10, lam=0.95)
+                recipe = replace(recipe, activation="tanh", std=0.4, inner_lr=0.1)
+                text = "20 tasks x 10 rollouts, lambda 0.95, tanh, a first deviation of 0.4"
             elif tasks == "ant-body":  # chosen by the returns of training bodies
                 steps = 1200 if learner in ("pretrained", "oracle") else 600
                 outer = replace(outer, steps=steps, batch=20, rollouts=10, kl=0.05, lam=0.95)
