@@ -151,7 +151,7 @@ def _control() -> list[Job]:
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
         Job("ant-body-maml", (), held_out("ant", "lost", "gained")),
-        Job("ant-direction-maml", (), {"": ()}),
+        Job("ant-direction-maml", ("--steps", "524"), {"": ()}),
         *_later("v5-cheetah-direction"),
         *_later("v5-cheetah-velocity"),
         *_again(),
