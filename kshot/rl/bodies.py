@@ -41,6 +41,7 @@ class Bodies(Mujoco):
         alive: reward of a step without a fall.
         cost: of the squares of actions.
         fastest: velocity above which nothing more is paid, m/s.
+        noise: a rollout's positions start within this of `resting`, velocities by its normal distribution.
         joints: names of all the joints that a body may have, in the order of observations.
         motors: names of the joints of all the motors that it may have, in the order of actions.
     """
@@ -51,6 +52,7 @@ class Bodies(Mujoco):
     alive: float
     cost: float
     fastest: float = math.inf
+    noise: float
     joints: tuple[str, ...]
     motors: tuple[str, ...]
 
@@ -83,9 +85,9 @@ class Bodies(Mujoco):
         """The family of these bodies, which are of one structure."""
         return _One(self, goals)
 
-    @abstractmethod
-    def begin(self, rng: np.random.Generator, count: int, model: Any) -> tuple[Array, Array]:
-        """`Mujoco.start` of a model, the same noise for all bodies of a structure."""
+    def resting(self, model: Any) -> Array:
+        """`[nq]`: the position that a body's rollouts start near."""
+        return model.qpos0.copy()
 
     @abstractmethod
     def root(self, physics: Physics) -> tuple[Array, Array]:
@@ -106,9 +108,9 @@ class Bodies(Mujoco):
 
         return Mixed(self, goals, rollouts, threads)
 
-    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """See `Mujoco.start`: of gymnasium's body."""
-        return self.begin(rng, count, self.model)
+    def start(self, rng: np.random.Generator, tasks: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Bodies start one structure at a time (`one`)."""
+        raise NotImplementedError("bodies start one structure at a time: look at Bodies.one")
 
     def reward(self, physics: Physics, actions: Array, goals: Array) -> Array:
         """`[n]`."""
@@ -132,6 +134,7 @@ class _One(Mujoco):
             whole.backend,
         )
         self.models = [whole.body(goal) for goal in goals]
+        self.rests = np.stack([whole.resting(model) for model in self.models])
         first = self.models[0]
         named = [first.joint(j).name for j in range(first.njnt)]
         self.known = [j for j, name in enumerate(whole.joints) if name in named]
@@ -145,9 +148,11 @@ class _One(Mujoco):
         """One of the models: sizes and options are those of all."""
         return self.models[0]
 
-    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """See `Mujoco.start`."""
-        return self.whole.begin(rng, count, self.model)
+    def start(self, rng: np.random.Generator, tasks: NDArray[np.intp]) -> tuple[Array, Array]:
+        """See `Mujoco.start`: each body by itself."""
+        qpos = self.rests[tasks]
+        qpos = qpos + rng.uniform(-self.whole.noise, self.whole.noise, qpos.shape)
+        return qpos, self.whole.noise * rng.standard_normal((len(tasks), self.model.nv))
 
     def observe(self, physics: Physics) -> Array:
         """`[n, D]`: the root's own columns, then positions and velocities of all joints, 0 where there is none."""
@@ -190,7 +195,7 @@ class Ant(Bodies):
     """
 
     file = "ant.xml"
-    timestep, alive, cost, fastest = 0.01, 0.05, 0.005, 1.0
+    timestep, alive, cost, fastest, noise = 0.01, 0.05, 0.005, 1.0, 0.05
     frame_skip = 2
     stage = "vel"
     joints = tuple(f"{kind}_{k}" for k in (1, 2, 3, 4, 5) for kind in ("hip", "ankle"))
@@ -259,13 +264,12 @@ class Ant(Bodies):
             geom.friction[0] *= friction
         return self.compiled(spec)
 
-    def begin(self, rng: np.random.Generator, count: int, model: Any) -> tuple[Array, Array]:
+    def resting(self, model: Any) -> Array:
         """Gymnasium's height of 0.75, every ankle in the middle of its range."""
-        qpos = np.tile(model.qpos0, (count, 1))
+        qpos = model.qpos0.copy()
         for j in range(1, model.njnt):
-            qpos[:, model.jnt_qposadr[j]] = model.jnt_range[j].mean()
-        qpos += rng.uniform(-0.05, 0.05, qpos.shape)
-        return qpos, 0.05 * rng.standard_normal((count, model.nv))
+            qpos[model.jnt_qposadr[j]] = model.jnt_range[j].mean()
+        return qpos
 
     def root(self, physics: Physics) -> tuple[Array, Array]:
         """Height and rotation `[n, 5]`, velocities `[n, 6]`."""
@@ -319,7 +323,7 @@ class Walker(Bodies):
     """
 
     file = "walker2d_v5.xml"
-    timestep, alive, cost = 0.004, 1.0, 0.05
+    timestep, alive, cost, noise = 0.004, 1.0, 0.05, 0.005
     stage = "vel"
     joints = ("thigh_joint", "leg_joint", "foot_joint", "thigh_left_joint", "leg_left_joint", "foot_left_joint")
     motors = joints
@@ -359,12 +363,12 @@ class Walker(Bodies):
             foot.pos[2] = -0.25 * shin - 0.1
         return self.compiled(spec)
 
-    def begin(self, rng: np.random.Generator, count: int, model: Any) -> tuple[Array, Array]:
+    def resting(self, model: Any) -> Array:
         """Upright, the longer leg's foot as high as gymnasium's."""
-        qpos = np.tile(model.qpos0, (count, 1)) + rng.uniform(-0.005, 0.005, (count, model.nq))
+        qpos = model.qpos0.copy()
         down = [-model.body(f"leg{side}").pos[2] - model.body(f"foot{side}").pos[2] for side in ("", "_left")]
-        qpos[:, 1] += max(down) - 1.05
-        return qpos, 0.005 * rng.standard_normal((count, model.nv))
+        qpos[1] += max(down) - 1.05
+        return qpos
 
     def root(self, physics: Physics) -> tuple[Array, Array]:
         """Height and angle `[n, 2]`, velocities `[n, 3]`."""
@@ -389,7 +393,7 @@ class Cheetah(Bodies):
     """
 
     file = "half_cheetah.xml"
-    timestep, alive, cost = 0.01, 0.0, 0.05
+    timestep, alive, cost, noise = 0.01, 0.0, 0.05, 0.1
     stage = "vel"
     joints = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
     motors = ("bthigh", "bshin", "bfoot", "fshin", "ffoot", "fthigh")  # the front thigh is the one held out
@@ -436,10 +440,6 @@ class Cheetah(Bodies):
         mujoco, _ = needs_mujoco()
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
-
-    def begin(self, rng: np.random.Generator, count: int, model: Any) -> tuple[Array, Array]:
-        """Gymnasium's noise."""
-        return model.qpos0 + rng.uniform(-0.1, 0.1, (count, model.nq)), 0.1 * rng.standard_normal((count, model.nv))
 
     def root(self, physics: Physics) -> tuple[Array, Array]:
         """Height and angle `[n, 2]`, velocities `[n, 3]`."""

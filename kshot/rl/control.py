@@ -146,8 +146,8 @@ class Mujoco(Control):
         return Mujocos(self, goals, rollouts, threads)
 
     @abstractmethod
-    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """Initial positions `[count, nq]` and velocities `[count, nv]`."""
+    def start(self, rng: np.random.Generator, tasks: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Initial positions `[k, nq]` and velocities `[k, nv]` of rollouts in the tasks of these numbers, `[k]`."""
 
     def controls(self, actions: Array) -> Array:
         """`[n, nu]`: what the motors are sent for actions `[n, A]` in -1..1."""

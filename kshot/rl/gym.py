@@ -6,8 +6,9 @@
     envs = gymnasium.make_vec("kshot/HalfCheetahDirection-v0", num_envs=64)     # stepped together, without processes
 
 Names: kshot/HalfCheetahDirection-v0, HalfCheetahVelocity, AntDirection, AntVelocity, PointGoal (MAML's paper), and
-HalfCheetahDirectionV5, HalfCheetahVelocityV5, AntDirectionV5, AntVelocityV5, AntGoalV5. Where no goal is given, each
-environment draws one at each reset; `info["goal"]` tells it.
+HalfCheetahDirectionV5, HalfCheetahVelocityV5, AntDirectionV5, AntVelocityV5, AntGoalV5 (gymnasium's bodies), and
+AntBody, AntBodyLost, AntBodyGained, HalfCheetahBody, HalfCheetahBodyLost, WalkerBody, WalkerBodyFar, whose goals are
+bodies (`kshot.rl.bodies`). Where no goal is given, each environment draws one at each reset; `info["goal"]` tells it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from kshot.rl.control import Array, Control, family
+from kshot.rl.bodies import Bodies
+from kshot.rl.control import Array, Control, Mujoco, family
 
 __all__ = ["NAMES", "ControlEnv", "ControlVectorEnv"]
 
@@ -38,6 +40,13 @@ NAMES = {
     "AntDirectionV5": "v5-ant-direction",
     "AntVelocityV5": "v5-ant-velocity",
     "AntGoalV5": "v5-ant-goal",
+    "AntBody": "ant-body",
+    "AntBodyLost": "ant-body-lost",
+    "AntBodyGained": "ant-body-gained",
+    "HalfCheetahBody": "cheetah-body",
+    "HalfCheetahBodyLost": "cheetah-body-lost",
+    "WalkerBody": "walker-body",
+    "WalkerBodyFar": "walker-body-far",
 }
 """`{gymnasium's name: kshot's}`."""
 
@@ -60,6 +69,19 @@ def _checked(tasks: Control, goal: Any) -> Array:
     return row
 
 
+def _simulator(tasks: Control, count: int, threads: int) -> Any:
+    return tasks.simulator(_goals(tasks, np.random.default_rng(0), count), 1, threads)
+
+
+def _turned(tasks: Control, simulator: Any, goals: Array, threads: int) -> Any:
+    """A simulator of these goals `[n, G]`: another one where other goals are other bodies."""
+    if not isinstance(tasks, Bodies):
+        simulator.goals[:] = goals
+    elif not np.array_equal(simulator.goals, goals):
+        return tasks.simulator(goals, 1, threads)
+    return simulator
+
+
 class ControlEnv(gymnasium.Env):
     """One task, one rollout at a time.
 
@@ -73,10 +95,17 @@ class ControlEnv(gymnasium.Env):
 
     def __init__(self, tasks: str, goal: Sequence[float] | None = None, render_mode: str | None = None):
         self.tasks = family(tasks)
+        if isinstance(self.tasks, Mujoco):
+            fps = round(1 / (self.tasks.frame_skip * self.tasks.model.opt.timestep))
+            self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
+        else:
+            self.metadata = {"render_modes": [], "render_fps": 20}
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode={render_mode!r}: {self.tasks.name} has {self.metadata['render_modes']}")
         self.render_mode = render_mode
         self.observation_space, self.action_space = _spaces(self.tasks)
         self._goal = None if goal is None else _checked(self.tasks, goal)
-        self._sim = self.tasks.simulator(np.zeros((1, self.tasks.goal)), 1, 1)
+        self._sim = _simulator(self.tasks, 1, 1)
         self._renderer: Any = None
 
     def set_task(self, goal: Sequence[float] | None) -> None:
@@ -92,7 +121,10 @@ class ControlEnv(gymnasium.Env):
         super().reset(seed=seed)
         given = (options or {}).get("goal")
         goal = _checked(self.tasks, given) if given is not None else self._goal
-        self._sim.goals[:] = self.sample_tasks(1)[0] if goal is None else goal
+        before = self._sim
+        self._sim = _turned(self.tasks, before, self.sample_tasks(1) if goal is None else goal[None], 1)
+        if self._sim is not before:  # the renderer has the other body
+            self.close()
         observed = self._sim.reset(self.np_random)
         return observed[0].copy(), {"goal": self._sim.goals[0].copy()}
 
@@ -113,7 +145,7 @@ class ControlEnv(gymnasium.Env):
         from kshot.rl.video import Camera
 
         if self._renderer is None:
-            self._renderer = Camera(self.tasks)
+            self._renderer = Camera(self.tasks, goal=self._sim.goals[0])
         return self._renderer.frame(self._sim, 0)
 
     def close(self) -> None:
@@ -125,6 +157,8 @@ class ControlEnv(gymnasium.Env):
 
 class ControlVectorEnv(VectorEnv):
     """Many tasks, a rollout of each at a time, stepped together; one that has ended starts anew in the next step.
+
+    Goals that are bodies change at `reset()` alone: a rollout that starts anew by itself has the body that it had.
 
     Args:
         tasks: a name of `kshot.rl.control.families`.
@@ -150,7 +184,8 @@ class ControlVectorEnv(VectorEnv):
         self.single_observation_space, self.single_action_space = _spaces(self.tasks)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._sim = self.tasks.simulator(np.zeros((num_envs, self.tasks.goal)), 1, threads)
+        self._threads = threads
+        self._sim = _simulator(self.tasks, num_envs, threads)
         self._horizon = max_episode_steps or self.tasks.horizon
         self._goals = None
         self.set_tasks(goals)
@@ -159,15 +194,28 @@ class ControlVectorEnv(VectorEnv):
 
     def set_tasks(self, goals: Any) -> None:
         """Goals `[n, G]` from the next starts on; None: drawn at each."""
-        self._goals = None if goals is None else np.stack([_checked(self.tasks, goal) for goal in goals])
-        if self._goals is not None and len(self._goals) != self.num_envs:
-            raise ValueError(f"{len(self._goals)} goals for {self.num_envs} environments: give one for each")
+        self._goals = self._each(goals)
+
+    def _each(self, goals: Any) -> Array | None:
+        if goals is None:
+            return None
+        if len(goals) != self.num_envs:
+            raise ValueError(f"{len(goals)} goals for {self.num_envs} environments: give one for each")
+        return np.stack([_checked(self.tasks, goal) for goal in goals])
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """All of them; `seed` is one number for all."""
-        super().reset(seed=seed if not isinstance(seed, Sequence) else seed[0])
+        """All of them. One generator draws for all: `seed` is a number, or numbers that it is seeded by together.
+        `options={"goal": [...]}` sets the tasks `[n, G]` until their next starts.
+        """
+        one = seed is None or np.ndim(seed) == 0
+        super().reset(seed=seed if one else None)
+        if not one:
+            self.np_random = np.random.default_rng([int(number) for number in seed])
         self._steps[:], self._over[:] = 0, False
-        self._sim.goals[:] = _goals(self.tasks, self.np_random, self.num_envs) if self._goals is None else self._goals
+        given = self._each((options or {}).get("goal"))
+        goals = self._goals if given is None else given
+        goals = _goals(self.tasks, self.np_random, self.num_envs) if goals is None else goals
+        self._sim = _turned(self.tasks, self._sim, goals, self._threads)
         return self._sim.reset(self.np_random).copy(), self._told()
 
     def step(self, actions: Array) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
@@ -176,8 +224,9 @@ class ControlVectorEnv(VectorEnv):
         observed, rewards = self._sim.step(np.asarray(actions, dtype=np.float64))
         self._steps += 1
         if again.any():
-            fresh = _goals(self.tasks, self.np_random, self.num_envs) if self._goals is None else self._goals
-            self._sim.goals[again] = fresh[again]
+            if not isinstance(self.tasks, Bodies):
+                fresh = _goals(self.tasks, self.np_random, self.num_envs) if self._goals is None else self._goals
+                self._sim.goals[again] = fresh[again]
             observed = self._sim.restart(np.flatnonzero(again), self.np_random)
             rewards[again], self._steps[again] = 0.0, 0
         ended = ~self._sim.alive

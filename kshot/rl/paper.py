@@ -39,10 +39,10 @@ class Paper(Mujoco):
         goals = super().sample(generator, num_tasks)
         return np.where(goals < 0, -1.0, 1.0) if self.task == "direction" else goals
 
-    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+    def start(self, rng: np.random.Generator, tasks: NDArray[np.intp]) -> tuple[Array, Array]:
         """See `Mujoco.start`."""
-        qpos = self.rest + 0.01 * rng.standard_normal((count, self.model.nq))
-        return qpos, 0.1 * rng.standard_normal((count, self.model.nv))
+        qpos = self.rest + 0.01 * rng.standard_normal((len(tasks), self.model.nq))
+        return qpos, 0.1 * rng.standard_normal((len(tasks), self.model.nv))
 
 
 class Cheetah(Paper):

@@ -133,13 +133,21 @@ class Mujocos:
         rollouts: R.
         threads: 0: one for each core.
         models: a model for each task, of the family's sizes; None: the family's for all.
+        numbers: what the tasks are called in a warning, `[T]`; None: 0, 1, ...
     """
 
     def __init__(
-        self, family: Mujoco, goals: Array, rollouts: int, threads: int = 0, models: Sequence[Any] | None = None
+        self,
+        family: Mujoco,
+        goals: Array,
+        rollouts: int,
+        threads: int = 0,
+        models: Sequence[Any] | None = None,
+        numbers: Sequence[int] | None = None,
     ):
         self.family = family
         self.tasks, self.rollouts = len(goals), rollouts
+        self.numbers = list(numbers or range(self.tasks))
         self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
         each = None if models is None else [model for model in models for _ in range(rollouts)]
         self.physics = _physics(family, len(self.goals), threads, each)
@@ -153,7 +161,7 @@ class Mujocos:
 
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
         """See `Simulator.restart`."""
-        self.physics.reset(which, *self.family.start(rng, len(which)))
+        self.physics.reset(which, *self.family.start(rng, which // self.rollouts))
         self.alive[which] = True
         self.faults = self.physics.diverged.sum(1)
         observed = self.family.observe(self.physics)
@@ -173,7 +181,7 @@ class Mujocos:
         lost = before & ((faults > self.faults) | ~np.isfinite(rewards) | ~np.isfinite(observed).all(1))
         self.faults = faults
         if lost.any():
-            self._warn(lost)
+            _warn(self, lost, self.numbers)
         self.alive = before & ~lost & ~self.family.fallen(self.physics)
         kept = ~before | lost
         if kept.any():
@@ -182,14 +190,16 @@ class Mujocos:
         self.observed = observed
         return observed, rewards
 
-    def _warn(self, lost: NDArray[np.bool_]) -> None:
-        tasks = sorted({int(i) // self.rollouts for i in np.flatnonzero(lost)})
-        goals = ", ".join(f"{i} (goal {np.round(self.goals[i * self.rollouts], 3).tolist()})" for i in tasks[:5])
-        warnings.warn(
-            f"{int(lost.sum())} rollouts of {self.family.name} diverged and were ended, of the tasks {goals}"
-            f"{' and others' if len(tasks) > 5 else ''}: actions or states are no longer finite, or huge",
-            stacklevel=3,
-        )
+
+def _warn(simulator: Mujocos | Points, lost: NDArray[np.bool_], numbers: Sequence[int]) -> None:
+    rollouts = simulator.rollouts
+    tasks = sorted({int(i) // rollouts for i in np.flatnonzero(lost)})
+    goals = ", ".join(f"{numbers[i]} (goal {np.round(simulator.goals[i * rollouts], 3).tolist()})" for i in tasks[:5])
+    warnings.warn(
+        f"{int(lost.sum())} rollouts of {simulator.family.name} diverged and were ended, of the tasks {goals}"
+        f"{' and others' if len(tasks) > 5 else ''}: actions or states are no longer finite, or huge",
+        stacklevel=3,
+    )
 
 
 def _physics(family: Mujoco, count: int, threads: int, models: Sequence[Any] | None) -> Any:
@@ -218,7 +228,7 @@ class Mixed:
         for own in kinds.values():
             one = family.one(goals[own])
             rows = (np.array(own)[:, None] * rollouts + np.arange(rollouts)).flatten()
-            self.parts.append((rows, Mujocos(one, goals[own], rollouts, threads, one.models)))
+            self.parts.append((rows, Mujocos(one, goals[own], rollouts, threads, one.models, own)))
         self.observed = np.zeros((len(self.goals), family.observation))
 
     @property
@@ -279,8 +289,12 @@ class Points:
         return self.place
 
     def step(self, actions: Array) -> tuple[Array, Array]:
-        """See `Simulator.step`."""
+        """See `Simulator.step`. One whose action is not finite ends where it is, as robots that diverge do."""
         moved = self.place + 0.1 * np.clip(actions, -1.0, 1.0)
+        lost = self.alive & ~np.isfinite(moved).all(1)
+        if lost.any():
+            _warn(self, lost, range(self.tasks))
+            self.alive = self.alive & ~lost
         self.place = np.where(self.alive[:, None], moved, self.place)
         away = self.place - self.goals
         rewards = np.where(self.alive, -np.sqrt(np.square(away).sum(1)), 0.0)

@@ -47,10 +47,10 @@ class V5(Mujoco):
         goals = super().sample(generator, num_tasks)
         return np.where(goals < 0, -1.0, 1.0) if self.task == "direction" else goals
 
-    def start(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+    def start(self, rng: np.random.Generator, tasks: NDArray[np.intp]) -> tuple[Array, Array]:
         """See `Mujoco.start`."""
-        qpos = self.rest + rng.uniform(-0.1, 0.1, (count, self.model.nq))
-        return qpos, 0.1 * rng.standard_normal((count, self.model.nv))
+        qpos = self.rest + rng.uniform(-0.1, 0.1, (len(tasks), self.model.nq))
+        return qpos, 0.1 * rng.standard_normal((len(tasks), self.model.nv))
 
     def paid(self, physics: Physics, goals: Array) -> Array:
         """`[n]` for going where the task wants: +-v, -|v - goal|, or minus the distance |x| + |y| to the place."""

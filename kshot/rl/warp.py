@@ -26,7 +26,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Mujoco
 
-__all__ = ["WarpPhysics", "needs_warp"]
+__all__ = ["HUGE", "WarpPhysics", "needs_warp"]
+
+HUGE = 1e10
+"""MuJoCo's own limit (`mjMAXVAL`) of positions, velocities and accelerations, beyond which a simulation diverged."""
 
 
 def needs_warp() -> tuple[Any, Any]:
@@ -74,7 +77,7 @@ class WarpPhysics:
         self.rotation = np.zeros((count, 9))
         bodies = model.nbody if family.stage == "acc" else 0
         self.contact_forces = np.zeros((count, 6 * bodies))
-        self.diverged = np.zeros((count, 3), dtype=np.int64)  # a state that is not finite shows in what is observed
+        self.diverged = np.zeros((count, 3), dtype=np.int64)  # for positions, velocities, accelerations
 
     def _tensor(self, name: str) -> torch.Tensor:
         """An array of the state as a torch tensor, without a copy."""
@@ -99,6 +102,8 @@ class WarpPhysics:
         self._tensor("ctrl").copy_(torch.from_numpy(self.ctrl))
         self.advance(times)
         self._read()
+        sizes = torch.stack([self._tensor(name).abs().amax(1) for name in ("qpos", "qvel", "qacc")], 1)
+        self.diverged += ~(sizes < HUGE).cpu().numpy()  # not finite, or huge
 
     def advance(self, times: int) -> None:
         """The physics of one action with the controls that are set, recorded at first; nothing is read back."""

@@ -177,20 +177,120 @@ def test_which_bodies_are_trained_on_and_which_are_held_out() -> None:
     assert not ((far > 0.8) & (far < 1.2)).any()
 
 
-def test_a_walker_stands() -> None:
-    """Its longer leg touches the ground, whatever its length: nothing falls through and it is not thrown up."""
-    tasks = Walker(((0.7, 0.8), (1.2, 1.3)))
-    goals = tasks.sample(seeding.generator(0), 8)
-    sim = tasks.simulator(goals, 1)
+def test_the_legs_of_a_walker() -> None:
+    """Knees join thighs and shins of any lengths, and ankles shins and feet: capsules end where joints are."""
+    tasks = Walker()
+    goal = np.array([0.7, 1.3, 1.2, 0.8])
+    model = tasks.body(goal)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    hip = tasks.model.qpos0[1] - 0.2
+    for side, thigh, shin in (("", *goal[:2]), ("_left", *goal[2:])):
+        half = {part: model.geom(f"{part}{side}_geom").size[1] for part in ("thigh", "leg")}
+        at = {part: data.geom(f"{part}{side}_geom").xpos[2] for part in ("thigh", "leg")}
+        knee, ankle = (data.joint(f"{part}{side}_joint").xanchor[2] for part in ("leg", "foot"))
+        assert half["thigh"] == pytest.approx(0.225 * thigh)
+        assert half["leg"] == pytest.approx(0.25 * shin)
+        assert data.joint(f"thigh{side}_joint").xanchor[2] == pytest.approx(at["thigh"] + half["thigh"])
+        assert knee == pytest.approx(at["thigh"] - half["thigh"])
+        assert knee == pytest.approx(at["leg"] + half["leg"])
+        assert knee == pytest.approx(hip - 0.45 * thigh)
+        assert ankle == pytest.approx(at["leg"] - half["leg"])
+        usual = tasks.model.body(f"foot{side}").pos[2], tasks.model.joint(f"foot{side}_joint").pos[2]
+        foot = data.body(f"foot{side}").xpos[2]
+        assert foot - ankle == pytest.approx(-usual[1])
+        assert model.joint(f"foot{side}_joint").pos[2] == pytest.approx(usual[1])
+
+
+def test_walkers_start_on_the_ground() -> None:
+    """Each with its longer leg's foot as high as gymnasium's, whatever bodies are simulated beside it."""
+    goals = np.array([[0.8] * 4, [1.2] * 4, [1.0] * 4, [1.3, 0.7, 0.7, 1.3]])
+    usual = Walker()
+    data = mujoco.MjData(usual.model)
+    mujoco.mj_forward(usual.model, data)
+    height = data.geom("foot_geom").xpos[2]
+    for order in (goals, goals[::-1]):
+        sim = usual.simulator(order, 3)
+        assert isinstance(sim, Mixed)
+        sim.reset(np.random.default_rng(0))
+        feet = sim.physics.batch.bind("geom_xpos").reshape(12, -1, 3)
+        sim.physics.batch.forward(stage=sim.physics.stage)
+        ids = [usual.model.geom(f"foot{side}_geom").id for side in ("", "_left")]
+        np.testing.assert_allclose(feet[:, ids, 2].min(1), height, atol=0.02)  # noise of the start: 0.005
+        assert sim.alive.all()
+        for _ in range(3):
+            observed, _ = sim.step(np.zeros((12, 6)))
+            assert np.abs(observed[:, 8:]).max() < 5
+        assert sim.alive.all()
+
+
+def test_a_walker_falls() -> None:
+    sim = Walker().simulator(np.ones((1, 4)), 7)
     assert isinstance(sim, Mixed)
-    observed = sim.reset(np.random.default_rng(0))
-    assert sim.alive.all()
-    down = sim.physics.batch
-    for _ in range(3):
-        observed, _ = sim.step(np.zeros((8, 6)))
-    assert sim.alive.all()
-    assert np.abs(observed[:, 8:]).max() < 15
-    assert down.nsim == 8
+    qpos, qvel = np.zeros((7, 9)), np.zeros((7, 9))
+    qpos[:, 1] = [0.79, 0.81, 1.99, 2.01, 1.25, 1.25, np.nan]
+    qpos[4:6, 2] = [0.99, -1.01]
+    sim.physics.qpos[:], sim.physics.qvel[:] = qpos, qvel
+    assert sim.parts[0][1].family.fallen(sim.physics).tolist() == [True, False, False, True, False, True, True]
+
+
+BODIES_OF = ["ant-body", "ant-body-lost", "ant-body-gained", "cheetah-body", "cheetah-body-lost", "walker-body",
+             "walker-body-far"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BODIES_OF)
+def test_equals_one_body_after_another(name: str) -> None:
+    """Whole episodes of four bodies, against `mj_step` and the rewards written out again."""
+    tasks: Any = family(name)
+    goals = tasks.sample(seeding.generator(1), 4)
+    many = tasks.simulator(goals, 2, threads=2)
+    assert isinstance(many, Mixed)
+    many.reset(np.random.default_rng(0))
+    alone: list[tuple[Any, Any, list[int]]] = [(None, None, [])] * 8
+    for rows, part in many.parts:
+        for own, row in enumerate(rows):
+            model = tasks.body(goals[row // 2])
+            data = mujoco.MjData(model)
+            data.qpos[:], data.qvel[:] = part.physics.qpos[own], part.physics.qvel[own]
+            motors = [tasks.motors.index(model.joint(int(model.actuator_trnid[k, 0])).name) for k in range(model.nu)]
+            alone[row] = model, data, motors
+    ant, walker = name.startswith("ant"), name.startswith("walker")
+    skip, cost = (2 if ant else 5), (0.005 if ant else 0.05)
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        actions, before = rng.uniform(-1, 1, (8, tasks.action)), many.alive
+        _, rewards = many.step(actions)
+        for row in np.flatnonzero(before):
+            model, data, motors = alone[row]
+            sent, where = actions[row, motors], float(data.qpos[0])
+            data.ctrl[:] = sent
+            mujoco.mj_step(model, data, skip)
+            paid = (data.qpos[0] - where) / (skip * model.opt.timestep) - cost * np.square(sent).sum()
+            up = True
+            if ant:
+                paid = min(paid + cost * np.square(sent).sum(), 1.0) - cost * np.square(sent).sum()
+                up = 0.2 <= data.qpos[2] <= 1.0
+                paid += 0.05 * up
+            elif walker:
+                up = 0.8 < data.qpos[1] < 2.0 and abs(data.qpos[2]) < 1.0
+                paid += 1.0 * up
+            assert rewards[row] == pytest.approx(paid, abs=1e-9)
+            assert many.alive[row] == up
+    assert walker or many.alive.any()
+
+
+def test_a_body_that_diverges_is_named() -> None:
+    tasks = Ant()
+    goals = np.tile(tasks.usual, (4, 1))
+    goals[[1, 3], 0] = 0.0
+    sim = Mixed(tasks, goals, 1)
+    sim.reset(np.random.default_rng(0))
+    for rows, part in sim.parts:
+        if 3 in rows:
+            part.physics.qvel[list(rows).index(3)] = 1e12
+    with pytest.warns(UserWarning, match=r"1 rollouts of ant-body diverged and were ended, of the tasks 3 \(goal"):
+        sim.step(np.zeros((4, 10)))
+    assert sim.alive.tolist() == [True, True, True, False]
 
 
 def test_a_cheetah_that_loses_a_motor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -30,7 +31,67 @@ def test_gymnasiums_checker(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*(minimum|maximum) value is -?infinity.*")
-        check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
+        check_env(gymnasium.make(name).unwrapped, skip_render_check=not _opengl())
+
+
+@functools.cache
+def _opengl() -> bool:
+    from kshot.rl.video import Camera, NoOpenGL
+
+    try:
+        Camera(family("v5-cheetah-direction"), 64, 48).close()
+    except NoOpenGL:
+        return False
+    return True
+
+
+def test_a_point_has_no_picture() -> None:
+    with pytest.raises(ValueError, match=r"render_mode='rgb_array': point has \[\]"):
+        gymnasium.make("kshot/PointGoal-v0", render_mode="rgb_array")
+
+
+@pytest.mark.parametrize("name", ["AntBody", "HalfCheetahBody", "WalkerBody"])
+def test_a_body_is_set(name: str) -> None:
+    """The environment moves as the simulation of that body does, and a drawn body is the one that is told."""
+    env = gymnasium.make(f"kshot/{name}-v0").unwrapped
+    goals = env.sample_tasks(2)
+    assert not np.array_equal(*goals)
+    drawn = env.reset(seed=0)[1]["goal"]
+    for goal in (drawn, *goals):
+        if goal is not drawn:
+            env.set_task(goal)
+            np.testing.assert_array_equal(env.reset()[1]["goal"], goal)
+        alone = family(gym.NAMES[name]).simulator(goal[None], 1, 1)
+        alone.reset(np.random.default_rng(0))
+        assert env._sim.physics.model.body_mass.tolist() == alone.physics.model.body_mass.tolist()
+        alone.physics.reset(np.array([0]), env._sim.physics.qpos.copy(), env._sim.physics.qvel.copy())
+        for _ in range(5):
+            action = env.action_space.sample()
+            seen, paid = alone.step(action[None].astype(float))
+            observed, reward, *_ = env.step(action)
+            np.testing.assert_allclose(observed, seen[0])
+            assert reward == pytest.approx(paid[0])
+
+
+def test_many_bodies() -> None:
+    """Each has its own; one that starts anew by itself keeps it, and others come with a reset."""
+    envs = gymnasium.make_vec("kshot/AntBody-v0", num_envs=3, max_episode_steps=2)
+    told = envs.reset(seed=0)[1]["goal"]
+    for _ in range(4):
+        goals = envs.step(envs.action_space.sample())[-1]["goal"]
+        np.testing.assert_array_equal(goals, told)
+    assert not np.array_equal(envs.reset()[1]["goal"], told)
+    given = family("ant-body-lost").sample(torch.Generator().manual_seed(0), 3)
+    np.testing.assert_array_equal(envs.reset(options={"goal": given})[1]["goal"], given)
+    assert all((part.family.model.nu == 6) for _, part in envs.unwrapped._sim.parts)
+
+
+def test_every_seed_counts() -> None:
+    envs = gymnasium.make_vec("kshot/HalfCheetahVelocity-v0", num_envs=2)
+    starts = [envs.reset(seed=seed)[0] for seed in (5, [5, 6], [5, 7], [5, 6], 5)]
+    assert np.array_equal(starts[0], starts[4])
+    assert np.array_equal(starts[1], starts[3])
+    assert not np.array_equal(starts[1], starts[2])
 
 
 def test_a_task_is_set_and_told() -> None:

@@ -219,6 +219,25 @@ def test_goals() -> None:
     assert drawn("point").shape == (500, 2)
 
 
+def test_goals_and_starts_of_v5() -> None:
+    velocity = family("v5-cheetah-velocity").sample(seeding.generator(0), 500)
+    assert 0 <= velocity.min() < 0.1
+    assert 2.9 < velocity.max() <= 3
+    away = np.linalg.norm(family("v5-ant-goal").sample(seeding.generator(0), 2000), axis=1)
+    assert 2.9 < away.max() <= 3
+    assert np.mean(away < 1.5) == pytest.approx(0.25, abs=0.04)  # uniform in the disc
+    tasks = family("v5-cheetah-direction")
+    assert set(np.unique(tasks.sample(seeding.generator(0), 500))) == {-1.0, 1.0}
+    sim = tasks.simulator(np.ones((1, 1)), 1000)
+    assert isinstance(sim, Mujocos)
+    assert isinstance(tasks, Mujoco)
+    sim.reset(np.random.default_rng(0))
+    away = np.abs(sim.physics.qpos - tasks.rest)
+    assert 0.099 < away.max() <= 0.1
+    assert away.mean() == pytest.approx(0.05, abs=0.002)
+    assert sim.physics.qvel.std() == pytest.approx(0.1, abs=0.003)
+
+
 def test_point_finds_its_place() -> None:
     sim = Point().simulator(np.array([[0.3, -0.2], [0.5, 0.5]]), 1)
     sim.reset(np.random.default_rng(0))
@@ -272,6 +291,17 @@ def test_nan_actions_end_a_rollout() -> None:
     assert sim.alive.tolist() == [True, False]
     assert np.isfinite(observed).all()
     assert np.isfinite(rewards).all()
+
+
+def test_nan_actions_end_a_point() -> None:
+    sim = Point().simulator(np.array([[0.3, -0.2], [0.5, 0.5]]), 1)
+    sim.reset(np.random.default_rng(0))
+    sim.step(np.ones((2, 2)))
+    with pytest.warns(UserWarning, match=r"1 rollouts of point diverged.* 1 \(goal \[0\.5, 0\.5\]\)"):
+        observed, rewards = sim.step(np.array([[1.0, 1.0], [np.nan, 0.0]]))
+    np.testing.assert_allclose(observed, [[0.2, 0.2], [0.1, 0.1]])
+    assert rewards[1] == 0
+    assert sim.alive.tolist() == [True, False]
 
 
 def test_unknown_tasks_are_refused_by_name() -> None:

@@ -53,6 +53,19 @@ def test_a_restart_touches_those_alone_that_it_is_asked_for() -> None:
     assert np.abs(warp.physics.qpos[1]).max() < 0.5
 
 
+def test_what_is_huge_ends_as_with_mujoco() -> None:
+    for simulator in pair("v5-cheetah-velocity", 1):
+        simulator.reset(np.random.default_rng(0))
+        qpos, qvel = simulator.physics.qpos.copy(), simulator.physics.qvel.copy()
+        qvel[1] = 1e6
+        simulator.physics.reset(np.arange(2), qpos, qvel)
+        with pytest.warns(UserWarning, match="1 rollouts of v5-cheetah-velocity diverged"):
+            observed, rewards = simulator.step(np.zeros((2, 6)))
+        assert simulator.alive.tolist() == [True, False]
+        assert rewards[1] == 0
+        assert np.abs(observed).max() < 100
+
+
 def test_bodies_that_differ_are_refused() -> None:
     tasks: Any = family("walker-body")
     tasks.backend = "warp"
