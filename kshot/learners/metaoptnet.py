@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kshot import losses
 from kshot.core import Batch, Learner, Metrics, Task
-from kshot.learners import _embed, _inner
+from kshot.learners import _embed, _inner, _linear
 
 __all__ = ["Machine", "MetaOptNet", "solve_dual"]
 
@@ -158,11 +158,11 @@ def solve_dual(gram: Tensor, labels: Tensor, cost: float, smoothing: float, iter
         curvature = torch.where(active, multiplier / slack, 1.0)
         pairs = on.T[:, :, None] * on.T[:, None, :]  # [W, N, N]
         system = fixed * pairs + torch.diag_embed(curvature.T)
-        inverse = torch.linalg.inv(system) * pairs
+        inverse = _linear.inverse(system) * pairs
         # ... tied by the sums over classes.
         free = torch.einsum("wij,jw->iw", inverse, wanted)
         coupling = inverse.sum(0) + (1 - eye * (present > 0)) * eye  # [N, N], rows that take no part made regular
-        step_common = torch.linalg.solve(coupling, free.sum(1, keepdim=True) + a.sum(1, keepdim=True))
+        step_common = _linear.solve(coupling, free.sum(1, keepdim=True) + a.sum(1, keepdim=True))
         step = free - torch.einsum("wij,jw->iw", inverse, step_common.expand_as(wanted))
         step_multiplier = (target / slack - multiplier + multiplier / slack * step) * on
         return step, step_multiplier, step_common

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kshot import losses
 from kshot.core import Batch, Learner, Metrics, Task
-from kshot.learners import _embed
+from kshot.learners import _embed, _linear
 
 __all__ = ["R2D2", "Ridge", "ridge"]
 
@@ -44,7 +44,7 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     tensor([[1.]])
     """
     gram = x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device)  # [N, N]
-    return x.T @ torch.linalg.solve(gram, y)
+    return x.T @ _linear.solve(gram, y)
 
 
 class R2D2(Learner):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -414,3 +416,34 @@ def test_finetune_normalises_queries_by_the_support_set():
     close(together, torch.cat([learner.predict(state, x[None]) for x in query.x]))
     assert not learner.transductive
     assert make("finetune", body, transductive=True).transductive
+
+
+@pytest.mark.parametrize("kind", ["r2d2", "metaoptnet"])
+def test_many_examples_with_several_threads(kind: str) -> None:
+    """MKL's batched LU breaks or hangs there (torch 2.13 for CPUs): a process of its own, which can be given up."""
+    code = """
+import sys, torch
+from torch import nn
+from kshot.core import Batch
+from kshot.learners.metaoptnet import MetaOptNet
+from kshot.learners.r2d2 import R2D2
+torch.set_num_threads(2)
+torch.manual_seed(0)
+learner = {"r2d2": R2D2, "metaoptnet": MetaOptNet}[sys.argv[1]](nn.Flatten(), ways=4, features=64)
+y = torch.arange(256) % 4
+x = torch.randn(2, 256, 64) + 2 * torch.randn(4, 64)[y]
+state = torch.func.vmap(lambda x: learner.adapt(learner.init(), Batch(x, y)))(x)
+scores = torch.func.vmap(learner.predict)(state, x)
+print(float((scores.argmax(-1) == y).float().mean()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.95
+
+
+def test_what_float32_cannot_solve_is_nan() -> None:
+    """A ridge below the rounding of the entries: no numbers rather than wrong ones."""
+    x = torch.randn(25, 3, generator=torch.Generator().manual_seed(0)) * 1e4
+    y = torch.eye(5).repeat(5, 1)
+    assert ridge(x, y, torch.tensor(1e-3)).isnan().all()
+    assert ridge(x.double(), y.double(), torch.tensor(1e-3, dtype=torch.float64)).isfinite().all()
