@@ -207,9 +207,9 @@ class ControlVectorEnv(VectorEnv):
         """All of them. One generator draws for all: `seed` is a number, or numbers that it is seeded by together.
         `options={"goal": [...]}` sets the tasks `[n, G]` until their next starts.
         """
-        one = seed is None or np.ndim(seed) == 0
-        super().reset(seed=seed if one else None)
-        if not one:
+        if seed is None or np.ndim(seed) == 0:
+            super().reset(seed=seed)
+        else:
             self.np_random = np.random.default_rng([int(number) for number in seed])
         self._steps[:], self._over[:] = 0, False
         given = self._each((options or {}).get("goal"))
