@@ -194,7 +194,8 @@ def rebuild(
     settings.pop("job", None)
     if "learner" not in settings or "tasks" in settings:
         raise ValueError(
-            f"{path} does not tell its settings (it holds a policy, or was written by a script of its own)"
+            f"{path} does not tell its settings (it holds a policy, which 'kshot evaluate A --beside B' compares with "
+            "others, or was written by a script of its own)"
         )
     recipe = from_dict(settings)
     with torch.device("meta"):

@@ -188,7 +188,13 @@ def test_the_learners_own_settings_are_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "expected"),
-    [("learners", list(learners.REGISTRY)), ("recipes", recipes.names()), ("data", ["omniglot", "glyphs", "grocery"])],
+    [
+        ("learners", list(learners.REGISTRY)),
+        ("recipes", recipes.names()),
+        ("data", ["omniglot", "glyphs", "grocery"]),
+        ("learners", ["promp", "rl2", "pearl"]),
+        ("tasks", ["point", "cheetah-direction", "walker-body-far"]),
+    ],
 )
 def test_list(what: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("list", what, "--json", tmp_path / "list.json") == 0
@@ -371,6 +377,14 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "omniglot-5way-1shot-maml", "--out", "x"], ["omniglot", "kshot data fetch"]),
         (["evaluate"], ["PATH"]),
         (["evaluate", "missing"], ["no checkpoint at", "missing"]),
+        (["evaluate", "missing", "--on", "point"], ["no checkpoint at", "missing"]),
+        (["train", "cheetah-direction", "--out", "x"], ["by which learner", "cheetah-direction-maml"]),
+        (["train", "ant-body-lost-rl2", "--out", "x"], ["kshot train ant-body-rl2 --tasks ant-body-lost"]),
+        (["train", "point-maml", "--out", "x", "--std", "0"], ["std=0.0", "above 0"]),
+        (["train", "point-maml", "--out", "x", "--hidden", "0"], ["hidden=(0,)", "at least 1"]),
+        (["train", "point-maml", "--out", "x", "--later", "-3"], ["later=-3.0 must be positive"]),
+        (["train", "point-maml", "--out", "x", "--steps", "-1"], ["steps=-1 must not be negative"]),
+        (["train", "point-maml", "--out", "x", "--minutes", "-1"], ["--minutes -1"]),
         (["compare"], ["nothing to compare"]),
         (["compare", "missing"], ["no checkpoint at"]),
         (["list"], ["learners", "recipes", "data"]),

@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -72,7 +73,10 @@ def _parse(arguments: list[str]) -> Any:
     if command == "train":
         return _parse_train(rest)
     if command == "evaluate" and rest:
-        return _read(_kind_of_test(rest[0]), "kshot evaluate", rest)
+        run = next((word for word in rest if Path(word, "last.safetensors").is_file()), rest[0])
+        if not run.startswith("-") and not Path(run).exists():
+            raise InputError(f"no checkpoint at {run}: give the folder that 'kshot train --out' wrote")
+        return _read(_kind_of_test(run), "kshot evaluate", rest)
     return _read(_settings(command), f"kshot {command}", rest)
 
 

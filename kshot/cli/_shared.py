@@ -41,9 +41,18 @@ def again(resumed: bool) -> str:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Inside the `with`, SIGINT and SIGTERM end nothing: they are kept in the list, so that a step can be completed."""
+    """Inside the `with`, a first SIGINT or SIGTERM ends nothing: it is kept in the list, so that a step can be
+    completed. A second one ends it where it is.
+    """
     caught: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: Any) -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        print("kshot: stopping after this step (once more: at once, from the last checkpoint)", file=sys.stderr)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from kshot import checkpoint
 from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
 from kshot.rl import recipe as recipes
-from kshot.rl.recipe import ControlRecipe
+from kshot.rl.recipe import ControlRecipe, PolicyRun
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +50,12 @@ class TrainControl:
         from kshot.rl.train import meta_train
 
         recipe, began = self.settings, time.monotonic()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(
+                "a policy is trained by one process (its simulation has threads): start it without torchrun"
+            )
+        if self.minutes < 0:
+            raise InputError(f"--minutes {self.minutes:g}: give how long, or 0 for no limit")
         resumes = (self.out / "last.safetensors").exists()
         if resumes and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
@@ -85,13 +95,15 @@ class TrainControl:
         if self.json is not None and record is not None:
             values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
             write_json(self.json, {**values, "record": asdict(record)})
-        done = record.step if record is not None else recipe.outer.steps
-        if done < recipe.outer.steps:
+        held = record.step if record is not None else checkpoint.load(self.out / "last.safetensors")[1]["step"]
+        if record is None:
+            say.print(f"nothing to do: {self.out} holds {held} outer steps. Next: kshot evaluate {self.out}")
+        elif held < recipe.outer.steps:
             say.print(
-                f"stopped at step {done} of {recipe.outer.steps}, saved in {self.out}. Go on with: {again(self.resume)}"
+                f"stopped at step {held} of {recipe.outer.steps}, saved in {self.out}. Go on with: {again(self.resume)}"
             )
         else:
-            say.print(f"done: {done} outer steps in {time.monotonic() - began:.0f} s. Next: kshot evaluate {self.out}")
+            say.print(f"done: {held} outer steps in {time.monotonic() - began:.0f} s. Next: kshot evaluate {self.out}")
         return 128 + caught[0] if caught else 0
 
 
@@ -130,27 +142,43 @@ class EvaluateControl:
     """Write the returns during the training against its steps to this PNG."""
 
     def run(self) -> int:
-        from dataclasses import replace
-
         from kshot.rl.train import evaluate, over_seeds
 
+        for picture in (self.plot, self.learning_curve):
+            if picture is not None:
+                _picture(picture)
+        for name, least in (("tasks", 2), ("rollouts", 1), ("steps", 0)):
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise InputError(f"--{name} {given}: give at least {least}")
         runs = [recipes.load_run(folder) for folder in (self.folder, *self.beside)]
         first = runs[0].recipe
-        if other := [run.folder for run in runs if run.recipe.tasks != first.tasks]:
-            raise InputError(f"{other[0]} was trained for other tasks than {first.tasks}: test it on its own")
+        other = [run.folder for run in runs if run.recipe.tasks != first.tasks]
+        if other and self.on is None:
+            raise InputError(
+                f"{other[0]} was trained for other tasks than {first.tasks}: test it on its own, or both on the same "
+                "tasks by --on"
+            )
+        if self.learning_curve is not None and (new := [run.folder for run in runs if not run.info["step"]]):
+            raise InputError(f"--learning-curve: {new[0]} was not trained for a single step")
         if self.on is not None:
             runs = [run._replace(recipe=replace(run.recipe, tasks=self.on)) for run in runs]
         runs = [run._replace(recipe=replace(run.recipe, backend=self.backend)) for run in runs]
         first = runs[0].recipe
-        names = [run.recipe.name for run in runs]
+        kinds = [_but_for_the_seed(run) for run in runs]
+        kind_names = {kind: run.recipe.name for kind, run in zip(kinds, runs, strict=True)}
+        names = [  # of runs with other settings but one name the folder's is told too
+            name if list(kind_names.values()).count(name) == 1 else f"{name} of {run.folder.name}"
+            for name, run in ((kind_names[kind], run) for kind, run in zip(kinds, runs, strict=True))
+        ]
         rows = [
-            (name if names.count(name) == 1 else f"{name} (seed {run.recipe.outer.seed})", run.recipe, run.learner)
-            for name, run in zip(names, runs, strict=True)
+            (name if kinds.count(kind) == 1 else f"{name} (seed {run.recipe.outer.seed})", run.recipe, run.learner)
+            for name, kind, run in zip(names, kinds, runs, strict=True)
         ]
         if self.floors:  # one for each kind of network
             own = ("rl2", "pearl")
-            kinds = {run.recipe.learner if run.recipe.learner in own else "maml": run.recipe for run in reversed(runs)}
-            for kind, recipe in kinds.items():
+            nets = {run.recipe.learner if run.recipe.learner in own else "maml": run.recipe for run in reversed(runs)}
+            for kind, recipe in nets.items():
                 untrained = replace(recipe, learner=kind)
                 rows.append((f"random, {kind}" if kind in own else "random", untrained, recipes.build(untrained)))
         if self.inner_lr is not None:
@@ -165,14 +193,14 @@ class EvaluateControl:
             steps = 0 if recipe.learner == "oracle" else first.test_steps if self.steps is None else self.steps
             with say.status(f"testing {name}"):
                 curves.append(evaluate(
-                    learner, recipes.control(recipe), self.tasks or first.test_tasks,
-                    self.rollouts or first.test_rollouts, steps, self.seed, later=recipe.later,
+                    learner, recipes.control(recipe), first.test_tasks if self.tasks is None else self.tasks,
+                    first.test_rollouts if self.rollouts is None else self.rollouts, steps, self.seed,
+                    later=recipe.later,
                     discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
                 ))  # fmt: skip
         alike: dict[str, dict[int, Curve]] = {}  # runs that differ in their seed alone, trained equally far
-        for run, curve in zip(runs, curves, strict=False):
-            own = replace(run.recipe, outer=replace(run.recipe.outer, seed=0), source="", differs="")
-            alike.setdefault(repr((own, run.info["step"])), {})[run.recipe.outer.seed] = curve
+        for kind, run, curve in zip(kinds, runs, curves, strict=False):
+            alike.setdefault(kind, {})[run.recipe.outer.seed] = curve
         # The interval of two is 12.7 standard errors, which says nothing.
         curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 2]
         say.print(_table(curves))
@@ -190,7 +218,8 @@ class EvaluateControl:
         if self.learning_curve is not None:
             from kshot import plots
 
-            plots.plot_learning([(r.recipe.name, _records(r.folder)) for r in runs], self.learning_curve, first.tasks)
+            lines = [(name, _records(run.folder)) for name, run in zip(names, runs, strict=True)]
+            plots.plot_learning(lines, self.learning_curve, first.tasks)
             say.print(f"learning curve: {self.learning_curve}")
         return 0
 
@@ -221,19 +250,16 @@ class Video:
     """Of the rollouts."""
 
     def run(self) -> int:
-        from dataclasses import replace
-
         from kshot import seeding
         from kshot.rl.video import film
 
-        if not recipes.is_control(self.folder):
-            raise InputError(f"{self.folder} holds no policy: give the folder of 'kshot train cheetah-direction-maml'")
         run = recipes.load_run(self.folder)
         if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
             raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")
         tasks = recipes.control(replace(run.recipe, backend=self.backend, tasks=self.on or run.recipe.tasks))
-        if self.task and len(self.task) != tasks.goal:
-            raise InputError(f"--task: a goal of {tasks.name} is {tasks.goal} numbers, got {len(self.task)}")
+        if self.task and (len(self.task) != tasks.goal or not all(map(math.isfinite, self.task))):
+            got = " ".join(f"{number:g}" for number in self.task)
+            raise InputError(f"--task {got}: a goal of {tasks.name} is {tasks.goal} finite numbers")
         goal = self.task or tuple(tasks.sample(seeding.generator(self.seed, "film"), 1)[0].tolist())
         before, after = film(
             run.learner, tasks, goal, self.out, steps=self.steps, rollouts=self.rollouts, later=run.recipe.later,
@@ -241,14 +267,30 @@ class Video:
             width=self.width, height=self.height,
         )  # fmt: skip
         shown = ", ".join(f"{number:g}" for number in goal)
-        returns = f"return {before:.1f} before and {after:.1f} after {self.steps} rounds"
+        rounds = f"{self.steps} {'round' if self.steps == 1 else 'rounds'} of adapting"
+        returns = f"return {before:.1f} before and {after:.1f} after {rounds}, of mean actions"
         console().print(f"{tasks.name}, goal {shown}: {returns}: {self.out}")
         return 0
 
 
+def _picture(path: Path) -> None:
+    """Refuse a name that no picture can have, before a test that takes minutes."""
+    if path.is_dir() or path.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
+        raise InputError(f"{path}: pictures are files that end in .png, .svg or .pdf")
+
+
+def _but_for_the_seed(run: PolicyRun) -> str:
+    """Equal for runs that differ in their seed alone and were trained equally far."""
+    own = replace(run.recipe, outer=replace(run.recipe.outer, seed=0), source="", differs="")
+    return repr((own, run.info["step"]))
+
+
 def _records(folder: Path) -> list[tuple[float, float, float]]:
     """(environment steps, return before, return after the inner step) of each outer step."""
-    rows = [json.loads(line)["metrics"] for line in (folder / "records.jsonl").read_text("utf-8").splitlines()]
+    rows = []
+    for line in (folder / "records.jsonl").read_text("utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a killed run had not ended
+            rows.append(json.loads(line)["metrics"])
     return [(row["env_steps"], row["return_before"], row["return_after"]) for row in rows]
 
 
@@ -267,7 +309,10 @@ def _table(curves: list[Curve]) -> Table:
     for k in rounds:
         shown.add_column(str(k), justify="right")
     for c in curves:
-        shown.add_row(
-            c.name, str(c.seen), *(f"{c.mean[k]:.1f} ± {c.interval95[k]:.1f}" for k in rounds if k < len(c.mean))
-        )
+        shown.add_row(c.name, str(c.seen), *(_figure(c, k) for k in rounds if k < len(c.mean)))
     return shown
+
+
+def _figure(curve: Curve, k: int) -> str:
+    lost = curve.diverged[k] if k < len(curve.diverged) else 0
+    return f"{lost} diverged" if lost else f"{curve.mean[k]:.1f} ± {curve.interval95[k]:.1f}"

@@ -33,6 +33,8 @@ def get(name: str, budget: Budget = "paper") -> Recipe | ControlRecipe:
     for family in _FAMILIES:
         if name in family.names():
             return family.get(name, budget)
+    if hint := control.hint(name):
+        raise ValueError(f"unknown recipe {name!r}: {hint}")
     near = difflib.get_close_matches(name, names(), 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "'kshot list recipes' shows them all"
     raise ValueError(f"unknown recipe {name!r}: {hint}")

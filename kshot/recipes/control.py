@@ -15,17 +15,42 @@ _V5 = dict.fromkeys(
 )
 _BODIES = {"ant-body": 200, "cheetah-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
-_LEARNERS = ("maml", "fomaml", "metasgd", "maml-vpg", "e-maml", "promp", "pretrained", "oracle", "rl2", "pearl")
+LEARNERS = {
+    "maml": "Finn et al. 2017, arXiv:1703.03400",
+    "fomaml": "Finn et al. 2017, arXiv:1703.03400",
+    "metasgd": "Li et al. 2017, arXiv:1707.09835",
+    "maml-vpg": "Finn et al. 2017, arXiv:1703.03400, Adam outside",
+    "e-maml": "Stadie et al. 2018, arXiv:1803.01118",
+    "promp": "Rothfuss et al. 2019, arXiv:1810.06784",
+    "pretrained": "one policy for all tasks (floor)",
+    "oracle": "a policy that sees the goal (ceiling)",
+    "rl2": "Duan et al. 2016, arXiv:1611.02779",
+    "pearl": "Rakelly et al. 2019, arXiv:1903.08254",
+}
+"""Learners of policies, and where they are from."""
 
 
 def names() -> list[str]:
     """The recipes of this file."""
-    return [f"{tasks}-{learner}" for tasks in _STEPS for learner in _LEARNERS]
+    return [f"{tasks}-{learner}" for tasks in _STEPS for learner in LEARNERS]
+
+
+def hint(name: str) -> str:
+    """What to say to a name that is one of a family of control tasks without a recipe, or without a learner."""
+    from kshot.rl.control import families
+
+    tasks, _, learner = name.rpartition("-")
+    if name in _STEPS:
+        return f"say by which learner: {', '.join(f'{name}-{learner}' for learner in LEARNERS)}"
+    if tasks in families() and learner in LEARNERS and tasks not in _STEPS:
+        near = next((n for n in sorted(_STEPS, key=len, reverse=True) if tasks.startswith(n)), "cheetah-body")
+        return f"{tasks} has no recipe of its own: 'kshot train {near}-{learner} --tasks {tasks}' borrows settings"
+    return ""
 
 
 def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     """40 tasks x 20 rollouts (ant direction 40), one step of 0.1 (point 0.5), KL 0.01 (cheetah direction 0.02)."""
-    learner: Any = next(n for n in sorted(_LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
+    learner: Any = next(n for n in sorted(LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
     tasks = name.removesuffix(f"-{learner}")
     outer = Outer(steps=_STEPS[tasks], rollouts=40 if tasks == "ant-direction" else 20)
     recipe = ControlRecipe(

@@ -3,9 +3,9 @@
 A task is a row of numbers, its *goal* (a direction, a velocity, a place). `Control.sample` draws goals as
 `TaskDistribution.sample` draws tasks of images; the data of the task come from acting in it (`kshot.rl.sim`).
 
-    family = families()["cheetah-direction"]
-    goals = family.sample(kshot.seeding.generator(0, "goals"), 40)      # [T, G]
-    simulator = family.simulator(goals, rollouts=20)
+    tasks = family("cheetah-direction")
+    goals = tasks.sample(kshot.seeding.generator(0, "goals"), 40)       # [T, G]
+    simulator = tasks.simulator(goals, rollouts=20)
 
 Two sets, whose returns do not compare: `kshot.rl.paper`, the environments of MAML's paper, and `kshot.rl.v5`, those of
 the papers after it on gymnasium's bodies.
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from kshot.rl.sim import Physics, Simulator
 
-__all__ = ["Control", "Mujoco", "Seen", "families", "family", "needs_mujoco"]
+__all__ = ["Control", "Mujoco", "Seen", "families", "family", "needs_mujoco", "register"]
 
 Array = NDArray[np.float64]
 
@@ -192,11 +192,30 @@ class Seen(Control):
         return Telling(self.base.simulator(goals, rollouts, threads))
 
 
+_REGISTERED: dict[str, Callable[[], Control]] = {}
+
+
+def register(name: str, make: Callable[[], Control]) -> None:
+    """Make a family of one's own known by its name in this process: to `family`, and so to `ControlRecipe(tasks=name)`,
+    to runs that were trained on it, and to `kshot train RECIPE --tasks name` where `kshot.cli.main` is called after it.
+
+    Args:
+        name: of the family.
+        make: its class, or anything that makes it; its `name` must be this one.
+
+    Raises:
+        ValueError: a name that there is.
+    """
+    if name in families() and _REGISTERED.get(name) is not make:
+        raise ValueError(f"there are control tasks {name!r} already: give yours another name")
+    _REGISTERED[name] = make
+
+
 def families() -> dict[str, Callable[[], Control]]:
     """`{name: how to make it}`."""
     from kshot.rl import bodies, paper, v5
 
-    return {**paper.FAMILIES, **v5.FAMILIES, **bodies.FAMILIES}
+    return {**paper.FAMILIES, **v5.FAMILIES, **bodies.FAMILIES, **_REGISTERED}
 
 
 def family(name: str, seen: bool = False) -> Control:

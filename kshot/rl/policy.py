@@ -2,7 +2,7 @@
 
     policy = GaussianMLP(20, 6)
     what = policy.distribution(params, observations)     # params of one task and [N, D], or [T, ...] and [T, N, D]
-    actions = what.sample(generator)
+    actions = what.sample(torch.randn(what.mean.shape))
 
 R. J. Williams: Simple statistical gradient-following algorithms for connectionist reinforcement learning. Machine
 Learning 8, 1992. The network is that of MAML's code: two hidden layers of 100, ReLU, and a learned log standard
@@ -22,6 +22,18 @@ from torch import Tensor, nn
 __all__ = ["Gaussian", "GaussianMLP", "Params"]
 
 Params = dict[str, Tensor]
+
+
+def check_sizes(hidden: Sequence[int], std: float) -> None:
+    """Refuse what no policy can have.
+
+    Raises:
+        ValueError: a width below 1, or a deviation that is not above 0.
+    """
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden={tuple(hidden)}: widths of layers must be at least 1")
+    if not 0 < std < math.inf:
+        raise ValueError(f"std={std}: the standard deviation of actions must be above 0")
 
 
 class Gaussian(NamedTuple):
@@ -88,6 +100,7 @@ class GaussianMLP(nn.Module):
             raise ValueError(f"activation must be 'relu' or 'tanh', got {activation!r}")
         if init not in ("xavier", "uniform"):
             raise ValueError(f"init must be 'xavier' or 'uniform', got {init!r}")
+        check_sizes(hidden, std)
         self.activation = activation
         self.observation, self.action = observation, action
         sizes = [observation, *hidden, action]

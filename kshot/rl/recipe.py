@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,12 +12,12 @@ from kshot.rl.control import Control, Mujoco, Seen, family
 from kshot.rl.learner import PolicyLearner
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.pearl import PEARL
-from kshot.rl.policy import GaussianMLP
+from kshot.rl.policy import GaussianMLP, check_sizes
 from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.rl.train import Outer
 from kshot.train import restore_learner
 
-__all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run"]
+__all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run", "settings"]
 
 KIND = "control"
 
@@ -72,6 +73,15 @@ class ControlRecipe:
     outer: Outer = field(default_factory=Outer)
     source: str = ""
     differs: str = ""
+
+    def __post_init__(self) -> None:
+        check_sizes(self.hidden, self.std)
+        for name in ("inner_lr", "later", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        for name, least in {"episodes": 1, "latent": 1, "test_tasks": 2, "test_rollouts": 1, "test_steps": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
     @property
     def name(self) -> str:
@@ -157,7 +167,9 @@ def begin(recipe: ControlRecipe) -> PolicyLearner:
 
 
 def settings(recipe: ControlRecipe) -> dict[str, Any]:
-    """What a checkpoint keeps of it."""
+    """What a checkpoint keeps of it: `meta_train(..., settings=settings(recipe))` makes a run that `load_run` and the
+    command line take.
+    """
     return {"kind": KIND, **asdict(recipe)}
 
 
@@ -177,6 +189,11 @@ def load_run(folder: Path | str) -> PolicyRun:
     folder = Path(folder)
     path = folder / "last.safetensors"
     tensors, info = checkpoint.load(path)
+    if info.get("settings", {}).get("kind") != KIND:
+        raise ValueError(
+            f"{folder} holds no policy, or one that was trained without its settings: give the folder of 'kshot train "
+            "cheetah-direction-maml', or of meta_train(..., settings=kshot.rl.recipe.settings(recipe))"
+        )
     values = {name: value for name, value in info["settings"].items() if name != "kind"}
     known = {f.name for f in fields(ControlRecipe)}
     if unknown := sorted(set(values) - known):

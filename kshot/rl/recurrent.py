@@ -24,7 +24,7 @@ from kshot import tree
 from kshot.core import Metrics, Task, Trajectory
 from kshot.rl import returns
 from kshot.rl.learner import PolicyLearner, surrogate
-from kshot.rl.policy import Gaussian
+from kshot.rl.policy import Gaussian, check_sizes
 
 __all__ = ["RL2", "GaussianGRU", "Memory", "Trials"]
 
@@ -97,6 +97,7 @@ class GaussianGRU(nn.Module):
         with torch.no_grad():
             self.out.weight.mul_(0.01)
             self.out.bias.zero_()
+        check_sizes((hidden,), std)
         self.log_std = nn.Parameter(torch.full((action,), math.log(std)))
         self.least = math.log(least)
 

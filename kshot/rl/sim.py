@@ -34,6 +34,7 @@ class Simulator(Protocol):
         rollouts: R.
         goals: `[n, G]`.
         alive: `[n]` which rollouts have not ended.
+        lost: `[n]` which rollouts were ended because they diverged: their returns say nothing.
     """
 
     tasks: int
@@ -42,6 +43,11 @@ class Simulator(Protocol):
 
     @property
     def alive(self) -> NDArray[np.bool_]:
+        """See above."""
+        ...
+
+    @property
+    def lost(self) -> NDArray[np.bool_]:
         """See above."""
         ...
 
@@ -151,7 +157,7 @@ class Mujocos:
         self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
         each = None if models is None else [model for model in models for _ in range(rollouts)]
         self.physics = _physics(family, len(self.goals), threads, each)
-        self.alive = np.ones(len(self.goals), dtype=bool)
+        self.alive, self.lost = np.ones(len(self.goals), dtype=bool), np.zeros(len(self.goals), dtype=bool)
         self.observed = np.zeros((len(self.goals), family.observation))
         self.faults = self.physics.diverged.sum(1)
 
@@ -162,7 +168,7 @@ class Mujocos:
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
         """See `Simulator.restart`."""
         self.physics.reset(which, *self.family.start(rng, which // self.rollouts))
-        self.alive[which] = True
+        self.alive[which], self.lost[which] = True, False
         self.faults = self.physics.diverged.sum(1)
         observed = self.family.observe(self.physics)
         observed[~self.alive] = self.observed[~self.alive]
@@ -179,7 +185,7 @@ class Mujocos:
         rewards = self.family.reward(self.physics, clipped, self.goals)
         faults = self.physics.diverged.sum(1)
         lost = before & ((faults > self.faults) | ~np.isfinite(rewards) | ~np.isfinite(observed).all(1))
-        self.faults = faults
+        self.faults, self.lost = faults, self.lost | lost
         if lost.any():
             _warn(self, lost, self.numbers)
         self.alive = before & ~lost & ~self.family.fallen(self.physics)
@@ -234,9 +240,17 @@ class Mixed:
     @property
     def alive(self) -> NDArray[np.bool_]:
         """See `Simulator`."""
+        return self._of_all("alive")
+
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """See `Simulator`."""
+        return self._of_all("lost")
+
+    def _of_all(self, name: str) -> NDArray[np.bool_]:
         found = np.zeros(len(self.goals), dtype=bool)
         for rows, part in self.parts:
-            found[rows] = part.alive
+            found[rows] = getattr(part, name)
         return found
 
     @property
@@ -276,7 +290,7 @@ class Points:
         self.tasks, self.rollouts = len(goals), rollouts
         self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
         self.place = np.zeros((len(self.goals), 2))
-        self.alive = np.ones(len(self.goals), dtype=bool)
+        self.alive, self.lost = np.ones(len(self.goals), dtype=bool), np.zeros(len(self.goals), dtype=bool)
 
     def reset(self, rng: np.random.Generator) -> Array:
         """All at 0; nothing is random."""
@@ -285,7 +299,7 @@ class Points:
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
         """See `Simulator.restart`."""
         self.place = self.place.copy()
-        self.place[which], self.alive[which] = 0.0, True
+        self.place[which], self.alive[which], self.lost[which] = 0.0, True, False
         return self.place
 
     def step(self, actions: Array) -> tuple[Array, Array]:
@@ -294,7 +308,7 @@ class Points:
         lost = self.alive & ~np.isfinite(moved).all(1)
         if lost.any():
             _warn(self, lost, range(self.tasks))
-            self.alive = self.alive & ~lost
+            self.alive, self.lost = self.alive & ~lost, self.lost | lost
         self.place = np.where(self.alive[:, None], moved, self.place)
         away = self.place - self.goals
         rewards = np.where(self.alive, -np.sqrt(np.square(away).sum(1)), 0.0)
@@ -313,6 +327,11 @@ class Telling:
     def alive(self) -> Any:
         """See `Simulator`."""
         return self.base.alive
+
+    @property
+    def lost(self) -> Any:
+        """See `Simulator`."""
+        return self.base.lost
 
     def reset(self, rng: np.random.Generator) -> Array:
         """See `Simulator.reset`."""

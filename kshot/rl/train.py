@@ -59,7 +59,12 @@ class Outer:
             of it on ("sac").
         transitions: of each task in one step of Adam ("sac").
         memory: steps of all tasks that are kept ("sac").
-        kl, cg_steps, damping, shrink, tries, rows: of the trust region, see `kshot.rl.trust.Region`.
+        kl: largest mean divergence of a step within the trust region, nats ("trpo").
+        cg_steps: steps of conjugate gradient ("trpo").
+        damping: added to the curvature's diagonal ("trpo").
+        shrink: factor between two tries of the line search, 0..1 ("trpo").
+        tries: of the line search ("trpo").
+        rows: the share of the steps that products with the curvature are taken over, 0..1 ("trpo").
         save_every: steps between two checkpoints; one is also written at the end.
         seed: of the weights, the tasks and everything else.
     """
@@ -89,8 +94,10 @@ class Outer:
         for name in ("batch", "rollouts", "save_every", "epochs", "train_tasks", "context", "transitions", "memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0 or not 0 < self.meta_lr < math.inf:
-            raise ValueError(f"steps={self.steps} must not be negative and meta_lr={self.meta_lr} must be positive")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must not be negative")
+        if not 0 < self.meta_lr < math.inf:
+            raise ValueError(f"meta_lr={self.meta_lr} must be positive")
         if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
         if self.method not in ("trpo", "vpg", "ppo", "sac"):
@@ -174,27 +181,45 @@ def meta_train(
         for old in set(folder.glob("replay-*.safetensors")) - {own}:
             old.unlink()
 
+    def kept() -> str:
+        if folder is None or not (folder / "last.safetensors").exists():
+            return "nothing was saved"
+        return f"{folder} holds what was learned up to step {checkpoint.load(folder / 'last.safetensors')[1]['step']}"
+
+    def act_in(goals: Array, step: int, clock: Clock) -> tuple[list[Trajectory], dict[str, float]]:
+        found, metrics = _act(learner, family, goals, outer, step, clock)
+        wrong = ~torch.stack([returns(trajectory) for trajectory in found]).isfinite().all(0)  # [T]
+        if wrong.any():
+            save(step)
+            told = ", ".join(f"{t} (goal {goals[t].round(3).tolist()})" for t in wrong.nonzero()[:5, 0].tolist())
+            raise NonFiniteLoss(
+                f"outer step {step}: rewards of {family.name} are not finite in {int(wrong.sum())} of {len(goals)} "
+                f"tasks: {told}; {kept()}. Mend the rewards of these goals"
+            )
+        return found, metrics
+
     for step in range(start, outer.steps):
         began, clock = time.perf_counter(), Clock()
         drawn = seeding.generator(outer.seed, "goals", step)
         if replay is None:
-            found, metrics = _act(learner, family, family.sample(drawn, outer.batch), outer, step, clock)
+            found, metrics = act_in(family.sample(drawn, outer.batch), step, clock)
             with clock.on("baseline"):
                 task = learner.experience(found, outer.discount, outer.lam)
             with clock.on("update"):
                 update = _outer_step(learner, task, outer, optimizer, seeding.generator(outer.seed, "rows", step))
         else:
             which = torch.randperm(outer.train_tasks, generator=drawn)[: outer.batch]
-            found, metrics = _act(learner, family, replay.goals[which.numpy()], outer, step, clock)
+            found, metrics = act_in(replay.goals[which.numpy()], step, clock)
             with clock.on("update"):
                 replay.add(which, found)
                 update = _learn(learner, replay, outer, optimizer, step)
         env_steps += int(metrics.pop("steps"))
         if not all(map(math.isfinite, (update.before, update.after, update.norm))):
-            kept = f"the last checkpoint in {folder} is intact" if folder is not None else "nothing was saved"
+            if optimizer is None:  # a step within a trust region leaves the weights where it cannot be taken
+                save(step)
             raise NonFiniteLoss(
                 f"outer step {step}: loss {update.before}, gradient norm {update.norm}, on the tasks of "
-                f"seeding.generator({outer.seed}, 'goals', {step}); {kept}. Try a smaller inner rate or trust region"
+                f"seeding.generator({outer.seed}, 'goals', {step}); {kept()}. Try a smaller inner rate or trust region"
             )
         done, seconds = step + 1, time.perf_counter() - began
         metrics |= {"kl": update.kl, "entropy": update.entropy, "tries": update.tries, "env_steps": env_steps}
@@ -329,6 +354,8 @@ class Curve:
         goals: of the tasks `[T][G]`.
         rates: of each step.
         seconds: of all of it.
+        diverged: rollouts after each step that diverged and were ended: such a rollout's return, and with it its
+            task's and the mean, is NaN and not the 0 that it was paid from then on.
     """
 
     name: str
@@ -344,6 +371,7 @@ class Curve:
     seconds: float
     seen: int
     versions: dict[str, str] = field(default_factory=dict)
+    diverged: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         shown = " / ".join(f"{m:.1f} ± {h:.1f}" for m, h in zip(self.mean, self.interval95, strict=True))
@@ -390,10 +418,13 @@ def evaluate(
     state = tree.detach(learner.init())
     rates = [learner.inner_lr * (later if k else 1.0) for k in range(steps)]
     found: list[Tensor] = []
+    diverged: list[int] = []
     for k in range(steps + 1):
         generator = seeding.generator(seed, "test rollouts", k)
         trajectory = collect(learner.actor(state), simulator, family.horizon, generator)
-        found.append(returns(trajectory))
+        lost = torch.from_numpy(simulator.lost).view(num_tasks, rollouts).any(1)
+        diverged.append(int(simulator.lost.sum()))
+        found.append(returns(trajectory).masked_fill(lost, torch.nan))
         if k < steps:
             state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
         if progress is not None:
@@ -401,7 +432,7 @@ def evaluate(
     return Curve(
         name, family.name, [f.tolist() for f in found], [float(f.mean()) for f in found],
         [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
-        time.perf_counter() - began, rollouts if learner.pools else 1, checkpoint.versions(),
+        time.perf_counter() - began, rollouts if learner.pools else 1, checkpoint.versions(), diverged,
     )  # fmt: skip
 
 
@@ -431,4 +462,5 @@ def over_seeds(curves: list[Curve]) -> Curve:
         mean=[sum(m) / len(m) for m in means],
         interval95=[interval95(m) for m in means],
         seconds=sum(c.seconds for c in curves),
+        diverged=[sum(counts) for counts in zip(*(c.diverged for c in curves), strict=True)],
     )

@@ -66,8 +66,11 @@ class Camera:
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         self._data, self._scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=1000)
         self._opengl = _opengl(width, height)
-        self._opengl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        try:
+            self._opengl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except Exception as error:  # GLFW without a display gives a context that cannot be drawn in
+            raise _none(error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._camera = mujoco.MjvCamera()
         self._camera.distance, self._camera.elevation, self._camera.azimuth = 4.0, -15.0, 90.0
@@ -101,7 +104,7 @@ def _opengl(width: int, height: int) -> Any:
     Raises:
         NoOpenGL: there is none; with what to install.
     """
-    name = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if sys.platform.startswith("linux") else "")
+    name = _backend()
     try:
         if name == "egl":
             from mujoco.egl import GLContext
@@ -111,7 +114,15 @@ def _opengl(width: int, height: int) -> Any:
             from mujoco.gl_context import GLContext  # pyright: ignore
         return GLContext(width, height)
     except Exception as error:  # each backend has errors of its own
-        raise NoOpenGL(f"no picture: OpenGL cannot be used here ({name}: {error}): {_HINT}") from error
+        raise _none(error) from error
+
+
+def _none(error: Exception) -> NoOpenGL:
+    return NoOpenGL(f"no picture: OpenGL cannot be used here ({_backend()}: {error}): {_HINT}")
+
+
+def _backend() -> str:
+    return os.environ.get("MUJOCO_GL", "").lower() or ("egl" if sys.platform.startswith("linux") else "")
 
 
 def film(
@@ -158,7 +169,11 @@ def film(
     except ImportError as error:
         raise ImportError("films need imageio: pip install 'kshot[rl]'") from error
     check_fits(learner, tasks)
+    if steps < 0 or rollouts < 1:
+        raise ValueError(f"steps={steps}, rollouts={rollouts}: at least 0 and 1 are needed")
     goals = np.asarray(goal, dtype=np.float64).reshape(1, -1)
+    if goals.shape[1] != tasks.goal or not np.isfinite(goals).all():
+        raise ValueError(f"a goal of {tasks.name} is {tasks.goal} finite numbers, got {goals[0].tolist()}")
     camera = Camera(tasks, width, height, goals[0])
     before = tree.detach(learner.init())
     state = before
@@ -170,9 +185,9 @@ def film(
     after = learner.single(tree.index(state, 0)) if steps else before
     halves, paid = [], []
     try:
-        for state in (before, after):
+        for state, said in ((before, "before adapting"), (after, f"after {steps} round{'s' * (steps != 1)}")):
             frames, total = _filmed(learner, state, tasks, goals, camera, seed)
-            halves.append(frames)
+            halves.append([_titled(frame, f"{said}: return {total:.0f}") for frame in frames])
             paid.append(total)
     finally:
         camera.close()
@@ -188,10 +203,21 @@ def film(
         if ending == ".gif":
             imageio.imwrite(file, pictures, extension=".gif", duration=1000 / rate, loop=0)
         else:
-            imageio.imwrite(file, pictures, extension=".mp4", fps=rate, output_params=["-f", "mp4"])
+            sizes: Any = {"macro_block_size": 2}  # H.264 with 4:2:0 colours wants no more than even numbers
+            imageio.imwrite(file, pictures, extension=".mp4", fps=rate, output_params=["-f", "mp4"], **sizes)
 
     checkpoint.write_beside(path, write)
     return paid[0], paid[1]
+
+
+def _titled(frame: Any, text: str) -> Any:
+    """The picture with a line of text at its top left."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.fromarray(frame)
+    font = ImageFont.load_default(max(10, picture.height // 20))
+    ImageDraw.Draw(picture).text((6, 4), text, "white", font, stroke_width=1, stroke_fill="black")
+    return np.asarray(picture)
 
 
 def _filmed(

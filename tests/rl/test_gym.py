@@ -161,7 +161,7 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
     tasks = family("v5-cheetah-direction")
     tasks.horizon = 12
     with seeding.seeded(0, "weights"):
-        learner = PolicyMAML(GaussianMLP(tasks.observation, tasks.action, (8,)))
+        learner = PolicyMAML(GaussianMLP(tasks.observation, tasks.action, (8,)), inner_lr=3.0)
     path = tmp_path / f"film.{ending}"
     try:
         returns = film(learner, tasks, np.array([1.0]), path, rollouts=2, width=64, height=48)
@@ -174,9 +174,17 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
     assert pictures.shape[1:3] == (48, 128)
     assert len(pictures) >= 6
     assert pictures.std() > 5
+    before, after = (pictures[-1, 16:, half].astype(float) for half in (slice(64), slice(64, None)))  # below the words
+    assert np.abs(before - after).mean() > 1
+    assert returns[0] != returns[1]
     assert all(np.isfinite(returns))
     with pytest.raises(ValueError, match=r"films end in \.mp4 or \.gif"):
         film(learner, tasks, np.array([1.0]), tmp_path / "film.avi")
+    for wrong, message in (({"steps": -1}, "steps=-1"), ({"rollouts": 0}, "rollouts=0")):
+        with pytest.raises(ValueError, match=message):
+            film(learner, tasks, np.array([1.0]), path, **wrong)
+    with pytest.raises(ValueError, match="is 1 finite numbers"):
+        film(learner, tasks, np.array([np.nan]), path)
     with pytest.raises(ValueError, match="point has no body"):
         film(_point(), family("point"), np.zeros(2), path)
 
@@ -220,6 +228,17 @@ def test_without_opengl_the_error_says_what_to_install() -> None:
     if done.returncode == 0:
         pytest.skip("OSMesa is installed")
     assert "libosmesa6" in done.stderr.splitlines()[-1]
+
+
+def test_glfw_without_a_display_is_told_in_a_line() -> None:
+    code = "from kshot.rl.video import Camera; from kshot.rl.control import family; Camera(family('cheetah-velocity'))"
+    import os
+
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment["MUJOCO_GL"] = "glfw"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode != 0
+    assert "libegl1" in done.stderr.splitlines()[-1]
 
 
 def test_threads_of_torch_are_left_alone() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +27,7 @@ from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
 from kshot.rl.train import Curve, Outer, evaluate, meta_train, over_seeds
+from kshot.train import NonFiniteLoss
 
 SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
 
@@ -43,9 +47,9 @@ def bits(own: PolicyMAML) -> bytes:
     return b"".join(p.detach().numpy().tobytes() for p in own.parameters())
 
 
-@pytest.mark.parametrize("method", ["trpo", "vpg", "ppo"])
-def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, tmp_path: Path) -> None:
-    outer = {"method": method, "meta_lr": 0.01}
+@pytest.mark.parametrize(("method", "rows"), [("trpo", 1.0), ("trpo", 0.3), ("vpg", 1.0), ("ppo", 1.0)])
+def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, rows: float, tmp_path: Path) -> None:
+    outer: dict[str, Any] = {"method": method, "meta_lr": 0.01, "rows": rows}
     whole = learner()
     records = list(meta_train(whole, Short(), SMALL, out=tmp_path / "whole", **outer))
     assert [r.step for r in records] == [1, 2, 3, 4]
@@ -58,6 +62,7 @@ def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, tmp_pat
         again.policy.log_std += 1  # what it was before does not matter
     rest = list(meta_train(again, Short(), SMALL, out=tmp_path / "broken", resume=True, **outer))
     assert [r.step for r in rest] == [3, 4]
+    assert [r.metrics["env_steps"] for r in rest] == [r.metrics["env_steps"] for r in records[2:]]
     assert bits(again) == bits(whole)
     assert bits(learner()) != bits(whole)
     lines = [json.loads(line)["step"] for line in (tmp_path / "broken" / "records.jsonl").read_text().splitlines()]
@@ -91,7 +96,8 @@ def test_it_learns_where_the_points_are() -> None:
 
 def test_a_step_on_the_own_rollouts_helps_after_training() -> None:
     own = learner()
-    list(meta_train(own, Short(), SMALL, steps=15, batch=10, rollouts=10, kl=0.05))
+    records = list(meta_train(own, Short(), SMALL, steps=15, batch=10, rollouts=10, kl=0.05))
+    assert sum(r.metrics["return_after"] - r.metrics["return_before"] for r in records[-5:]) > 0
     curve = evaluate(own, Short(), 20, 20, 1)
     assert curve.mean[1] > curve.mean[0] + max(curve.interval95) / 2
 
@@ -106,6 +112,82 @@ def test_a_test_depends_on_its_seed_alone_and_leaves_the_learner() -> None:
     assert a.rates == [0.5, 0.25]
     fewer = evaluate(own, Short(), 4, 3, 0)
     assert fewer.per_task[0] == a.per_task[0]
+
+
+def test_later_steps_are_smaller_and_the_interval_is_students() -> None:
+    scales: list[float] = []
+
+    class Spy(PolicyMAML):
+        def adapt(self, state: Any, support: Any, scale: float = 1.0) -> Any:
+            scales.append(scale)
+            return super().adapt(state, support, scale)
+
+    curve = evaluate(Spy(learner().policy, 0.5), Short(), 6, 3, 3)
+    assert scales == [1.0] * 6 + [0.5] * 12
+    for mean, half, values in zip(curve.mean, curve.interval95, curve.per_task, strict=True):
+        assert mean == pytest.approx(sum(values) / 6)
+        assert half == pytest.approx(2.5706 * statistics.stdev(values) / 6**0.5, rel=1e-4)  # t of 5 degrees of freedom
+
+
+def test_ppo_takes_several_steps_on_the_same_rollouts() -> None:
+    found = []
+    for epochs in (1, 3):
+        own = learner()
+        record = next(meta_train(own, Short(), SMALL, method="ppo", meta_lr=0.01, epochs=epochs))
+        assert record.metrics["tries"] == epochs
+        found.append(bits(own))
+    assert found[0] != found[1]
+
+
+def test_what_diverged_is_not_counted_as_a_return_of_nothing() -> None:
+    """Of rewards below 0 the best return is 0: a policy that breaks must not have it."""
+    own = learner()
+    own.inner_lr = 1e38
+    with pytest.warns(UserWarning, match="diverged"):
+        curve = evaluate(own, Short(), 3, 2, 1)
+    assert curve.diverged == [0, 6]
+    assert math.isfinite(curve.mean[0])
+    assert math.isnan(curve.mean[1])
+    assert [column.header for column in _table([curve]).columns][2:] == ["0", "1"]
+    assert list(_table([curve]).columns[3].cells) == ["6 diverged"]
+
+
+class Broken(Short):
+    """Rewards are NaN where the goal is to the right of 0.4."""
+
+    def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+        base = super().simulator(goals, rollouts, threads)
+        step = base.step
+
+        def broken(actions: Any) -> Any:
+            observed, rewards = step(actions)
+            return observed, np.where(base.goals[:, 0] > 0.4, np.nan, rewards)
+
+        base.step = broken  # pyright: ignore
+        return base
+
+
+def test_rewards_that_are_not_finite_name_their_tasks_and_lose_nothing(tmp_path: Path) -> None:
+    records: list[Any] = []
+    own = learner()
+    with pytest.raises(NonFiniteLoss, match="rewards of point are not finite in 1 of 3 tasks") as caught:
+        records.extend(meta_train(own, Broken(), SMALL, out=tmp_path, steps=200, save_every=1000))
+    step = len(records)
+    goals = Broken().sample(seeding.generator(0, "goals", step), 3)
+    (wrong,) = np.flatnonzero(goals[:, 0] > 0.4)
+    assert f"{wrong} (goal {goals[wrong].round(3).tolist()})" in str(caught.value)
+    assert f"{tmp_path} holds what was learned up to step {step}" in str(caught.value)
+    tensors, info = checkpoint.load(tmp_path / "last.safetensors")
+    assert info["step"] == step
+    assert all(torch.equal(tensors[f"learner.{name}"], value) for name, value in own.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kshot.rl import train
+
+    monkeypatch.setattr(train, "improve", lambda *_: train.Update(math.nan, math.nan, 0.0, 1, 0.0, 0.0))
+    with pytest.raises(NonFiniteLoss, match=r"outer step 0: loss nan.*nothing was saved"):
+        next(meta_train(learner(), Short(), SMALL))
 
 
 def test_a_policy_of_another_size_is_refused() -> None:
@@ -222,6 +304,33 @@ def test_a_run_broken_off_in_the_middle_of_an_outer_step_ends_with_the_same_bits
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     lines = [json.loads(line)["step"] for line in (out / "records.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 13))
+
+
+def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("a", "b", "c", "body")]
+    small = ("--batch", "3", "--rollouts", "3", "--steps", "2", "--hidden", "8")
+    for folder, more in zip(folders, ([], ["--seed", "1"], ["--std", "0.5"]), strict=False):
+        assert kshot("train", "point-maml", "--out", folder, *small, *more).returncode == 0
+    files = (tmp_path / "a.json", tmp_path / "curve.svg")
+    test = ("--tasks", "3", "--rollouts", "2", "--no-floors", "--json", str(files[0]))
+    tested = kshot("evaluate", folders[0], "--beside", *folders[1:3], *test, "--learning-curve", str(files[1]))
+    assert tested.returncode == 0, tested.stderr
+    names = [result["name"] for result in json.loads(files[0].read_text())["results"]]
+    assert names == ["maml-trpo of a (seed 0)", "maml-trpo of b (seed 1)", "maml-trpo of c"]
+    for bad, message in (
+        (["--tasks", "0"], "--tasks 0: give at least 2"),
+        (["--rollouts", "0"], "--rollouts 0: give at least 1"),
+        (["--plot", str(tmp_path)], "pictures are files that end in"),
+        (["--learning-curve", "x.xyz"], "pictures are files that end in"),
+    ):
+        assert message in kshot("evaluate", folders[0], *bad).stderr
+    list(meta_train(learner(), Short(), SMALL, out=folders[3]))  # without settings
+    for command in (["evaluate", folders[0], "--beside", folders[3]], ["video", folders[3], "--out", "x.gif"]):
+        done = kshot(*command)
+        assert done.returncode == 2
+        assert "holds no policy, or one that was trained without its settings" in done.stderr
+    held = kshot("train", "point-maml", "--out", folders[0], *small, "--resume")
+    assert f"nothing to do: {folders[0]} holds 2 outer steps" in held.stdout
 
 
 def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:

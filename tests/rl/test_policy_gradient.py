@@ -158,6 +158,15 @@ def test_steps_are_those_that_took_place() -> None:
         assert own.std(correction=0) == pytest.approx(1, abs=1e-5)
 
 
+def test_merit_is_a_tasks_return_among_the_others() -> None:
+    """Mean returns of 6, 2 and 1: mean 3, deviation sqrt(14 / 3). Steps that did not take place are paid nothing."""
+    rewards, alive = torch.ones(3, 2, 6), torch.ones(3, 2, 6, dtype=torch.bool)
+    alive[1, :, 2:], alive[2, :, 1:] = False, False
+    x, actions = torch.zeros(3, 2, 6, D), torch.zeros(3, 2, 6, A)
+    found = digest(Trajectory(x, actions, rewards, alive, actions, torch.zeros(3, 1, A)))
+    torch.testing.assert_close(found.merit, torch.tensor([3.0, -1.0, -2.0]) / (14 / 3) ** 0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------- inner step
 
 
@@ -258,6 +267,18 @@ def test_promp_clips_what_has_moved_too_far() -> None:
         query = Steps(x, actions, sign * one, one, acted.detach(), now.log_std.detach(), one[0])
         loss, _ = own.outer(own.init(), own.init(), Task(query, query))  # type: ignore
         assert float(loss.detach()) == pytest.approx(-worth)
+
+
+def test_promp_holds_the_start_near_the_policy_that_acted() -> None:
+    own = learner()
+    support = tree.index(steps(1, 9), 0)
+    moved = own.predict(own.init(), support.x)
+    away = (support.weights * support.acted.kl(moved)).sum()
+    assert float(away.detach()) > 0.1
+    losses = [
+        ProMP(own.policy, own.inner_lr, penalty=penalty).loss(Task(support, support))[0] for penalty in (0.0, 0.7)
+    ]  # pyright: ignore
+    torch.testing.assert_close(losses[1] - losses[0], 0.7 * away)
 
 
 def test_emaml_pays_the_rollouts_before_for_the_return_after() -> None:
@@ -366,6 +387,21 @@ def test_a_step_that_makes_nothing_better_is_not_taken() -> None:
     update = improve(own, nothing, Region(), seeding.generator(0))
     assert torch.equal(flat(own.parameters()), before)
     assert update.tries == 16
+
+
+def test_a_step_beyond_the_bound_is_not_taken_though_it_is_better() -> None:
+    own = learner()
+    tasks = acting(own, 2, 20)
+    before = flat(own.parameters())
+    update = improve(own, tasks, Region(kl=0.1), seeding.generator(0))
+    assert (update.tries, update.kl <= 0.1) == (2, True)
+    first = before + (flat(own.parameters()) - before) / 0.8  # what was tried before
+    parts = first.split([p.numel() for p in own.parameters()])
+    start = {n: part.view(p.shape) for (n, p), part in zip(own.init().items(), parts, strict=True)}
+    each = [tree.index(tasks, t) for t in range(2)]
+    loss = sum(float(own.outer(start, own.adapt(start, task.support), task)[0].detach()) for task in each) / 2
+    assert loss < update.before
+    assert float(divergence(own, tasks, first).detach()) > 0.1
 
 
 def test_conjugate_gradient_solves() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from kshot import seeding, tree
-from kshot.core import Trajectory
+from kshot.core import Task, Trajectory
 from kshot.rl.learner import act
 from kshot.rl.paper import Point
-from kshot.rl.recurrent import RL2, GaussianGRU, Memory, digest
+from kshot.rl.recurrent import RL2, GaussianGRU, Memory, Trials, digest
 from kshot.rl.train import Outer, evaluate, meta_train
 
 
@@ -115,6 +117,23 @@ def test_nothing_read_leaves_the_memory() -> None:
     nothing = trials._replace(weights=torch.zeros_like(trials.weights))
     state = Memory(torch.randn(6, 8), torch.randn(6, 2), torch.randn(6, 1))
     torch.testing.assert_close(own.adapt(state, nothing), state)
+
+
+def test_a_ratio_counts_up_to_the_clip() -> None:
+    """One step of advantage +-1 whose action is twice as likely as when it was acted: worth 1.2 and -2."""
+    own = RL2(GaussianGRU(2, 2, 4), episodes=2)
+    assert own.clip == 0.2
+    x, log_std = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2)
+    now = own.predict(own.init(), x)
+    with torch.no_grad():
+        own.policy.log_std.zero_()
+        actions = now.mean + torch.tensor([0.3, -0.2])
+        z = actions - now.mean
+        acted = actions - z * (1 + 2 * math.log(2) / z.square().sum()).sqrt()  # where it was half as likely
+    one = torch.ones(1, 1)
+    for sign, worth in ((1.0, 1.2), (-1.0, -2.0)):
+        trials = Trials(x, actions, one, sign * one, one, acted, log_std)
+        assert float(own.loss(Task(trials, trials))[0].detach()) == pytest.approx(-worth, rel=1e-5)  # pyright: ignore
 
 
 def test_it_learns_to_find_the_goal_from_what_it_was_paid() -> None:
