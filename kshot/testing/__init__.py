@@ -8,6 +8,7 @@ what was found, what was expected and how to mend it.
     print(report)                                       # the checks that ran, and those skipped with the reason
     check_learner(learner, tasks, only=["finite_difference"])          # one check, while writing a learner
     check_tasks(Clusters(ways=3, shots=2, queries=4))
+    check_control(kshot.rl.control.family("point"))                     # a family of control tasks
 
 Claims that a learner does not make are not checked, and the report says so: compare `report.ran` with what you expect,
 as `tests/test_contract.py` does, so that no check can vanish in silence.
@@ -15,9 +16,11 @@ as `tests/test_contract.py` does, so that no check can vanish in silence.
 
 from __future__ import annotations
 
+from kshot.testing._control import CONTROL_CHECKS, check_control
 from kshot.testing._learner import LEARNER_CHECKS, check_learner
 from kshot.testing._report import ContractError, Report
 from kshot.testing._tasks import TASK_CHECKS, check_tasks
 from kshot.testing.clusters import Clusters
 
-__all__ = ["LEARNER_CHECKS", "TASK_CHECKS", "Clusters", "ContractError", "Report", "check_learner", "check_tasks"]
+__all__ = ["CONTROL_CHECKS", "LEARNER_CHECKS", "TASK_CHECKS", "Clusters", "ContractError", "Report", "check_control",
+           "check_learner", "check_tasks"]  # fmt: skip

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from kshot.rl import control
 from kshot.rl.learner import PolicyLearner, Rollouts
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.paper import Point
 from kshot.rl.pearl import PEARL
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recurrent import RL2, GaussianGRU
-from kshot.testing import LEARNER_CHECKS, ContractError, check_learner
+from kshot.testing import CONTROL_CHECKS, LEARNER_CHECKS, ContractError, check_control, check_learner
 
 CUDA = int(torch.cuda.is_available())
 
@@ -118,3 +119,67 @@ def test_a_memory_that_forgets_is_caught() -> None:
 
     with pytest.raises(ContractError, match="adapting on two halves in turn differs"):
         check_learner(make, Rollouts(Corners(), make(), 3), only=["folding"])
+
+
+ENDS = ("ant-direction", "ant-velocity", "v5-ant-direction", "v5-ant-velocity", "walker-body", "walker-body-far")
+
+
+@pytest.mark.parametrize("name", list(control.families()))
+def test_families_keep_the_contract(name: str) -> None:
+    if name != "point":
+        pytest.importorskip("mujoco", reason="needs kshot[rl]")
+    report = check_control(control.family(name), num_tasks=4)
+    left = set(CONTROL_CHECKS) - set(report.ran)
+    assert left <= {"an_end"}
+    assert not left or name not in ENDS
+
+
+class Wide(Corner):
+    observation = 3
+
+
+class Forgets(Corner):
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Any:
+        return np.random.default_rng().uniform(size=(num_tasks, 2))
+
+
+class Touching(Corner):
+    def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+        return super().simulator(np.tile(goals[0], (len(goals), 1)), rollouts, threads)
+
+
+class Pays(Corner):
+    """Rollouts that have ended are paid on."""
+
+    low, high = 0.02, 0.03
+
+    def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+        base = super().simulator(goals, rollouts, threads)
+        step = base.step
+        base.step = lambda actions: (step(actions)[0], np.ones(len(base.goals)))  # pyright: ignore
+        return base
+
+
+class Keeps(Corner):
+    """A second start is where the first rollout ended."""
+
+    def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+        base = super().simulator(goals, rollouts, threads)
+        base.reset = lambda rng: base.place  # pyright: ignore
+        return base
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (Wide, "shapes"),
+        (Forgets, "goals"),
+        (Touching, "rollouts_are_apart"),
+        (Pays, "an_end"),
+        (Keeps, "a_second_start"),
+    ],
+)
+def test_a_broken_family_is_found(kind: type[Point], check: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_control(kind(), num_tasks=8, rollouts=8)
+    assert caught.value.check == check
