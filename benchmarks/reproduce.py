@@ -132,7 +132,7 @@ def _control() -> list[Job]:
     few = ("--batch", "12", "--rollouts", "10")
     bodies = [
         Job(f"{kind}-body-{learner}", own, {})
-        for kind, own in (("cheetah", (*few, "--steps", "400")), ("ant", ()))
+        for kind, own in (("cheetah", (*few, "--steps", "400")), ("walker", ()), ("ant", ()))
         for learner in ("pretrained", "oracle")
     ]
     memory = ("--batch", "10", "--rollouts", "5", "--steps", "200", "--lam", "0.95", "--std", "0.4")
@@ -150,6 +150,7 @@ def _control() -> list[Job]:
         *_tested([*_seeded("ant-velocity-maml", *twenty), *ants]),
         *bodies,
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
+        Job("walker-body-maml", (), held_out("walker", "far")),
         Job("ant-body-maml", (), held_out("ant", "lost", "gained")),
         Job("ant-direction-maml", ("--steps", "524"), {"": ()}),
         *_later("v5-cheetah-direction"),

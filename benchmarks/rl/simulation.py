@@ -12,6 +12,7 @@ One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a secon
     EnvPool               where it is installed
     kshot, warp           the same as kshot's row by MuJoCo Warp on a GPU, with `--warp` (kshot[warp])
     warp alone            its physics: nothing comes to the host and no action goes there
+    ..., one step         the same of MAML's half-cheetah ("cheetah-direction"), whose control step is one physics step
 
 Rounds of all rows take turns, and a row's figure is the median of its rounds, since machines are noisy.
 """
@@ -53,15 +54,18 @@ class Settings:
     """Write the figures to this file."""
 
 
-def _raw(seconds: float, frame_skip: int = 5, together: object = None) -> float:
+V5, PAPER = "v5-cheetah-direction", "cheetah-direction"
+
+
+def _raw(seconds: float, name: str = V5, together: object = None) -> float:
     """Control steps a second of one simulation in a loop, its state put back after each 200."""
     import mujoco
 
     from kshot.rl.control import Mujoco, family
 
-    tasks = family("v5-cheetah-direction")
+    tasks = family(name)
     assert isinstance(tasks, Mujoco)
-    model = tasks.model
+    model, frame_skip = tasks.model, tasks.frame_skip
     data, rng = mujoco.MjData(model), np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (200, model.nu))
     if together is not None:
@@ -76,15 +80,15 @@ def _raw(seconds: float, frame_skip: int = 5, together: object = None) -> float:
     return done / (time.perf_counter() - began)
 
 
-def _core(seconds: float, together: object, found: object) -> None:
-    found.put(_raw(seconds, together=together))  # type: ignore[attr-defined]
+def _core(seconds: float, name: str, together: object, found: object) -> None:
+    found.put(_raw(seconds, name, together))  # type: ignore[attr-defined]
 
 
-def _all_cores(seconds: float) -> float:
+def _all_cores(seconds: float, name: str = V5) -> float:
     context = multiprocessing.get_context("spawn")
     cores = os.cpu_count() or 1
     together, found = context.Barrier(cores), context.Queue()
-    workers = [context.Process(target=_core, args=(seconds, together, found)) for _ in range(cores)]
+    workers = [context.Process(target=_core, args=(seconds, name, together, found)) for _ in range(cores)]
     for worker in workers:
         worker.start()
     total = sum(found.get() for _ in workers)
@@ -93,10 +97,10 @@ def _all_cores(seconds: float) -> float:
     return total
 
 
-def _ours(count: int, backend: Literal["mujoco", "warp"] = "mujoco") -> Callable[[float], float]:
+def _ours(count: int, backend: Literal["mujoco", "warp"] = "mujoco", name: str = V5) -> Callable[[float], float]:
     from kshot.rl.control import Mujoco, family
 
-    tasks = family("v5-cheetah-direction")
+    tasks = family(name)
     assert isinstance(tasks, Mujoco)
     tasks.backend = backend
     sim = tasks.simulator(np.ones((count, 1)), 1)
@@ -185,6 +189,8 @@ def main(settings: Settings) -> None:
         f"AsyncVectorEnv, {settings.processes}": _vector(many, settings.processes),
         f"SyncVectorEnv, {settings.processes}": _vector(one, settings.processes),
         f"EnvPool, {settings.count}": _envpool(settings.count),
+        "mj_step, one step": lambda seconds: _all_cores(seconds, PAPER),
+        f"kshot, {settings.count}, one step": _ours(settings.count, name=PAPER),
         **{f"kshot, warp, {count}": _ours(count, "warp") for count in settings.warp},
         **{f"warp alone, {count}": _warp_alone(count) for count in settings.warp},
     }
@@ -194,7 +200,7 @@ def main(settings: Settings) -> None:
             if run is not None:
                 found[name].append(run(settings.seconds))
     many.close()
-    limit = statistics.median(found["mj_step, all cores"])
+    limits = {name: statistics.median(found[name]) for name in ("mj_step, all cores", "mj_step, one step")}
     print(f"{'':<24}{'steps/s':>10}  share of all cores' mj_step")
     table = {}
     for name, values in found.items():
@@ -203,6 +209,7 @@ def main(settings: Settings) -> None:
             table[name] = None
             continue
         middle = statistics.median(values)
+        limit = limits["mj_step, one step" if name.endswith("one step") else "mj_step, all cores"]
         table[name] = {"steps_per_second": middle, "share": middle / limit, "rounds": values}
         print(f"{name:<24}{middle:>10,.0f}  {middle / limit:.2f}   ({min(values):,.0f} to {max(values):,.0f})")
     if settings.json is not None:

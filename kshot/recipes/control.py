@@ -106,9 +106,10 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
                 outer = replace(outer, steps=steps, batch=20, rollouts=10, lam=0.95)
                 recipe = replace(recipe, activation="tanh", std=0.4, inner_lr=0.1)
                 text = "20 tasks x 10 rollouts, lambda 0.95, tanh, a first deviation of 0.4"
-            elif tasks == "ant-body":  # chosen by the returns of training bodies
-                steps = 1200 if learner in ("pretrained", "oracle") else 600
-                outer = replace(outer, steps=steps, batch=20, rollouts=10, kl=0.05, lam=0.95)
+            elif tasks in ("ant-body", "walker-body"):  # chosen by the returns of training bodies of the ants
+                if tasks == "ant-body":
+                    outer = replace(outer, steps=1200 if learner in ("pretrained", "oracle") else 600)
+                outer = replace(outer, batch=20, rollouts=10, kl=0.05, lam=0.95)
                 recipe = replace(recipe, hidden=(64, 64), activation="tanh", std=0.4, inner_lr=0.1)
                 text = "20 tasks x 10 rollouts, lambda 0.95, 64 x 64 tanh, a first deviation of 0.4"
             text += f", inner rate {recipe.inner_lr}, weights drawn within 1 / sqrt(inputs)"
