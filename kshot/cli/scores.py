@@ -87,7 +87,10 @@ def titles(recipe: Recipe, test: Test) -> list[str]:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained learner on classes that it never saw: mean, 95 % interval, both modes, floors beside it."""
+    """Test a trained learner on classes that it never saw: mean, 95 % interval, both modes, floors beside it.
+
+    Policies and learners of functions have settings of their own: `kshot evaluate FOLDER --help` shows those of a run.
+    """
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder that `kshot train --out` wrote."""
