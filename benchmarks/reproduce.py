@@ -129,6 +129,7 @@ def _control() -> list[Job]:
     others = [Job(f"{direction}-{learner}", ("--steps", "100"), {}) for learner in ("pretrained", "oracle")]
     twenty = ("--batch", "20", "--steps", "200")  # as many environment steps as 100 steps of 40 tasks
     ants = [Job(f"ant-velocity-{learner}", twenty, {}) for learner in ("pretrained", "oracle")]
+    directions = [Job(f"ant-direction-{learner}", ("--steps", "400"), {}) for learner in ("pretrained", "oracle")]
     few = ("--batch", "12", "--rollouts", "10")
     bodies = [
         Job(f"{kind}-body-{learner}", own, {})
@@ -152,7 +153,7 @@ def _control() -> list[Job]:
         Job("cheetah-body-maml", (*few, "--steps", "200"), held_out("cheetah", "lost")),
         Job("walker-body-maml", (), held_out("walker", "far")),
         Job("ant-body-maml", (), held_out("ant", "lost", "gained")),
-        Job("ant-direction-maml", ("--steps", "524"), {"": ()}),
+        *_tested([*_seeded("ant-direction-maml", "--steps", "524")[:2], *directions]),
         *_later("v5-cheetah-direction"),
         *_later("v5-cheetah-velocity"),
         *_again(),
