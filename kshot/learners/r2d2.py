@@ -40,7 +40,7 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
     `x^T (x x^T + penalty I)^-1 y`, which needs a system of N equations only. Rows of zeros change nothing.
 
-    >>> ridge(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor(2.0))
+    >>> ridge(torch.tensor([[2.0]]), torch.tensor([[4.5]]), torch.tensor(5.0))
     tensor([[1.]])
     """
     gram = x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device)  # [N, N]
