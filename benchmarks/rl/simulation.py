@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -57,7 +57,7 @@ class Settings:
 V5, PAPER = "v5-cheetah-direction", "cheetah-direction"
 
 
-def _raw(seconds: float, name: str = V5, together: object = None) -> float:
+def _raw(seconds: float, name: str = V5, together: Any = None) -> float:
     """Control steps a second of one simulation in a loop, its state put back after each 200."""
     import mujoco
 
@@ -69,7 +69,7 @@ def _raw(seconds: float, name: str = V5, together: object = None) -> float:
     data, rng = mujoco.MjData(model), np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (200, model.nu))
     if together is not None:
-        together.wait()  # type: ignore[attr-defined]
+        together.wait()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         mujoco.mj_resetData(model, data)
@@ -80,8 +80,8 @@ def _raw(seconds: float, name: str = V5, together: object = None) -> float:
     return done / (time.perf_counter() - began)
 
 
-def _core(seconds: float, name: str, together: object, found: object) -> None:
-    found.put(_raw(seconds, name, together))  # type: ignore[attr-defined]
+def _core(seconds: float, name: str, together: Any, found: Any) -> None:
+    found.put(_raw(seconds, name, together))
 
 
 def _all_cores(seconds: float, name: str = V5) -> float:
@@ -145,16 +145,16 @@ def _warp_alone(count: int) -> Callable[[float], float]:
     return run
 
 
-def _vector(envs: object, count: int) -> Callable[[float], float]:
+def _vector(envs: Any, count: int) -> Callable[[float], float]:
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (100, count, 6)).astype(np.float32)
-    envs.reset()  # type: ignore[attr-defined]
+    envs.reset()
 
     def run(seconds: float) -> float:
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             for action in actions:
-                envs.step(action)  # type: ignore[attr-defined]
+                envs.step(action)
             done += len(actions) * count
         return done / (time.perf_counter() - began)
 

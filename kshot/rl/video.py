@@ -69,7 +69,8 @@ class Camera:
         try:
             self._opengl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        except Exception as error:  # GLFW without a display gives a context that cannot be drawn in
+        except mujoco.FatalError as error:  # GLFW without a display gives a context that cannot be drawn in
+            self._opengl.free()
             raise _none(error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._camera = mujoco.MjvCamera()
