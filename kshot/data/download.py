@@ -20,7 +20,7 @@ from typing import Protocol
 __all__ = ["DownloadError", "checksum", "fetch"]
 
 CHUNK = 1 << 16
-USER_AGENT = "kshot (https://pypi.org/project/kshot)"
+USER_AGENT = "kshot"
 
 
 class DownloadError(OSError):

@@ -51,7 +51,7 @@ class FittedGP(Remembering):
             from sklearn.gaussian_process import GaussianProcessRegressor
             from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         except ImportError as error:
-            raise ImportError("a fitted Gaussian process needs scikit-learn: pip install 'kshot[classify]'") from error
+            raise ImportError("a fitted Gaussian process needs scikit-learn: pip install 'kshot[sklearn]'") from error
         x = x.flatten(1)
         here = state.here > 0
         if not bool(here.any()):
