@@ -7,6 +7,10 @@ Every score says what it rests on: how many tasks, which seed, the 95 % interval
 is answered alone) or *transductive* (the answer depends on which other queries are asked at the same time, because
 batch statistics are taken over them). That is measured on the first tasks and not believed.
 
+An interval is about new tasks of the same distribution: of the same classes and images, where those are a fixed set.
+It counts independent draws, not tasks: a distribution whose `sample` shares something among the tasks that it returns
+(one number of points, one family) is asked for one task at a time, unless it has an attribute `independent = True`.
+
 Task `i` of a seed is the same whatever the learner, the number of tasks, the batch size and the device, so learners
 are compared on equal tasks (`paired_difference`), which tells far smaller differences apart than two intervals do.
 Memory does not grow with the number of tasks, and no graph is kept.
@@ -78,6 +82,8 @@ class Result:
         versions: of torch, kshot and python.
         settings: what the tasks were: ways, shots, queries, data, split and whatever the caller added.
         questions: a digest of the queries; equal ones have been asked in results of equal digests.
+        cluster: `[T]` the draw that each task came from: tasks of one draw count as one in the interval. Empty (in
+            records of before): each task has one of its own.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     questions: str = ""
+    cluster: list[int] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.mode}): {self.metric} {_shown(self)}, {self.num_tasks} tasks"
@@ -105,7 +112,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: numbers that are not finite (a diverged learner) become None."""
-        return _finite(dataclasses.asdict(self))
+        return finite(dataclasses.asdict(self))
 
     def to_json(self) -> str:
         """Strict JSON; `from_json` is its inverse."""
@@ -174,7 +181,8 @@ def evaluate(
 
     Args:
         learner: any `Learner`, in whichever mode (`transductive`) it is set to.
-        tasks: what the tasks are drawn from: for a test, classes that were not trained on.
+        tasks: what the tasks are drawn from: for a test, classes that were not trained on. One whose attribute
+            `independent` is True is asked for 16 tasks at a time, any other for one.
         num_tasks: at least 2 (an interval needs two); papers use 600 to 1000.
         seed: of the tasks.
         batch: tasks in memory at a time; the result does not depend on it.
@@ -229,7 +237,8 @@ def evaluate(
     numbers = list(range(first, first + len(columns)))
     if len(columns) == 2 and not _takes_steps(learner):  # before and after, however many steps lie between
         numbers = [0, _last_step(learner, None)]
-    path = [(n, float(column.mean()), interval95(column)) for n, column in zip(numbers, columns, strict=True)]
+    cluster = list(range(num_tasks))  # `_drawn` draws nothing that two tasks share
+    path = [(n, float(column.mean()), interval95(column, cluster)) for n, column in zip(numbers, columns, strict=True)]
     return Result(
         name=name or type(learner).__name__,
         metric=metric,
@@ -245,6 +254,7 @@ def evaluate(
         versions=checkpoint.versions(),
         settings={**_described(tasks), **(settings or {})},
         questions=digest.hexdigest()[:16],
+        cluster=cluster,
     )
 
 
@@ -265,7 +275,7 @@ def evaluate_modes(
         return {result.mode: result}
     results: dict[Mode, Result] = {}
     try:
-        probe = tree.index(tasks.sample(seeding.generator(seed, "evaluate", 0), _BLOCK), 0)
+        probe = tree.index(tasks.sample(seeding.generator(seed, "evaluate", 0), _block(tasks)), 0)
         measured = {}
         for choice in (False, True):
             learner.transductive = choice
@@ -290,19 +300,68 @@ def is_transductive(learner: Learner, task: Task) -> bool:
         return _depends(learner, core.to(task, where, dtype))
 
 
-def interval95(values: Tensor | Sequence[float]) -> float:
-    """Half-width of the 95 % confidence interval of the mean of `[T]` independent values: `t * std / sqrt(T)`.
+def interval95(
+    values: Tensor | Sequence[float],
+    cluster: Tensor | Sequence[int] | None = None,
+    weights: Tensor | Sequence[float] | None = None,
+) -> float:
+    """Half-width of the 95 % confidence interval of the mean of values, or of a ratio of sums.
 
-    `std` has T - 1 in its denominator, `t` is the 97.5 % quantile of Student's t distribution with T - 1 degrees of
-    freedom: 1.964 for 600 tasks. The papers' 1.96 is its limit, and too narrow for few tasks.
+    Of T independent values it is `t * std / sqrt(T)`: `std` has T - 1 in its denominator, `t` is the 97.5 % quantile of
+    Student's t distribution with T - 1 degrees of freedom, 1.964 for 600 tasks. The papers' 1.96 is its limit, and too
+    narrow for few tasks.
+
+    Values of one cluster may depend on each other in any way; clusters are independent. Then it is `t * sqrt(V)` with
+    the jackknife over clusters, `V = (G - 1) / G * sum over g of (m_g - m)^2`, where `m = sum(w v) / sum(w)` and m_g is
+    the same without cluster g. For clusters of equal weight that is the interval of the G means of the clusters. For
+    unequal ones V is not too small on average, whether the values of a cluster are independent or all equal, and t has
+    `1 / sum(h^2) - 1` degrees of freedom, where h are the clusters' shares of the weight: G - 1 for equal ones, fewer
+    for others, since one large cluster among small ones tells little. Where all values are equal it is 0, which for
+    shares of 0 or 1 is too little (see `proportion95`).
+
+    Args:
+        values: `[T]`, at least 2.
+        cluster: `[T]` integers, equal ones for values that are not independent; None: all are independent.
+        weights: `[T]`, 0 or more: of a ratio, what each value is a share of. 3 of 4 and 5 of 10 are the values 0.75 and
+            0.5 with the weights 4 and 10, and their mean is 8 / 14. None: 1 each.
+
+    Raises:
+        ValueError: fewer than 2 values, or all of one cluster (nothing tells how much others differ), or other shapes.
+
+    Source: MacKinnon, Nielsen and Webb, "Fast and reliable jackknife and bootstrap methods for cluster-robust
+    inference", Journal of Applied Econometrics 38, 2023, CV3 for a mean; the effective number of clusters is that of
+    Kish, "Survey Sampling", 1965. Differs from the source: degrees of freedom by that number and not G - 1, with which
+    intervals of very unequal clusters hold the mean in 83 to 90 % only.
 
     >>> round(interval95([0.9, 1.0, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]), 5)  # 2.2622 * 0.04714 / sqrt(10)
     0.03372
+    >>> round(interval95([1.0, 1.0, 2.0, 2.0, 4.0, 4.0], cluster=[0, 0, 1, 1, 2, 2]), 4)  # that of 1, 2 and 4
+    3.7946
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(f"an interval needs at least 2 values in a row, got the shape {list(values.shape)}")
-    return _t975(len(values) - 1) * float(values.std()) / math.sqrt(len(values))
+    w = torch.ones_like(values) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    drawn = torch.arange(len(values)) if cluster is None else torch.as_tensor(cluster)
+    if w.shape != values.shape or drawn.shape != values.shape:
+        raise ValueError(
+            f"{len(values)} values, weights {list(w.shape)}, clusters {list(drawn.shape)}: pass one of each for a value"
+        )
+    if not bool((w >= 0).all()) or not bool(w.isfinite().all()):
+        raise ValueError("a weight is negative or not finite: pass numbers >= 0")
+    present = w > 0
+    w, values, drawn = w[present], values[present], drawn[present].unique(return_inverse=True)[1]
+    count = int(drawn.max()) + 1 if len(drawn) else 0
+    if count < 2:
+        raise ValueError(
+            f"{len(values)} values of {count} cluster{'s' * (count != 1)} (draws): an interval needs at least 2, since "
+            "nothing tells how much others would differ; draw more"
+        )
+    share = torch.zeros(count, dtype=torch.float64).index_add_(0, drawn, w / w.sum())  # h, sums to 1
+    mean = (w * values).sum() / w.sum()
+    excess = torch.zeros(count, dtype=torch.float64).index_add_(0, drawn, w / w.sum() * (values - mean))
+    variance = (count - 1) / count * (excess / (1 - share)).square().sum()
+    return _t975(1 / float(share.square().sum()) - 1) * float(variance.sqrt())
 
 
 def proportion95(right: int, of: int) -> tuple[float, float]:
@@ -343,22 +402,24 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = _BINS) ->
 
 
 def paired_difference(a: Result, b: Result) -> tuple[float, float]:
-    """Mean of the per-task differences `a - b` and the half-width of its 95 % interval.
+    """Mean of the per-task differences `a - b` and the half-width of its 95 % interval, clustered as theirs are.
 
     Much narrower than the two intervals together, because hard tasks are hard for both.
 
     Raises:
-        ValueError: the two did not answer the same queries in the same metric.
+        ValueError: the two did not answer the same queries in the same metric, or their tasks are of other draws.
     """
-    for what in ("metric", "num_tasks", "seed", "questions"):
+    for what in ("metric", "num_tasks", "seed", "questions", "cluster"):
         one, other = getattr(a, what), getattr(b, what)
+        if what == "cluster":
+            one, other = (_grouping(own or range(a.num_tasks)) for own in (one, other))
         if one != other:
             raise ValueError(
                 f"{a.name!r} and {b.name!r} were not tested on the same tasks: {what} is {one!r} and {other!r}. "
                 "Evaluate both with the same tasks, num_tasks and seed"
             )
     difference = torch.tensor(a.per_task, dtype=torch.float64) - torch.tensor(b.per_task, dtype=torch.float64)
-    return float(difference.mean()), interval95(difference)
+    return float(difference.mean()), interval95(difference, a.cluster or None)
 
 
 def table(results: Sequence[Result], title: str | None = None) -> Table:
@@ -404,27 +465,40 @@ def _evaluating(learner: Learner, device: torch.device | str | None) -> Iterator
                 learner.to(home)
 
 
-def _drawn(tasks: TaskDistribution, num_tasks: int, seed: int, batch: int) -> Iterator[tuple[Task, list[Task]]]:
-    """Batches of tasks (the last one smaller), each with the first tasks of the blocks that were drawn for it.
+def _block(tasks: TaskDistribution) -> int:
+    """How many tasks are drawn from one generator."""
+    return _BLOCK if getattr(tasks, "independent", False) else 1
 
-    Whole blocks are drawn, each from a generator of its own, so task i depends on neither `batch` nor `num_tasks`.
+
+def _drawn(tasks: TaskDistribution, num_tasks: int, seed: int, batch: int) -> Iterator[tuple[Task, list[Task]]]:
+    """Batches of independent tasks of one shape, each with the first tasks of the blocks that were drawn for it.
+
+    Whole blocks are drawn, each from a generator of its own, so task i depends on neither `batch` nor `num_tasks`. A
+    batch has fewer tasks where it is the last one, or where the next task has another shape.
     """
-    waiting: Task | None = None
+    parts: list[Task] = []  # that wait
     block = given = 0
     while given < num_tasks:
-        want = min(batch, num_tasks - given)
-        heads = []
-        while waiting is None or len(waiting.query.x) < want:
-            drawn = tasks.sample(seeding.generator(seed, "evaluate", block), _BLOCK)
+        want, heads, other = min(batch, num_tasks - given), [], None
+        while sum(len(part.query.x) for part in parts) < want and other is None:
+            drawn = tasks.sample(seeding.generator(seed, "evaluate", block), _block(tasks))
             block += 1
             heads.append(tree.index(drawn, 0))
-            if waiting is None or not len(waiting.query.x):
-                waiting = drawn
+            if parts and _shapes(drawn) != _shapes(parts[0]):
+                other = drawn
             else:
-                waiting = tree.map_(lambda a, b: torch.cat([a, b]), waiting, drawn)
-        yield tree.map_(lambda leaf, want=want: leaf[:want], waiting), heads
-        waiting = tree.map_(lambda leaf, want=want: leaf[want:], waiting)
-        given += want
+                parts.append(drawn)
+        waiting = parts[0] if len(parts) == 1 else tree.map_(lambda *leaves: torch.cat(leaves), *parts)
+        have = min(want, len(waiting.query.x))
+        yield tree.map_(lambda leaf, have=have: leaf[:have], waiting), heads
+        rest = tree.map_(lambda leaf, have=have: leaf[have:], waiting)
+        parts = [part for part in (rest, other) if part is not None and len(part.query.x)]
+        given += have
+
+
+def _shapes(task: Task) -> list[tuple[int, ...]]:
+    """Of one task of a batch."""
+    return [tuple(leaf.shape[1:]) for leaf in tree.leaves(task)]
 
 
 def _takes_steps(learner: Learner) -> bool:
@@ -519,10 +593,12 @@ def _clock(device: torch.device) -> float:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def _t975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: a table, then Abramowitz and Stegun's expansion 26.7.5 (error < 1e-4)."""
-    if freedom <= len(_T975):
-        return _T975[freedom - 1]
+def _t975(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t: a table, then Abramowitz and Stegun's expansion 26.7.5 (error < 1e-4). Where
+    the table has no such number of degrees of freedom, that of the next smaller one, which is larger.
+    """
+    if freedom < len(_T975) + 1:
+        return _T975[max(1, int(freedom + 1e-9)) - 1]
     z = 1.959963985
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
@@ -558,12 +634,19 @@ def _described(tasks: TaskDistribution) -> dict[str, Any]:
     return found if bank is None else {**found, "data": bank.name, "split": bank.split}
 
 
-def _finite(value: Any) -> Any:
+def _grouping(cluster: Sequence[int]) -> list[int]:
+    """Clusters numbered in the order in which they appear."""
+    number: dict[int, int] = {}
+    return [number.setdefault(own, len(number)) for own in cluster]
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON whose numbers that are not finite are None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _number(value: float | None) -> float:

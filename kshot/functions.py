@@ -7,6 +7,7 @@ tasks = make("pixels:omniglot", "test")             # characters that were not t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,16 +21,16 @@ FEWEST = 5  # points from which on a fit chooses the width that they are mapped 
 
 __all__ = ["NAMES", "is_function", "make", "sizes"]
 
-_MADE: dict[str, Any] = {
-    **{f"gp-{kernel}": (lambda kernel=kernel: GaussianProcess(kernel)) for kernel in get_args(Kernel)},
-    **{f"np-{name}": (lambda name=name: published(name)) for name in PUBLISHED},
+_MADE: dict[str, Callable[[bool], Any]] = {  # of `ragged`
+    **{f"gp-{kernel}": (lambda own, kernel=kernel: GaussianProcess(kernel, ragged=own)) for kernel in get_args(Kernel)},
+    **{f"np-{name}": (lambda own, name=name: published(name, ragged=own)) for name in PUBLISHED},
     **{
-        f"np-{name}:{place}": (lambda name=name, place=place: published(name, **RANGES[place]))
+        f"np-{name}:{place}": (lambda own, name=name, place=place: published(name, **RANGES[place], ragged=own))
         for name in PUBLISHED
         for place in RANGES
     },
-    "predator-prey": PredatorPrey,
-    "varied": lambda: Standardised(Varied(), stretch=FEWEST, farthest=30.0),
+    "predator-prey": lambda own: PredatorPrey(ragged=own),
+    "varied": lambda _: Standardised(Varied(), stretch=FEWEST, farthest=30.0),
 }
 _PIXELS = tuple(f"pixels:{data}" for data in ("omniglot", "mnist", "fashion-mnist"))
 NAMES = (*(name for name in _MADE if ":" not in name), *_PIXELS)
@@ -63,6 +64,7 @@ def make(
     size: int = 28,
     channels: int = 1,
     splits: str = "vinyals",
+    ragged: bool = False,
 ) -> Any:
     """The distribution of tasks of that name.
 
@@ -72,17 +74,20 @@ def make(
         data_root: folder of the data sets.
         size, channels: of images: height and width in pixels; 1 grey, 3 colour.
         splits: omniglot's, "vinyals" or "lake".
+        ragged: each task has its own number of points (and of a mixture its own family), so that the tasks of a batch
+            are independent, as a test wants them; False: one for a batch, as the published trainings have it.
 
     Raises:
         ValueError: an unknown name; with those that there are.
         FileNotFoundError: images that are not there; with what to do.
     """
     if data in _MADE:
-        return _MADE[data]()
+        return _MADE[data](ragged)
     if data in _PIXELS:
         name = data.removeprefix("pixels:")
         own: dict[str, Any] = {"splits": splits} if name == "omniglot" else {}
-        return ImageCompletion(load(name, split, data_root=data_root, size=size, channels=channels, **own))
+        bank = load(name, split, data_root=data_root, size=size, channels=channels, **own)
+        return ImageCompletion(bank, ragged=ragged)
     raise ValueError(
         f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}; after an np-... also "
         f"{', '.join(f':{place}' for place in RANGES)}"

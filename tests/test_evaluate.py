@@ -241,6 +241,8 @@ def test_memory_is_flat():
     tasks, alive, most = episodes(), [], 0
 
     class Watched:
+        independent = True  # blocks of 16
+
         def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
             nonlocal most
             gc.collect()

@@ -27,6 +27,7 @@ from kshot.core import Learner
 from kshot.learners import PROCESSES, process
 from kshot.learners.convcnp import ConvCNP
 
+LEFT_OUT = ("per_task", "per_task_gap", "cluster", "versions")
 OURS = tuple(name for name in PROCESSES if name != "convcnp2d")
 
 
@@ -48,6 +49,9 @@ class Settings:
     """Adam's rate at the begin; it falls along a cosine of the time."""
     tasks: int = 3000 * 16
     """Of a test."""
+    ragged: bool = True
+    """Each test task has its own number of points (and family); --no-ragged: one for each 16, as in training, which
+    are one cluster of the intervals."""
     autoregressive: int = 0
     """Joint densities one value after another on so many of them, for learners without a joint answer."""
     seed: int = 0
@@ -81,14 +85,15 @@ def test(name: str, learner: Learner, settings: Settings) -> dict[str, Any]:
     """Figures for each sort of functions."""
     rows: dict[str, Any] = {}
     for data in settings.on:
-        tasks = functions.make(data)
+        tasks = functions.make(data, ragged=settings.ragged)
         result = likelihood.evaluate(learner, tasks, settings.tasks, name=name, told=data)
-        rows[data] = {k: v for k, v in result.to_dict().items() if k not in ("per_task", "versions")}
+        rows[data] = {k: v for k, v in result.to_dict().items() if k not in LEFT_OUT}
+        rows[data]["draws"] = result.draws
         if settings.autoregressive and result.joint is None:
             chain = likelihood.evaluate(learner, tasks, settings.autoregressive, autoregressive=True, name=name)
             rows[data]["autoregressive"] = {
                 k: getattr(chain, k)
-                for k in ("joint", "joint_interval95", "joint_gap", "joint_gap_interval95", "num_tasks")
+                for k in ("joint", "joint_interval95", "joint_gap", "joint_gap_interval95", "num_tasks", "draws")
             }
         print(result, rows[data].get("autoregressive", ""), flush=True)
     return rows

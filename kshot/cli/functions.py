@@ -74,7 +74,7 @@ class EvaluateFunctions:
         for data in self.on or (first.data,):
             if functions.sizes(data, first.channels) != functions.sizes(first.data, first.channels):
                 raise InputError(f"--on {data}: its functions have other numbers of x or y than {first.data}")
-            tasks = self._tasks(loaded[0], data, self.split)
+            tasks = self._tasks(loaded[0], data, self.split, ragged=True)
             found[data] = results = self._results(loaded, data, tasks)
             say.print(likelihood.table(results, title=_title(data, results[0])))
             several = f"-{data.replace(':', '_')}" if len(self.on) > 1 else ""
@@ -89,17 +89,18 @@ class EvaluateFunctions:
         if self.json is not None:
             training = [{"step": run.info["step"], "recipe": _settings(run)} for run in loaded]
             values = {"command": command(), "machine": machine(), "training": training}
+            long = ("per_task", "per_task_gap", "cluster")
             brief = {
-                data: [{k: v for k, v in r.to_dict().items() if k != "per_task"} for r in results]
+                data: [{k: v for k, v in r.to_dict().items() if k not in long} | {"draws": r.draws} for r in results]
                 for data, results in found.items()
             }
             write_json(self.json, {**values, "results": brief})
         return 0
 
-    def _tasks(self, run: runs.Run, data: str, split: str) -> Any:
+    def _tasks(self, run: runs.Run, data: str, split: str, ragged: bool = False) -> Any:
         r = run.recipe
         return functions.make(
-            data, split, data_root=self.data_root, size=r.size, channels=r.channels, splits=r.splits
+            data, split, data_root=self.data_root, size=r.size, channels=r.channels, splits=r.splits, ragged=ragged
         )  # fmt: skip
 
     def _results(self, loaded: list[runs.Run], data: str, tasks: Any) -> list[Likelihood]:
@@ -136,7 +137,7 @@ def _settings(run: runs.Run) -> dict[str, Any]:
 def _title(data: str, result: Likelihood) -> str:
     best = "" if result.oracle is None else f"; the best possible: {result.oracle:.3f} value by value"
     together = "" if result.joint_oracle is None else f", {result.joint_oracle:.3f} together"
-    return f"{data}, {result.num_tasks} tasks (seed {result.seed}), nats{best}{together}"
+    return f"{data}, {result.rests_on} (seed {result.seed}), nats{best}{together}"
 
 
 def _lines(results: list[Likelihood]) -> list[tuple[str, list[tuple[float, float, float]]]]:

@@ -240,6 +240,11 @@ class Augmented:
             raise AttributeError(name)
         return getattr(self.tasks, name)
 
+    @property
+    def independent(self) -> bool:
+        """Whether the tasks of a sample share nothing: new classes are made of two tasks of a batch."""
+        return self.augment.task is None and bool(getattr(self.tasks, "independent", False))
+
     def __repr__(self) -> str:
         return f"Augmented({self.tasks!r}, {self.augment!r})"
 

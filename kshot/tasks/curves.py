@@ -130,6 +130,7 @@ class Curves:
         for name, number in (augment or Augmentation())._asdict().items():
             not_negative(f"augment.{name}", number)
         self.augment, self.ragged, self.outputs = augment, ragged, y.shape[2]
+        self.independent = ragged or context[0] == context[1]
         self._given = (scale_x, scale_y)
         self._most = int(self._there.sum(1).max())
         low, high = float(x.min()), float(x.max())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import PADDING, UNLABELLED, Batch, Task
+from kshot.tasks.augment import Augment
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
@@ -102,6 +103,7 @@ class Episodes:
         self.rotations = rotations
         self.balanced = balanced
         self.augment = augment
+        self.independent = augment is None or (isinstance(augment, Augment) and augment.task is None)
         self.input_shape: tuple[int, ...] = tuple(bank.images.shape[1:])
         if distractors and not unlabelled:
             raise ValueError(

@@ -42,6 +42,7 @@ class Sinusoid:
     """
 
     classification = False
+    independent = True
     input_shape: tuple[int, ...] = (1,)
     outputs = 1
 
@@ -147,6 +148,7 @@ class Sawtooth:
         self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
         self.frequency = interval("frequency", frequency, above=0.0)
         self.noise, self.ragged = not_negative("noise", noise), ragged
+        self.independent = ragged or context[0] == context[1]
         self.input_shape: tuple[int, ...] = (whole("inputs", inputs, 1),)
 
     def __repr__(self) -> str:
@@ -225,6 +227,7 @@ class Step:
         self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
         self.jumps = interval_of_sizes("jumps", jumps)
         self.noise, self.ragged = not_negative("noise", noise), ragged
+        self.independent = ragged or context[0] == context[1]
 
     def __repr__(self) -> str:
         return (

@@ -86,6 +86,7 @@ class ImageCompletion:
                 f"{count - context[1]} targets, or None for the whole picture"
             )
         self.grid, self.ragged = grid and targets is None, ragged
+        self.independent = ragged or context[0] == context[1]
         rows, columns = (_axis(size) for size in (self.height, self.width))
         self.places = torch.cartesian_prod(rows, columns)  # [H*W, 2]
 

@@ -121,6 +121,7 @@ class PredatorPrey:
         self.floor, self.warm_up = not_negative("floor", floor), not_negative("warm_up", warm_up)
         self.capacity, self.years, self.dt, self.units = capacity, years, dt, units
         self.pool, self.pool_seed, self.ragged = whole("pool", pool, 0), pool_seed, ragged
+        self.independent = ragged or context[0] == context[1]
         low, high = interval("x", (0.0, years) if x is None else x)
         if low == high:
             raise ValueError(f"x={x}: pass (low, high) with low < high")

@@ -123,6 +123,7 @@ class GaussianProcess:
         self.length, self.scale, self.period, self.noise, self.ragged = length, scale, period, noise, ragged
         self.input_shape: tuple[int, ...] = (inputs,)
         self.targets, self.target_x = targets, target_x
+        self.independent = ragged or (context[0] == context[1] and (targets is not None or total - context[0] == 3))
 
     def __repr__(self) -> str:
         sizes = f"total={self.total}" if self.targets is None else f"targets={self.targets}"
@@ -279,6 +280,7 @@ class Mixture:
             raise ValueError(f"weights={weights!r}: pass {len(families)} numbers >= 0, not all of them 0")
         self.families, self.weights, self.each = families, tuple(w / sum(chances) for w in chances), each
         self.input_shape, self.outputs = kinds[0]
+        self.independent = each and all(getattr(family, "independent", False) for family in families)
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{w:g}" for w in self.weights)

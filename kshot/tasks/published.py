@@ -51,7 +51,7 @@ def published(
         name: one of `PUBLISHED`.
         target_x: (low, high) of the queries' inputs; None: as `x`.
         x: (low, high) of the inputs.
-        ragged: a number of context points for each task in place of one for a batch.
+        ragged: a number of context points for each task in place of one for a batch, and of a mixture a family.
 
     Raises:
         ValueError: an unknown name.
@@ -83,4 +83,4 @@ def published(
     if name != "mixture":
         return process(name, 50)
     saw = Sawtooth((0, 30), 100, x, target_x, (2.0, 4.0), 0.0, ragged=ragged)
-    return Mixture(*(process(kind, 100) for kind in _KERNELS), saw)
+    return Mixture(*(process(kind, 100) for kind in _KERNELS), saw, each=ragged)

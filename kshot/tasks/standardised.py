@@ -39,6 +39,7 @@ class Standardised:
     def __init__(self, tasks: TaskDistribution, stretch: int = 0, farthest: float = math.inf):
         self.tasks, self.stretch, self.farthest = tasks, stretch, farthest
         self.input_shape, self.outputs = getattr(tasks, "input_shape", (1,)), getattr(tasks, "outputs", 1)
+        self.independent = bool(getattr(tasks, "independent", False))
 
     def __repr__(self) -> str:
         more = f", stretch={self.stretch}" if self.stretch else ""

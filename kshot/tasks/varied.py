@@ -58,6 +58,7 @@ class Varied:
             weights += [1.5 * share] * 2
         self.context, self.targets, self.target_x = context, targets, target_x
         self.mixture = Mixture(*families, weights=weights, each=True)
+        self.independent = self.mixture.independent
 
     def __repr__(self) -> str:
         return f"Varied(context={self.context}, targets={self.targets}, target_x={self.target_x})"

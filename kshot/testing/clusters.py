@@ -27,6 +27,7 @@ class Clusters:
     """
 
     classification = True
+    independent = True
 
     def __init__(
         self,
