@@ -157,6 +157,8 @@ def main() -> None:
         hint = f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(_COMMANDS)}"
         print(f"kshot: unknown command {arguments[0]!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what a terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: print(f"kshot: warning: {message}", file=sys.stderr)
     try:
         raise SystemExit(_parse(arguments).run())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,7 +31,7 @@ class Fit:
     """Make a classifier from a folder with one folder of pictures per class, 1 to 50 each."""
 
     support: Annotated[Path, tyro.conf.Positional]
-    """The folder: support/<class>/*.jpg, .png or .webp."""
+    """The folder: support/<class>/*.jpg, .png, .heic (needs kshot[heic]) and whatever else Pillow reads."""
     out: Path
     """The classifier, a .kshot file."""
     model: str = "auto"
@@ -45,37 +43,46 @@ class Fit:
     finetune: int = 0
     """Steps by which the body itself is fitted to the pictures (needs kshot[augment]); small bodies lose by it."""
     on_bad: Literal["skip", "refuse"] = "skip"
-    """Leave files that cannot be read out (they are named), or stop."""
+    """Skip what cannot be read (it is named), or stop."""
     json: Path | None = None
     """Write what was found to this file."""
 
     def run(self) -> int:
         from kshot.data import folder
-        from kshot.data.images import open_image, square
+        from kshot.data.images import frames, open_image, square
         from kshot.evaluate import proportion95
 
         if not self.support.is_dir():
             raise InputError(f"{self.support} is no folder: give one that has a folder of pictures for each class")
-        tree = folder.classes(self.support)
-        say, bad = console(), []
+        found = folder.survey(self.support)
+        say, bad, several = console(), [], []
         X, y = [], []
-        for label, files in tree.items():
+        for label, files in found.tree.items():
             for file in files:
                 try:
-                    square(open_image(self.support / file), 1)
+                    image = open_image(self.support / file)
+                    several += [file] if frames(image) > 1 else []
+                    square(image, 1)
                 except (ValueError, OSError) as error:
-                    bad.append(f"{file} ({error})")
+                    bad.append((file, " ".join(str(error).split())))
                 else:
                     X.append(str(self.support / file))
                     y.append(label)
-        if bad and self.on_bad == "refuse":
-            raise InputError(f"{len(bad)} files cannot be read: {'; '.join(bad[:10])}. Mend them, or --on-bad skip")
-        for text in bad:
-            say.print(f"left out: {text}")
-        if gone := sorted(set(tree) - set(y)):
-            say.print(f"left out, since nothing in them can be read: {', '.join(gone)}")
+        problems = found.problems(bad, most=max(20, len(bad)))
+        if problems and self.on_bad == "refuse":
+            raise InputError(f"{self.support}: {'; '.join(problems)}. Fix or remove them, or --on-bad skip")
+        for text in problems:
+            say.print(f"skipped: {text}")
+        for text in found.doubts():
+            say.print(f"warning: {text}")
+        if several:
+            say.print(f"warning: the first page or frame alone is used of {', '.join(several)}")
         if not X:
-            raise InputError(f"{self.support}: no picture can be read")
+            raise InputError(f"{self.support}: no image can be read")
+        if len(set(y)) == 1:
+            say.print(
+                f"warning: {y[0]!r} is the only class, and the answer to every image: add a folder for each other class"
+            )
         classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
         classifier.save(self.out)
         counts = {label: y.count(label) for label in classifier.classes_.tolist()}
@@ -83,7 +90,7 @@ class Fit:
             f"{len(X)} pictures of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each), "
             f"model {classifier.model_.name}, learner {self.learner or classifier.model_.kind}: {self.out}"
         )
-        values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": bad}
+        values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": problems}
         seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
         if len(seen) > 1:
             right = [float(true == guess) for true, guess in seen]
@@ -130,16 +137,24 @@ class Predict:
     """Copy each file into the folder of its label below this one; nothing is overwritten."""
     dry_run: bool = False
     """With --sort-into: say what would be copied."""
+    on_bad: Literal["skip", "refuse"] = "skip"
+    """Skip what cannot be read (it is named), or stop."""
 
     def run(self) -> int:
         from rich.progress import Progress
 
+        from kshot.data.sources import gather
+
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
-        files = list(_expanded(self.paths))
+        files, problems = gather(self.paths)
+        if problems and self.on_bad == "refuse":
+            raise InputError(f"{'; '.join(problems)}. Fix or remove them, or --on-bad skip")
         if not files:
-            raise InputError(f"no JPEG, PNG or WebP file in {', '.join(self.paths)}")
+            raise InputError("; ".join([f"no image in {', '.join(self.paths)}", *problems]))
+        for text in problems:
+            console().print(f"skipped: {text}")
         say, count, bad, began = console(), 0, 0, time.monotonic()
         head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
         table = _Table(self.csv, head, self.resume)
@@ -149,6 +164,8 @@ class Predict:
             while chunk := list(itertools.islice(left, CHUNK)):
                 rows = _rows(classifier, chunk)
                 for row in rows:
+                    if row["error"] and self.on_bad == "refuse":
+                        raise InputError(f"{row['file']}: {row['error']}. Fix or remove it, or --on-bad skip")
                     if row["error"]:
                         bad += 1
                         say.print(f"{row['file']}: left out, {row['error']}")
@@ -210,26 +227,6 @@ def _estimator() -> type[FewShotClassifier]:
     except ImportError as error:
         raise InputError("this command needs scikit-learn: pip install 'kshot[sklearn]'") from error
     return FewShotClassifier
-
-
-def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
-    """Every picture once, in order."""
-    from kshot.data.images import SUFFIXES
-
-    seen: set[str] = set()
-    for given in paths:
-        found = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
-        if not found:
-            raise InputError(f"{given}: no such file, folder or pattern")
-        for name in found:
-            path = Path(name)
-            inside = [name]
-            if path.is_dir():
-                inside = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-            for file in inside:
-                if file not in seen:
-                    seen.add(file)
-                    yield file
 
 
 class _Table:

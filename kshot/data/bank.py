@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ from kshot.places import cache_dir
 
 __all__ = ["Bank", "DataError", "cached", "split_names"]
 
-FORMAT = 1  # of the cache files; raise it when decoding changes
+FORMAT = 2  # of the cache files; raise it when decoding changes
 
 
 class DataError(ValueError):
@@ -185,7 +186,9 @@ def split_names(
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers >= 0 (train, val, test) that add up to 1, got {fractions}")
-    order = sorted(classes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    order = sorted(
+        classes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+    )
     a = round(fractions[0] * len(order))
     b = min(len(order), a + round(fractions[1] * len(order)))
     return {"train": sorted(order[:a]), "val": sorted(order[a:b]), "test": sorted(order[b:])}
@@ -248,6 +251,28 @@ def _read(path: Path) -> tuple[Bank, dict[str, Any]]:
 
 def _crc(bank: Bank) -> int:
     return zlib.crc32(bank.labels.numpy().data, zlib.crc32(bank.images.numpy().data))
+
+
+def similar(counts: Mapping[str, int]) -> list[str]:
+    """A line for each group of class names that differ only in capitals, spaces or Unicode's form.
+
+    >>> similar({"Lemon": 3, "lemon ": 2, "lime": 4})[0][:77]  # name -> examples
+    "classes 'Lemon' (3) and 'lemon ' (2) differ only in capitals, spaces or Unico"
+    """
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        plain = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        groups.setdefault(" ".join(plain.casefold().split()), []).append(name)
+    found = []
+    for names in map(sorted, groups.values()):
+        if len(names) > 1:
+            unlike = len({unicodedata.normalize("NFC", name) for name in names}) == len(names)
+            shown = [f"{name!r} ({counts[name]})" if unlike else f"{name!a} ({counts[name]})" for name in names]
+            found.append(
+                f"classes {', '.join(shown[:-1])} and {shown[-1]} differ only in capitals, spaces or Unicode form, and "
+                "are kept apart: rename one if they are the same"
+            )
+    return found
 
 
 def _few(names: Sequence[str], most: int = 10) -> str:

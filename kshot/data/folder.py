@@ -3,31 +3,92 @@
     photos/<class>/*.jpg                      classes are split at random by a seed, or by lists
     photos/{train,val,test}/<class>/*.jpg     disjoint classes: these splits; the same classes: pooled, then as above
 
-JPEG, PNG and WebP of any size, grey or colour; turned as EXIF says, short side resized, centre cropped to a square.
-Hidden files are ignored. A class may lie deeper (`animals/cat/1.jpg` is of class "animals/cat").
+All that Pillow reads, of any size, grey or colour (`kshot.data.images`; HEIC needs `kshot[heic]`); turned as EXIF says,
+short side resized, centre cropped to a square. A class may lie deeper (`animals/cat/1.jpg` is of class "animals/cat").
+What is skipped is named with counts, or refused: files that are damaged or not images, hidden ones, links that lead
+nowhere or back, folders without an image. Files in no class folder that are not images (a README) are not mentioned.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from kshot.data.bank import Bank, DataError, _few, cached, identity, split_names
-from kshot.data.images import MAX_BYTES, SUFFIXES, is_grey, open_image, square
+from kshot.data.bank import Bank, DataError, _few, cached, similar, split_names
+from kshot.data.images import frames, is_grey, open_image, square
+from kshot.data.sources import Skipped, Source, count, printable, tally
 
-__all__ = ["classes", "load_all"]
+__all__ = ["Survey", "is_split", "load_all", "survey"]
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class Survey(NamedTuple):
+    """The classes of a folder or zip, before an image is decoded.
+
+    Attributes:
+        path: of the folder or zip.
+        tree: class -> its image files, relative to the source; at least one class.
+        parts: split -> its classes, where folders of that name lie above the classes; else empty.
+        empty: class folders that hold no image.
+        loose: image files in no class folder.
+        others: (file, class) of files in class folders that are no images.
+        skipped: what was not looked at.
+    """
+
+    path: Path
+    tree: dict[str, list[str]]
+    parts: dict[str, set[str]]
+    empty: list[str]
+    loose: list[str]
+    others: list[tuple[str, str]]
+    skipped: list[Skipped]
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether there are split folders, and no class lies in two of them."""
+        return bool(self.parts) and sum(map(len, self.parts.values())) == len(set().union(*self.parts.values()))
+
+    def problems(self, bad: Sequence[tuple[str, str]], most: int = 20) -> list[str]:
+        """What is not read, a line for each kind, with counts per ending and class; none where all is.
+
+        Args:
+            bad: (file, why) of image files that turned out to be unreadable.
+            most: names that are listed of each kind.
+        """
+        label_of = {file: label for label, files in self.tree.items() for file in files}
+        found = []
+        if bad:
+            named = _few([f"{printable(file)} ({why})" for file, why in bad], most)
+            counts = tally((file, label_of[file]) for file, _ in bad)
+            found.append(f"{count(len(bad), 'file')} cannot be read: {named}; by ending: {counts}")
+        gone = [c for c in self.tree if not set(self.tree[c]) - {file for file, _ in bad}]
+        if none := [*self.empty, *gone]:
+            found.append(f"{count(len(none), 'class folder')} without a readable image: {_few(none, most)}")
+        if self.others:
+            counts = tally(self.others)
+            found.append(f"{count(len(self.others), 'file')} in class folders, not images: {counts}")
+        if self.loose:
+            named = _few([printable(file) for file in self.loose])
+            found.append(f"{count(len(self.loose), 'image')} in no class folder: {named}")
+        if self.skipped:
+            named = _few([f"{entry.file} ({entry.why})" for entry in self.skipped], most)
+            if len(self.skipped) > most:
+                named += f"; by ending: {tally((e.file, str(PurePosixPath(e.file).parent)) for e in self.skipped)}"
+            found.append(f"{count(len(self.skipped), 'entry', 'entries')} not read: {named}")
+        return found
+
+    def doubts(self) -> list[str]:
+        """What is read, and may not be what was meant: names of classes that differ in little."""
+        return similar({label: len(files) for label, files in self.tree.items()})
 
 
 def load_all(
@@ -49,7 +110,7 @@ def load_all(
         fractions: shares of train, val and test for a seeded random split of the classes; (0.6, 0.15, 0.25) where
             neither `splits` nor train/val/test folders with disjoint classes decide.
         seed: of that split.
-        on_bad: `"skip"` warns of files that cannot be read and of empty classes, naming them; `"refuse"` raises.
+        on_bad: `"skip"` warns of all that is not read (see `Survey.problems`), naming it; `"refuse"` raises.
         name: of the bank; the file's name by default.
 
     Raises:
@@ -60,67 +121,61 @@ def load_all(
     if on_bad not in ("skip", "refuse"):
         raise ValueError(f"on_bad is 'skip' or 'refuse', not {on_bad!r}")
     path = Path(path).expanduser()
-    name = name or path.stem
-    if not path.exists():
-        raise FileNotFoundError(f"{path} not found; expected a folder or .zip with one folder of images per class")
-    files, folders = _listing(path)
-    tree, empty, parts = _classes(path, files, folders)
-    stamp: Any = identity(path)
-    if path.is_dir():
-        lines = sorted(f"{file} {(path / file).stat()[6:9]}" for file in files)  # size, times
-        stamp = [str(path.resolve()), hashlib.sha256("\n".join(lines).encode()).hexdigest()]
-    safe = "".join(c if c.isalnum() else "-" for c in name)
-    bank, extra = cached(f"folder-{safe}", {"source": stamp, "size": size}, lambda: _decode(path, tree, size, name))
-    bad, gone = extra["bad"], [*empty, *extra["gone"]]
-    problems = [f"{len(bad)} files cannot be read: {_few(bad, 20)}"] if bad else []
-    if gone:
-        problems.append(f"{len(gone)} class folders hold no readable image: {_few(gone, 20)}")
-    if problems:
-        message = f"{name} ({path}): {'; '.join(problems)}"
+    name = name or printable(path.stem)
+    with _source(path) as source:
+        found = _survey(source)
+        stamp = source.stamp([file for files in found.tree.values() for file in files])
+        safe = "".join(c if c.isalnum() else "-" for c in name)
+        classes = {label: len(files) for label, files in found.tree.items()}
+        bank, extra = cached(
+            f"folder-{safe}",
+            {"source": stamp, "size": size, "classes": classes},
+            lambda: _decode(source, found.tree, size, name),
+        )
+    where = f"{name} ({printable(str(path))})"
+    if problems := found.problems([(_raw(file), why) for file, why in extra["bad"]]):
+        message = f"{where}: {'; '.join(problems)}"
         if on_bad == "refuse":
-            raise DataError(f'{message}. Mend or remove them, or pass on_bad="skip".')
-        warnings.warn(f"{message}. They are left out.", stacklevel=3)
-    return bank, _split(bank, path, parts, splits, fractions, seed)
+            raise DataError(f'{message}. Fix or remove them, or pass on_bad="skip" (--on-bad skip).')
+        warnings.warn(f"{message}. These are skipped.", stacklevel=3)
+    for doubt in found.doubts():
+        warnings.warn(f"{where}: {doubt}", stacklevel=3)
+    if many := [_raw(file) for file in extra["frames"]]:
+        shown = _few([printable(file) for file in many])
+        warnings.warn(
+            f"{where}: {count(len(many), 'file')} of several pages or frames, the first is used: {shown}", stacklevel=3
+        )
+    return bank, _split(bank, path, found, splits, fractions, seed)
 
 
-def classes(path: Path) -> dict[str, list[str]]:
-    """Class -> its files, relative to the folder; see `load_all`.
+def survey(path: Path | str) -> Survey:
+    """The classes of a folder or zip and what is not read of it; see `load_all`.
 
     Raises:
-        DataError: no class folders.
+        FileNotFoundError: if `path` is not there.
+        DataError: no class folders, or no readable zip.
     """
-    return _classes(path, *_listing(path))[0]
+    path = Path(path).expanduser()
+    with _source(path) as source:
+        return _survey(source)
 
 
-def _listing(path: Path) -> tuple[list[str], list[str]]:
-    """The visible image files, and all visible folders, as paths relative to the source."""
-    names: list[str] = []
-    folders: list[str] = []
-    if path.is_dir():
-        for here, inner, found in os.walk(path, followlinks=True):
-            inner[:] = sorted(d for d in inner if not d.startswith("."))
-            base = Path(here).relative_to(path)
-            folders += [(base / d).as_posix() for d in inner]
-            names += [(base / f).as_posix() for f in sorted(found)]
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    (folders if info.is_dir() else names).append(info.filename)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{path} is neither a folder nor a readable .zip ({error})") from error
-
-    def visible(name: str) -> bool:
-        return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-    files = sorted(n for n in names if visible(n) and n.lower().endswith(SUFFIXES))
-    return files, [f.rstrip("/") for f in folders if visible(f)]
+def is_split(path: Path | str) -> bool:
+    """Whether train/val/test folders of the source decide which class is of which split; raises as `survey`."""
+    return survey(path).disjoint
 
 
-def _classes(
-    path: Path, files: list[str], folders: list[str]
-) -> tuple[dict[str, list[str]], list[str], dict[str, set[str]]]:
-    """Class -> its files; the empty class folders; split folder -> its classes (empty without split folders)."""
+def _source(path: Path) -> Source:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{printable(str(path))} not found; expected a folder or .zip with one folder of images per class"
+        )
+    return Source(path)
+
+
+def _survey(source: Source) -> Survey:
+    path = source.path
+    files, others = source.sorted_out()
     strip = 0  # folders above the classes that hold everything
     split_paths = [PurePosixPath(f).parts for f in files]
     while split_paths and all(len(p) > strip + 2 for p in split_paths):
@@ -128,37 +183,48 @@ def _classes(
         if len(heads) > 1 or next(iter(heads)).lower() in SPLITS:
             break
         strip += 1
-    depth = strip
-    if split_paths and all(len(p) > strip + 2 and p[strip].lower() in SPLITS for p in split_paths):
-        depth += 1
+    deeper = [p for p in split_paths if len(p) > strip + 2]
+    within = [p for p in split_paths if len(p) > strip + 1]  # an image beside the split folders, or in one, is loose
+    split = bool(deeper) and all(p[strip].lower() in SPLITS for p in within)
+    depth = strip + split
+
+    def label_of(file: str) -> str:
+        return "/".join(map(printable, PurePosixPath(file).parts[depth:-1]))
+
     tree: dict[str, list[str]] = {}
     parts: dict[str, set[str]] = {}
     loose = []
     for file, p in zip(files, split_paths, strict=True):
-        if len(p) < depth + 2:
+        label = label_of(file)
+        if not label:
             loose.append(file)
             continue
-        label = "/".join(p[depth:-1])
         tree.setdefault(label, []).append(file)
-        if depth > strip:
+        if split:
             parts.setdefault(SPLITS[p[strip].lower()], set()).add(label)
     if not tree:
-        found = f"{len(loose)} images lie beside each other" if loose else "no JPEG, PNG or WebP was found"
-        raise DataError(f"{path}: {found}; expected one folder per class, for instance {path.name}/cat/1.jpg")
-    if loose:
-        warnings.warn(
-            f"{path}: {len(loose)} images lie in no class folder and are left out: {_few(loose)}", stacklevel=4
+        images = count(len(loose), "image")
+        text = f"{images} beside each other, in no class folder" if loose else "no image was found"
+        if others:
+            counts = tally((file, printable(str(PurePosixPath(file).parent))) for file in others)
+            text += f", and {count(len(others), 'other file')} ({counts})"
+        if source.skipped:
+            text += f", and {_few([f'{entry.file} ({entry.why})' for entry in source.skipped])} not read"
+        shown = printable(str(path))
+        raise DataError(
+            f"{shown}: {text}; expected one folder per class, for instance {printable(path.name)}/cat/1.jpg"
         )
     empty = []
-    for folder in folders:
-        label = "/".join(PurePosixPath(folder).parts[depth:])
+    for folder in source.folders:
+        label = label_of(f"{folder}/-")
         if label and not any(c == label or c.startswith(f"{label}/") for c in tree) and label not in empty:
             empty.append(label)
-    return tree, empty, parts
+    inside = [(file, label) for file in others if (label := label_of(file))]
+    return Survey(path, tree, parts, sorted(empty), loose, inside, source.skipped)
 
 
 def _split(
-    bank: Bank, path: Path, parts: dict[str, set[str]], splits: Any, fractions: Sequence[float] | None, seed: int
+    bank: Bank, path: Path, found: Survey, splits: Any, fractions: Sequence[float] | None, seed: int
 ) -> dict[str, list[str]]:
     if splits is not None:
         if not isinstance(splits, Mapping):
@@ -177,8 +243,8 @@ def _split(
         given = [c for listed in names.values() for c in listed]
         if twice := sorted({c for c in given if given.count(c) > 1}):
             raise DataError(f"splits for {path}: classes in more than one place: {_few(twice)}")
-    elif fractions is None and parts and sum(map(len, parts.values())) == len(set().union(*parts.values())):
-        names = {k: [c for c in bank.classes if c in parts.get(k, ())] for k in ("train", "val", "test")}
+    elif fractions is None and found.disjoint:
+        names = {k: [c for c in bank.classes if c in found.parts.get(k, ())] for k in ("train", "val", "test")}
     else:
         names = split_names(bank.classes, fractions or (0.6, 0.15, 0.25), seed)
     if "train" in names and "val" in names:
@@ -186,42 +252,51 @@ def _split(
     return names
 
 
-def _decode(path: Path, tree: dict[str, list[str]], size: int, name: str) -> tuple[Bank, dict[str, Any]]:
+def _decode(source: Source, tree: dict[str, list[str]], size: int, name: str) -> tuple[Bank, dict[str, Any]]:
     files = [(label, file) for label in sorted(tree) for file in tree[label]]
-    archive = None if path.is_dir() else zipfile.ZipFile(path)
 
-    def read(item: tuple[str, str]) -> tuple[np.ndarray, bool] | str:
+    def read(item: tuple[str, str]) -> tuple[np.ndarray, bool, int] | str:
         try:
-            image = open_image(_bytes(path, archive, item[1]))
-            return square(image, size), not is_grey(image)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            return f"{item[1]} ({error})"
+            image = open_image(source.read(item[1]), name=item[1])
+            pages = frames(image)
+            return square(image, size), not is_grey(image), pages
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
 
     images = np.empty((len(files), size, size, 3), np.uint8)
     labels: list[str] = []
-    bad: list[str] = []
+    bad: list[tuple[str, str]] = []
+    many: list[str] = []
     colour = False
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for (label, _), result in zip(files, pool.map(read, files), strict=True):
+        for (label, file), result in zip(files, pool.map(read, files), strict=True):
             if isinstance(result, str):
-                bad.append(result)
-            else:
-                images[len(labels)] = result[0]
-                labels.append(label)
-                colour = colour or result[1]
-    if archive:
-        archive.close()
+                bad.append((_kept(file), result))
+                continue
+            images[len(labels)] = result[0]
+            labels.append(label)
+            colour = colour or result[1]
+            if result[2] > 1:
+                many.append(_kept(file))
     if not labels:
-        raise DataError(f"{name} ({path}): none of {len(files)} images can be read: {_few(bad)}")
+        named = _few([f"{printable(_raw(file))} ({why})" for file, why in bad])
+        counts = tally((_raw(file), label) for (file, _), (label, _) in zip(bad, files, strict=True))
+        raise DataError(
+            f"{name} ({printable(str(source.path))}): none of {count(len(files), 'image')} can be read: {named}; by "
+            f"ending: {counts}"
+        )
     classes = sorted(set(labels))
+    index = {label: k for k, label in enumerate(classes)}
     x = torch.from_numpy(images[: len(labels)]).permute(0, 3, 1, 2)
-    y = torch.tensor([classes.index(label) for label in labels])
+    y = torch.tensor([index[label] for label in labels])
     bank = Bank.of(x if colour else x[:, :1], y, classes, name, "all")
-    return bank, {"bad": bad, "gone": sorted(set(tree) - set(classes))}
+    return bank, {"bad": bad, "frames": many}
 
 
-def _bytes(path: Path, archive: zipfile.ZipFile | None, file: str) -> bytes:
-    length = archive.getinfo(file).file_size if archive else (path / file).stat().st_size
-    if length > MAX_BYTES:
-        raise ValueError(f"{length >> 20} MiB, larger than {MAX_BYTES >> 20} MiB")
-    return archive.read(file) if archive else (path / file).read_bytes()
+def _kept(file: str) -> str:
+    """A file's name for the cache, whose JSON holds no bytes that are no UTF-8: it comes back by `_raw`."""
+    return file.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _raw(file: str) -> str:
+    return file.encode("latin-1").decode("utf-8", "surrogateescape")

@@ -10,6 +10,7 @@ H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv:1708.07747 (MIT).
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from kshot.data.bank import Bank, DataError
 from kshot.data.download import fetch
+from kshot.data.images import MAX_BYTES, ImageError, read_file
 from kshot.places import data_dir
 
 __all__ = ["SETS", "download", "load_split", "read_idx"]
@@ -115,10 +117,15 @@ def read_idx(path: Path | str) -> np.ndarray:
     path = Path(path)
     mend = "Delete it and fetch it again."
     try:
-        raw = path.read_bytes()
+        raw = read_file(path)
         if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+                raw = packed.read(MAX_BYTES + 1)
+            if len(raw) > MAX_BYTES:
+                raise DataError(
+                    f"{path} unpacks to more than {MAX_BYTES >> 20} MiB, which no file of this kind does. {mend}"
+                )
+    except (EOFError, zlib.error, gzip.BadGzipFile, ImageError) as error:
         raise DataError(f"{path} is damaged or truncated ({error}). {mend}") from error
     if len(raw) < 8 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4 or len(raw) < 4 + 4 * raw[3]:
         raise DataError(

@@ -10,10 +10,7 @@ Science 350 (2015). Data: https://github.com/brendenlake/omniglot (MIT).
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +19,8 @@ import torch
 
 from kshot.data.bank import Bank, DataError, _few, cached, identity
 from kshot.data.download import fetch
+from kshot.data.images import open_image
+from kshot.data.sources import Source
 from kshot.places import data_dir
 
 __all__ = ["DRAWINGS", "FILES", "class_splits", "download", "load_all"]
@@ -103,39 +102,36 @@ def _source(root: Path, part: str) -> Path | None:
     return None
 
 
-def _files(source: Path) -> Iterator[tuple[str, str, bytes]]:
-    """(character, file name, bytes) of every drawing in a zip or a folder."""
-    if source.is_dir():
-        for path in sorted(source.glob("*/*/*.png")):
-            yield f"{path.parts[-3]}/{path.parts[-2]}", path.name, path.read_bytes()
-        return
-    try:
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                parts = PurePosixPath(name).parts
-                if name.endswith(".png") and len(parts) >= 3 and parts[0] != "__MACOSX":
-                    yield f"{parts[-3]}/{parts[-2]}", parts[-1], archive.read(name)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"omniglot: {source} is damaged ({error}); delete it and run `kshot data fetch omniglot`"
-        ) from error
-
-
 def _decode(sources: list[Path], size: int) -> Bank:
     from PIL import Image, ImageOps
 
     lake = class_splits("lake")
     images: dict[str, list[np.ndarray]] = {}
     bad: list[str] = []
-    for source in sources:
-        for character, file, blob in _files(source):
-            try:
-                drawing = ImageOps.invert(Image.open(io.BytesIO(blob), formats=["PNG"]).convert("L"))
-            except (OSError, SyntaxError, ValueError):
-                bad.append(f"{source.name}: {character}/{file}")
-                continue
-            # Lanczos from 105 pixels, as MAML's data/omniglot_resized does
-            images.setdefault(character, []).append(np.asarray(drawing.resize((size, size), Image.Resampling.LANCZOS)))
+    passed: list[str] = []
+    for path in sources:
+        try:
+            source = Source(path)
+        except DataError as error:
+            raise DataError(
+                f"omniglot: {path} is damaged ({error}); delete it and run `kshot data fetch omniglot`"
+            ) from error
+        with source:
+            passed += [f"{path.name}: {entry.file} ({entry.why})" for entry in source.skipped]
+            for name in source.files:
+                parts = PurePosixPath(name).parts
+                if not name.endswith(".png") or len(parts) < 3:
+                    continue
+                character = f"{parts[-3]}/{parts[-2]}"
+                try:
+                    drawing = open_image(source.read(name), formats=["PNG"])
+                    drawing = ImageOps.invert(drawing.convert("L"))
+                except (OSError, SyntaxError, ValueError) as error:
+                    bad.append(f"{path.name}: {character}/{parts[-1]} ({error})")
+                    continue
+                # Lanczos from 105 pixels, as MAML's data/omniglot_resized does
+                small = drawing.resize((size, size), Image.Resampling.LANCZOS)
+                images.setdefault(character, []).append(np.asarray(small))
     wanted = sorted(lake["trainval"] + lake["test"])
     problems = [f"unreadable: {_few(bad)}"] if bad else []
     if missing := [c for c in wanted if c not in images]:
@@ -145,6 +141,7 @@ def _decode(sources: list[Path], size: int) -> Bank:
     if extra := sorted(set(images) - set(wanted)):
         problems.append(f"characters that do not belong there: {_few(extra)}")
     if problems:
+        problems += [f"not read: {_few(passed)}"] if passed else []
         raise DataError(
             f"omniglot in {sources[0].parent} is not complete; {'; '.join(problems)}. Delete it and run `kshot "
             "data fetch omniglot`."

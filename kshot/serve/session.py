@@ -17,7 +17,7 @@ import numpy as np
 
 from kshot import models
 from kshot.checkpoint import CheckpointError
-from kshot.data.images import open_image, square
+from kshot.data.images import FORMATS, open_image, square
 from kshot.estimators import Answer, FewShotClassifier, FileLimits
 from kshot.evaluate import proportion95
 
@@ -237,7 +237,7 @@ class Session:
             try:
                 if len(blob) > most.bytes:
                     raise ValueError(f"{len(blob) / 2**20:.1f} MiB, larger than {most.bytes >> 20} MiB")
-                opened = open_image(blob)
+                opened = open_image(blob, FORMATS)
                 if opened.width * opened.height > most.pixels:
                     raise ValueError(f"{opened.width}x{opened.height} pixels, more than {most.pixels // 10**6} million")
                 left -= opened.width * opened.height

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from kshot import data
 from kshot.data import images
@@ -71,16 +72,18 @@ def test_bad_files_are_named_and_skipped_or_refused(tmp_path):
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "b" / "note.png").write_text("not a picture")
     (tmp_path / "gone").mkdir()
-    picture(tmp_path / "c" / "gif.png", format="GIF")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "empty.HEIC").write_bytes(b"")
     (tmp_path / "readme.txt").write_text("ignored")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.png").write_text("ignored")
     (tmp_path / "a" / "._1.png").write_text("ignored")
     for _ in range(2):  # decoded, then from the cache
         with pytest.warns(
-            UserWarning, match=r"3 files cannot be read: a/cut.jpg .*b/note.png .*not a JPEG.*2 class"
+            UserWarning, match=r"3 files cannot be read: a/cut.jpg .*b/note.png .*not a JPEG.*c/empty.HEIC .*2 class"
         ) as w:
             bank = data.load(f"folder:{tmp_path}", "all", size=8)
+        assert "by ending: .heic: 1 in 'c'; .jpg: 1 in 'a'; .png: 1 in 'b'" in str(w[0].message)
         assert "gone, c" in str(w[0].message)
         assert bank.counts.tolist() == [3, 3]
     with pytest.raises(data.DataError, match=r"cut\.jpg"):
@@ -154,19 +157,119 @@ def test_deeper_classes_and_loose_images(tmp_path):
     picture(tmp_path / "animals" / "cat" / "1.png")
     picture(tmp_path / "plants" / "oak" / "1.png")
     picture(tmp_path / "loose.png")
-    with pytest.warns(UserWarning, match="1 images lie in no class folder.*loose.png"):
+    with pytest.warns(UserWarning, match="1 image in no class folder.*loose.png"):
         assert data.load(f"folder:{tmp_path}", "all", size=8).classes == ("animals/cat", "plants/oak")
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(data.DataError, match="no JPEG, PNG or WebP"):
+    with pytest.raises(data.DataError, match="no image was found"):
         data.load(f"folder:{tmp_path}")
     picture(tmp_path / "1.png")
     with pytest.raises(data.DataError, match="one folder per class"):
         data.load(f"folder:{tmp_path}")
+    (tmp_path / "notes.txt").write_text("lines")
+    with pytest.raises(data.DataError, match=r"1 other file \(.txt: 1 in '.'\)"):
+        data.load(f"folder:{tmp_path}")
     (tmp_path / "x.zip").write_text("no zip")
     with pytest.raises(data.DataError, match=r"neither a folder nor a readable \.zip"):
         data.load(f"folder:{tmp_path / 'x.zip'}")
+
+
+def test_all_that_pillow_reads_is_read(tmp_path):
+    endings = ["jpg", "JPG", "jfif", "png", "webp", "gif", "bmp", "tif", "TIFF", "jp2", "ppm", "tga", "pcx", "qoi"]
+    endings += ["dds", "ico", "sgi"]
+    endings += ["avif"] if features.check("avif") else []
+    for k, ending in enumerate(endings):
+        picture(tmp_path / "cat" / f"{k}.{ending}", (10 * k, 200, 90), size=(16, 16))
+    picture(tmp_path / "dog" / "no ending", format="JPEG")
+    picture(tmp_path / "dog" / "5.jpg_large", format="WEBP")
+    bank = data.load(f"folder:{tmp_path}", "all", size=8)  # and no warning
+    assert bank.counts.tolist() == [len(endings), 2]
+    red, green = bank.images[:-2, :2].float().mean((2, 3)).T
+    wanted = torch.tensor([10.0 * int(Path(f).stem) for f in sorted(f"{k}.{e}" for k, e in enumerate(endings))])
+    assert (red - wanted).abs().max() < 6
+    assert (green - 200).abs().max() < 6
+
+
+def test_a_phones_heic_is_read_by_an_extra_and_named_without_it(tmp_path, monkeypatch):
+    photos(tmp_path, "a", each=1)
+    heif = pytest.importorskip("pillow_heif")
+    (tmp_path / "b").mkdir()
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(tmp_path / "b" / "IMG_1.HEIC", quality=95)
+    bank = data.load(f"folder:{tmp_path}", "all", size=8)
+    assert bank.classes == ("a", "b")
+    assert (bank.images[1].float().mean((1, 2)) - torch.tensor([200.0, 30, 30])).abs().max() < 6
+    assert "HEIF" not in Image.OPEN  # Pillow's other users know no more than before
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "other"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.warns(
+        UserWarning, match=r"IMG_1.HEIC \(HEIC image: needs pip install 'kshot\[heic\]'.*without .*: b\."
+    ):
+        assert data.load(f"folder:{tmp_path}", "all", size=8).classes == ("a",)
+
+
+def test_what_is_no_image_is_counted_or_refused(tmp_path):
+    photos(tmp_path, "ab")
+    (tmp_path / "a" / "film.MOV").write_bytes(b"\0\0\0\x14ftypqt  ")
+    (tmp_path / "a" / "raw.nef").write_bytes(b"II*\0" + bytes(200))  # a camera's TIFF, which holds a small preview
+    (tmp_path / "b" / "list.csv").write_text("a,b")
+    (tmp_path / "b" / "notes").write_text("hello")
+    picture(tmp_path / "b" / ".mine.png")
+    for litter in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        (tmp_path / "a" / litter).write_text("")
+    said = r"4 files in class folders, not images: .csv: 1 in 'b'; .mov: 1 in 'a'; .nef: 1 in 'a'; no ending: 1 in 'b'"
+    with pytest.warns(UserWarning, match=said + ".*b/.mine.png .hidden"):
+        data.load(f"folder:{tmp_path}", "all", size=8)
+    with pytest.raises(data.DataError, match=said):
+        data.load(f"folder:{tmp_path}", "all", size=8, on_bad="refuse")
+
+
+def test_several_pages_are_named(tmp_path):
+    pages = [Image.new("L", (9, 9), k) for k in (10, 200)]
+    (tmp_path / "a").mkdir()
+    pages[0].save(tmp_path / "a" / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match=r"1 file of several pages or frames, the first is used: a/stack.tif"):
+        assert data.load(f"folder:{tmp_path}", "all", size=8).images.max() == 10
+
+
+def test_names_that_differ_in_little_are_named(tmp_path):
+    for label in ("Lemon", "lemon", "lime ", "lime", "caf\u00e9", "cafe\u0301", "oak"):
+        picture(tmp_path / label / "1.png")
+    with pytest.warns(UserWarning, match="kept apart") as found:
+        assert data.load(f"folder:{tmp_path}", "all", size=8).num_classes == 7
+    text = "\n".join(str(w.message) for w in found)
+    assert "'Lemon' (1) and 'lemon' (1)" in text
+    assert "'lime' (1) and 'lime ' (1)" in text
+    assert r"'cafe\u0301' (1) and 'caf\xe9' (1)" in text
+    assert len(found) == 3
+
+
+def test_a_class_whose_name_is_not_utf8(tmp_path):
+    photos(tmp_path, "ab", each=1)
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/B\xe4ume")
+    os.mkdir(folder)
+    picture(tmp_path / "x.png").rename(os.path.join(folder, os.fsdecode(b"\xe4.png")))
+    Path(os.path.join(folder, os.fsdecode(b"\xf6.png"))).write_text("damaged")
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.warns(UserWarning, match=r"B.xe4ume/.xf6.png .not a JPEG.*1 in 'B"):
+            bank = data.load(f"folder:{tmp_path}", "all", size=8)
+        assert bank.classes == (r"B\xe4ume", "a", "b")
+    with pytest.warns(UserWarning, match="xf6"):
+        assert (
+            sum(
+                data.load(f"folder:{tmp_path}", s, size=8, fractions=(0.4, 0, 0.6)).num_classes
+                for s in ("train", "test")
+            )
+            == 3
+        )
+
+
+def test_a_loose_image_does_not_undo_the_split_folders(tmp_path):
+    photos(tmp_path / "train", "ab", each=1)
+    photos(tmp_path / "test", "c", each=1)
+    picture(tmp_path / "train" / "sheet.png")
+    with pytest.warns(UserWarning, match="in no class folder: train/sheet.png"):
+        assert data.load(f"folder:{tmp_path}", "train", size=8).classes == ("a", "b")
 
 
 def test_grocery_store_has_81_classes():

@@ -112,3 +112,84 @@ def test_any_dataset():
         data.from_dataset([(torch.rand(1, 4, 4), 0), (torch.rand(1, 5, 4), 0)])
     with pytest.raises(data.DataError, match="empty"):
         data.from_dataset([])
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["a", None, "b"], "1 of 3 labels are missing .*index 1"),
+        (["a", "b", float("nan")], "1 of 3 labels are missing .*index 2"),  # numpy makes the class 'nan' of it
+        ([1, None, 2], "1 of 3 labels are missing"),
+        (np.array(["a", "", "b"]), "1 of 3 labels are missing"),
+        (np.array([1, 2, np.nan], object), "1 of 3 labels are missing"),
+        (np.array([1, np.nan, np.nan]), "float64, 2 of them NaN"),
+        ([1, "a", "b"], "labels of type integer, string"),
+        ([[0, 1], [1, 0], [0, 1]], "labels of type list"),
+        (torch.eye(3), r"y has shape \[3, 3\]"),
+    ],
+)
+def test_labels_that_are_missing_or_mixed(y, message):
+    with pytest.raises(data.DataError, match=message):
+        data.from_arrays(torch.rand(3, 5, 5), y)
+
+
+def test_labels_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    for missing in (None, pandas.NA, float("nan")):
+        with pytest.raises(data.DataError, match="1 of 3 labels are missing"):
+            data.from_arrays(torch.rand(3, 5, 5), pandas.Series(["a", missing, "b"], index=[7, 5, 9]))
+    for kind in ("category", "string", object):
+        y = pandas.Series(["b", "a", "b"], index=[7, 5, 9], dtype=kind)
+        assert data.from_arrays(torch.rand(3, 5, 5), y).classes == ("a", "b")
+
+
+def test_other_labels():
+    for y in ([b"a", b"b", b"a"], np.array([b"a", b"b", b"a"]), np.array(["a", "b", "a"], object)):
+        assert data.from_arrays(torch.rand(3, 5, 5), y).classes == ("a", "b")
+    for y in ([True, False, True], np.array([1, 0, 1], np.uint8), [torch.tensor(1), np.int64(0), 1]):
+        assert data.from_arrays(torch.rand(3, 5, 5), y).counts.tolist() == [1, 2]
+    with pytest.warns(UserWarning, match="'Lemon' .1. and 'lemon' .2. differ only in capitals"):
+        assert data.from_arrays(torch.rand(3, 5, 5), ["Lemon", "lemon", "lemon"]).num_classes == 2
+
+
+def test_numbers_of_other_types():
+    x = np.linspace(0, 65535, 4 * 16 * 16).reshape(4, 16, 16).astype(np.uint16)
+    want = (x / 257).round().astype(np.uint8)
+    for images in (x, torch.from_numpy(x.astype(np.int32)).to(torch.uint16), x / 65535, (x / 65535).astype(np.float32)):
+        np.testing.assert_array_equal(data.from_arrays(images, [0, 0, 1, 1]).images[:, 0].numpy(), want)
+    unit = torch.rand(4, 8, 8, requires_grad=True)
+    for images in (unit, unit.bfloat16(), unit.half(), unit > 0.5):
+        assert data.from_arrays(images, [0, 0, 1, 1]).images.max() > 200
+    assert data.from_arrays(unit > 0.5, [0, 0, 1, 1]).images.unique().tolist() == [0, 255]
+    for images in (np.full((4, 8, 8), "x"), np.zeros((4, 8, 8), complex), [[1], [2, 3]]):
+        with pytest.raises(data.DataError):
+            data.from_arrays(images, [0, 0, 1, 1])
+    assert data.from_arrays(x.reshape(4, -1), [0, 0, 1, 1]).images.max() == 65535  # features stay as they are
+
+
+def test_a_loader_is_no_dataset():
+    pairs = torch.utils.data.TensorDataset(torch.rand(8, 1, 6, 6), torch.tensor([0, 1] * 4))
+    with pytest.raises(data.DataError, match="pass its dataset"):
+        data.from_dataset(torch.utils.data.DataLoader(pairs, batch_size=4))
+    with pytest.raises(data.DataError, match="is no dataset"):
+        data.from_dataset(3)
+    with pytest.raises(data.DataError, match=r"example 0 has a label of shape \[2\]"):
+        data.from_dataset([(torch.rand(1, 4, 4), torch.tensor([0, 1]))])
+    with pytest.raises(data.DataError, match="1 of 2 labels are missing"):
+        data.from_dataset([(torch.rand(1, 4, 4), 0), (torch.rand(1, 4, 4), None)])
+    with pytest.raises(data.DataError, match="of types"):
+        data.from_dataset([(torch.rand(1, 4, 4), 0), (torch.ones(1, 4, 4, dtype=torch.uint8), 1)])
+
+
+def test_pillows_images_are_colours_and_not_numbers_of_a_palette():
+    red = Image.new("RGB", (6, 6), (200, 30, 60))
+    for image in (red, red.quantize(4), red.convert("RGBA"), red.convert("CMYK")):
+        for bank in (data.from_dataset([(image, 0)]), data.from_arrays([image], [0])):
+            assert (bank.images[0, :, 0, 0].int() - torch.tensor([200, 30, 60])).abs().max() <= 1
+
+
+def test_a_gz_that_unpacks_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "MAX_BYTES", 1000)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(data.DataError, match="unpacks to more than"):
+        idx.read_idx(tmp_path / "x.gz")
