@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from kshot.rl.sim import Physics, Simulator
 
-__all__ = ["Control", "Mujoco", "Seen", "families", "family", "needs_mujoco", "register"]
+__all__ = ["Control", "Mujoco", "Seen", "check_family", "check_goals", "families", "family", "needs_mujoco", "register"]
 
 Array = NDArray[np.float64]
 
@@ -70,6 +70,59 @@ class Control(ABC):
             rollouts: R.
             threads: that MuJoCo uses; 0: one for each core.
         """
+
+
+_HOW = (
+    "subclass kshot.rl.control.Mujoco, which steps many robots at once (examples/05_own_robot.py), or "
+    "kshot.rl.control.Control with a simulator of your own (docs/control.md, 'A robot of your own')"
+)
+
+
+def check_family(tasks: Any) -> None:
+    """Refuse what is no family of control tasks, or one whose sizes cannot be.
+
+    Raises:
+        TypeError: not a `Control`; a gymnasium environment among others.
+        ValueError: a size or horizon that is not a positive integer, or no name.
+    """
+    if not isinstance(tasks, Control):
+        kind = f"the class {tasks.__name__}" if isinstance(tasks, type) else f"an object of type {type(tasks).__name__}"
+        if isinstance(tasks, type) and issubclass(tasks, Control):
+            raise TypeError(f"got {kind} where a family is needed: pass {tasks.__name__}()")
+        if all(hasattr(tasks, name) for name in ("reset", "step", "render")):
+            kind += ", a gymnasium environment: that is one rollout of one task, and a family draws tasks and steps"
+            kind += " many rollouts of each"
+        raise TypeError(f"a family of control tasks (kshot.rl.control.Control) is needed, got {kind}. Instead, {_HOW}")
+    name = getattr(tasks, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{type(tasks).__name__}.name is {name!r}: set it to the name of the tasks")
+    for size in ("horizon", "observation", "action", "goal"):
+        number = getattr(tasks, size, None)
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name}: {size} is {number!r}, but a positive integer is needed: set it in the class")
+
+
+def check_goals(tasks: Control, goals: Any, single: bool = False) -> Array:
+    """Goals `[T, G]` of a family, in float64; `single`: of one task `[G]`, as `[1, G]`.
+
+    Raises:
+        ValueError: another shape, no goal, or what is not finite numbers; with the shape that was given.
+    """
+    wanted = f"a goal of {tasks.name} is {tasks.goal} finite number{'s' * (tasks.goal != 1)}"
+    if not single:
+        wanted += f", and goals are an array [T, {tasks.goal}] with a row for each task"
+    try:
+        rows = np.asarray(goals)
+        numbers = rows.astype(np.float64) if rows.dtype.kind in "fiu" else None
+    except (TypeError, ValueError, RuntimeError):  # ragged rows; a tensor that needs a gradient or lies on a GPU
+        numbers = None
+    if numbers is None:
+        raise ValueError(f"{wanted}; got {goals!r}")
+    if numbers.ndim != 2 - single or numbers.shape[-1] != tasks.goal or not len(numbers):
+        raise ValueError(f"{wanted}; got the shape {list(numbers.shape)}: {goals!r}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{wanted}; got {numbers[~np.isfinite(numbers).all(-1)].tolist()}")
+    return numbers[None] if single else numbers
 
 
 @functools.cache
@@ -201,13 +254,25 @@ def register(name: str, make: Callable[[], Control]) -> None:
 
     Args:
         name: of the family.
-        make: its class, or anything that makes it; its `name` must be this one.
+        make: its class, or a function without arguments that makes it; called once here to see that it does.
 
     Raises:
-        ValueError: a name that there is.
+        TypeError: what makes no `Control`, such as a gymnasium environment, or a family in place of its class.
+        ValueError: a name that there is, or not the family's own; sizes that cannot be.
     """
     if name in families() and _REGISTERED.get(name) is not make:
         raise ValueError(f"there are control tasks {name!r} already: give yours another name")
+    if isinstance(make, Control):
+        raise TypeError(
+            f"register({name!r}, ...) takes what makes a family, and got a family: pass its class, "
+            f"{type(make).__name__}, or a function that makes it (lambda: {type(make).__name__}(...))"
+        )
+    made = make() if callable(make) and (not isinstance(make, type) or issubclass(make, Control)) else make
+    check_family(made)
+    if made.name != name:
+        raise ValueError(
+            f"register({name!r}, ...) makes control tasks whose own name is {made.name!r}: give both one name"
+        )
     _REGISTERED[name] = make
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kshot import engine, tree
 from kshot.core import Learner, Metrics, Task, Trajectory
+from kshot.rl.control import check_family
 from kshot.rl.rollouts import Clock, collect, returns
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kshot.rl.pearl import Squashed
     from kshot.rl.policy import Gaussian
 
-__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "surrogate"]
+__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "check_fits", "surrogate"]
 
 
 class Actor(Protocol):
@@ -95,6 +96,22 @@ class PolicyLearner(Learner):
         """
 
 
+def check_fits(learner: PolicyLearner, family: Control) -> None:
+    """Refuse what is no family, and a policy of another observation or action size than the tasks'.
+
+    Raises:
+        TypeError: not a family of control tasks.
+        ValueError: with both sizes.
+    """
+    check_family(family)
+    own, theirs = (learner.observation, learner.action), (family.observation, family.action)
+    if own != theirs:
+        raise ValueError(
+            f"the policy takes {own[0]} observed numbers and gives {own[1]} actions, but {family.name} has {theirs[0]} "
+            f"and {theirs[1]}: train one for these tasks, or test it on those that it was trained for"
+        )
+
+
 def adapt_all(learner: PolicyLearner, states: Any, support: Any, scale: float = 1.0) -> Any:
     """The states `[T, ...]` after each task's rollouts, from one state or from one for each task; no graph.
 
@@ -137,7 +154,11 @@ def act(
         generators: one for each round.
         discount, lam: of the advantages.
         clock: counts "simulation", "policy" and "adapt".
+
+    Raises:
+        ValueError: a policy of other sizes than the tasks; what `collect` refuses.
     """
+    check_fits(learner, family)
     clock = clock or Clock()
     simulator = family.simulator(goals, rollouts, torch.get_num_threads())
     states, found = tree.detach(learner.init()), []

@@ -52,7 +52,13 @@ class Gaussian(NamedTuple):
         return self.mean + self.log_std.exp() * noise
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """`[..., N]`."""
+        """`[..., N]` of actions `[..., N, A]`.
+
+        Raises:
+            ValueError: actions of another size.
+        """
+        if actions.shape[-1] != self.mean.shape[-1]:
+            raise ValueError(f"actions of {actions.shape[-1]} numbers for a policy of {self.mean.shape[-1]}")
         z = (actions - self.mean) * (-self.log_std).exp()
         constant = 0.5 * math.log(2 * math.pi) * actions.shape[-1]
         return -0.5 * z.square().sum(-1) - self.log_std.sum(-1) - constant

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from kshot.rl.learner import Actor
     from kshot.rl.sim import Simulator
 
-__all__ = ["Clock", "collect", "returns"]
+__all__ = ["Clock", "NonFiniteRollouts", "collect", "returns"]
+
+
+class NonFiniteRollouts(ValueError):
+    """A simulator gave observations or rewards that are infinite or NaN; the message says which, where, of what goals.
+
+    `kshot.rl.sim` ends a rollout that diverges by itself: this is a simulator that does not, or a start or reward that
+    is not finite for some goals.
+    """
 
 
 class Clock:
@@ -51,37 +59,77 @@ def collect(
         horizon: H.
         generator: draws initial states and actions.
         clock: counts the time of "simulation" and "policy".
+
+    Raises:
+        NonFiniteRollouts: an observation or reward that is infinite or NaN in float32.
+        ValueError: a simulator whose observations, rewards or `alive` do not have a row for each simulation.
     """
     clock = clock or Clock()
     tasks, rollouts = simulator.tasks, simulator.rollouts
-    shape = (tasks, rollouts, horizon)
+    shape, count = (tasks, rollouts, horizon), tasks * rollouts
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     with torch.no_grad():
         with clock.on("simulation"):
-            observed = simulator.reset(rng)
+            observed = _rows("observations", simulator.reset(rng), count, 2)
         rewards, alive = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
         actor.begin(tasks, rollouts, generator)
         noise = torch.randn(horizon, tasks, rollouts, actor.width, generator=generator)
         actions, means = torch.zeros(*shape, actor.width), torch.zeros(*shape, actor.width)
         observations = log_std = torch.zeros(0)
+        given = np.zeros((count, 0))
         for h in range(horizon):
             with clock.on("policy"):
-                x, what = actor.react(torch.from_numpy(observed).view(tasks, rollouts, -1).float())
+                now = observed.view(tasks, rollouts, -1)
+                _finite("observations", now, simulator, h, given)
+                x, what = actor.react(now)
                 action = what.sample(noise[h])
                 if h == 0:
                     observations = x.new_zeros(*shape, x.shape[-1])
                     one = what.log_std if what.log_std.shape[-2] == 1 else what.log_std.new_full((1, 1), math.nan)
                     log_std = one.expand(tasks, 1, actor.width).clone()
                 observations[:, :, h], actions[:, :, h], means[:, :, h] = x, action, what.mean
-                alive[:, :, h] = torch.from_numpy(simulator.alive).view(tasks, rollouts)
+                alive[:, :, h] = _rows("alive", simulator.alive, count, 1).view(tasks, rollouts)
                 given = action.flatten(0, 1).double().numpy()
             with clock.on("simulation"):
                 observed, paid = simulator.step(given)
-            rewards[:, :, h] = torch.from_numpy(paid).view(tasks, rollouts)
+            observed = _rows("observations", observed, count, 2)
+            rewards[:, :, h] = _rows("rewards", paid, count, 1).view(tasks, rollouts)
+            _finite("rewards", rewards[:, :, h, None], simulator, h, given)
             actor.saw(action, rewards[:, :, h], alive[:, :, h])
             if not simulator.alive.any():
                 break
     return Trajectory(observations, actions, rewards, alive, means, log_std)
+
+
+def _rows(what: str, array: np.ndarray, count: int, dims: int) -> torch.Tensor:
+    """What a simulator gave, numbers in float32: a row for each simulation."""
+    array = np.asarray(array)
+    if array.ndim != dims or len(array) != count:
+        wanted = f"[{count}{', D' * (dims - 1)}]"
+        raise ValueError(f"the simulator gave {what} {list(array.shape)} for {count} rollouts: {wanted} is needed")
+    rows = torch.from_numpy(array)
+    return rows if rows.dtype == torch.bool else rows.float()
+
+
+def _finite(what: str, rows: torch.Tensor, simulator: Simulator, step: int, actions: np.ndarray) -> None:
+    """Refuse `[T, R, ...]` that are not finite.
+
+    Raises:
+        NonFiniteRollouts: with the tasks and their goals, and whether it was the actions that were not.
+    """
+    wrong = ~rows.isfinite().all(-1)  # [T, R]
+    if not wrong.any():
+        return
+    where, tasks, after = wrong.any(1).nonzero()[:, 0].tolist(), len(wrong), step + (what == "rewards")
+    goals = simulator.goals[:: simulator.rollouts]
+    named = ", ".join(f"{t} (goal {np.round(goals[t], 3).tolist()})" for t in where[:5])
+    fault = f"mend the {what} of these goals"
+    if not np.isfinite(actions[wrong.flatten().numpy()]).all():
+        fault = "the policy's actions were not finite either: its weights have diverged, train with smaller steps"
+    raise NonFiniteRollouts(
+        f"{what} are not finite (or beyond float32) in {len(where)} of {tasks} tasks after {after} steps of a "
+        f"rollout: {named}{' and others' if len(where) > 5 else ''}; {fault}"
+    )
 
 
 def returns(trajectory: Trajectory) -> torch.Tensor:

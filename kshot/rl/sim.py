@@ -9,21 +9,22 @@ simulation after another (tests/rl/test_sim.py).
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kshot.rl.control import needs_mujoco
+from kshot.rl.control import check_goals, needs_mujoco
 
 if TYPE_CHECKING:
     from kshot.rl.bodies import Bodies
-    from kshot.rl.control import Array, Mujoco
+    from kshot.rl.control import Array, Control, Mujoco
     from kshot.rl.paper import Point
 
-__all__ = ["Mixed", "Mujocos", "Physics", "Points", "Simulator", "Telling"]
+__all__ = ["Copied", "Mixed", "Mujocos", "Physics", "Points", "Simulator", "Telling", "check_actions"]
 
 
 class Simulator(Protocol):
@@ -65,8 +66,62 @@ class Simulator(Protocol):
         Returns:
             What they observe `[n, D]` and rewards `[n]`; rollouts that had ended before keep their last observation
             and get 0. `alive` tells which go on.
+
+        Raises:
+            ValueError: actions of another shape, or that are not numbers.
         """
         ...
+
+
+def check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Array:
+    """Actions of this shape, `[A]` or `[n, A]`, in float64.
+
+    Raises:
+        ValueError: another shape, which would drive several motors with one number, or what is not numbers.
+    """
+    rows = "" if len(shape) == 1 else f", a row for each of {shape[0]} rollouts"
+    wanted = f"actions of {name} are {shape[-1]} number{'s' * (shape[-1] != 1)} in -1..1{rows}: shape {list(shape)}"
+    try:
+        found = np.asarray(actions)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged; a tensor that needs a gradient or is on a GPU
+        raise ValueError(f"{wanted}; got what is no array of numbers ({error})") from error
+    if found.shape != shape or found.dtype.kind not in "fiu":
+        raise ValueError(f"{wanted}; got {found.dtype} of shape {list(found.shape)}")
+    return found.astype(np.float64, copy=False)
+
+
+def _given(name: str, what: str, array: Any, shape: tuple[int, ...], kind: Any = np.float64) -> Any:
+    """A copy of what a family made, of the shape that it says.
+
+    Raises:
+        ValueError: another shape, which would be broadcast or written into the wrong columns.
+    """
+    found = np.array(array, dtype=kind)
+    if found.shape != shape:
+        raise ValueError(
+            f"{name}: `{what}` gave the shape {list(found.shape)} where {list(shape)} is needed, a row for each "
+            "rollout (docs/control.md, 'A robot of your own')"
+        )
+    return found
+
+
+def _rows(tasks: Control, goals: Any, rollouts: int) -> tuple[int, Array]:
+    """T, and the goals of the n simulations.
+
+    Raises:
+        ValueError: goals of another size, or no rollout.
+    """
+    goals = check_goals(tasks, goals)
+    if rollouts < 1:
+        raise ValueError(f"rollouts={rollouts}: at least 1 of each task is needed")
+    return len(goals), np.repeat(goals, rollouts, axis=0)
+
+
+class Copied:
+    """Copies, shallow ones too, and pickles have simulations of their own, which go on from the same state."""
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
 
 
 class Physics:
@@ -86,6 +141,7 @@ class Physics:
         mujoco, _ = needs_mujoco()
         from mujoco.batch import Batch
 
+        self._made = (family, count, threads, models)
         self.model = family.model
         self.batch = batch = Batch(self.model, count, threads)
         if models is not None:
@@ -103,6 +159,10 @@ class Physics:
         # Not finite or huge positions, velocities, accelerations: MuJoCo then puts the simulation back to its start.
         self.diverged = batch.warning[:, first : first + 3, 1]
 
+    def __reduce__(self) -> Any:
+        # MuJoCo's batch cannot be pickled: its rows are the whole state, from which another one goes on.
+        return _physics_again, (*self._made, self.batch.state.copy(), self.batch.warning.copy(), self.was)
+
     def reset(self, which: NDArray[np.intp], qpos: Array, qvel: Array) -> None:
         """Put some simulations at a state, everything else as the model has it, and compute all arrays."""
         self.batch.reset(which, stage=0)
@@ -114,6 +174,18 @@ class Physics:
         self.was[:] = self.qpos
         with _no_log_file():
             self.batch.step(which, times, stage=self.stage)
+
+
+def _physics_again(
+    family: Mujoco, count: int, threads: int, models: Sequence[Any] | None, state: Array, warned: Any, was: Array
+) -> Physics:
+    """`Physics` at the state of another: positions, velocities and forces are computed, the solver's start kept."""
+    physics = Physics(family, count, threads, models)
+    physics.batch.state[:] = state
+    with _no_log_file():
+        physics.batch.forward(stage=physics.stage)
+    physics.batch.state[:], physics.batch.warning[:], physics.was[:] = state, warned, was
+    return physics
 
 
 @contextlib.contextmanager
@@ -130,7 +202,7 @@ def _no_log_file() -> Iterator[None]:
         config.set()
 
 
-class Mujocos:
+class Mujocos(Copied):
     """Simulations of a MuJoCo family; see `Simulator`.
 
     Args:
@@ -140,6 +212,9 @@ class Mujocos:
         threads: 0: one for each core.
         models: a model for each task, of the family's sizes; None: the family's for all.
         numbers: what the tasks are called in a warning, `[T]`; None: 0, 1, ...
+
+    Raises:
+        ValueError: goals of another size, no rollout; later, from what the family makes of another shape than it says.
     """
 
     def __init__(
@@ -151,10 +226,9 @@ class Mujocos:
         models: Sequence[Any] | None = None,
         numbers: Sequence[int] | None = None,
     ):
-        self.family = family
-        self.tasks, self.rollouts = len(goals), rollouts
+        self.family, self.rollouts = family, rollouts
+        self.tasks, self.goals = _rows(family, goals, rollouts)
         self.numbers = list(numbers or range(self.tasks))
-        self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
         each = None if models is None else [model for model in models for _ in range(rollouts)]
         self.physics = _physics(family, len(self.goals), threads, each)
         self.alive, self.lost = np.ones(len(self.goals), dtype=bool), np.zeros(len(self.goals), dtype=bool)
@@ -167,34 +241,42 @@ class Mujocos:
 
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
         """See `Simulator.restart`."""
-        self.physics.reset(which, *self.family.start(rng, which // self.rollouts))
+        qpos, qvel = self.family.start(rng, which // self.rollouts)
+        name, model = self.family.name, self.physics.model
+        qpos = _given(name, "start", qpos, (len(which), model.nq))
+        self.physics.reset(which, qpos, _given(name, "start", qvel, (len(which), model.nv)))
         self.alive[which], self.lost[which] = True, False
         self.faults = self.physics.diverged.sum(1)
-        observed = self.family.observe(self.physics)
+        observed = self._observe()
         observed[~self.alive] = self.observed[~self.alive]
         self.observed = observed
         return self.observed
 
     def step(self, actions: Array) -> tuple[Array, Array]:
         """See `Simulator.step`. One that diverges ends with a reward of 0 and a warning that names the task."""
-        clipped = np.clip(actions, -1.0, 1.0)
-        self.physics.ctrl[:] = self.family.controls(clipped)
+        family, n = self.family, len(self.goals)
+        clipped = np.clip(check_actions(actions, (n, family.action), family.name), -1.0, 1.0)
+        self.physics.ctrl[:] = _given(family.name, "controls", family.controls(clipped), (n, self.physics.model.nu))
         everyone = bool(self.alive.all())
         self.physics.step(None if everyone else np.flatnonzero(self.alive), self.family.frame_skip)
-        before, observed = self.alive.copy(), self.family.observe(self.physics)
-        rewards = self.family.reward(self.physics, clipped, self.goals)
+        before, observed = self.alive.copy(), self._observe()
+        rewards = _given(family.name, "reward", family.reward(self.physics, clipped, self.goals), (n,))
         faults = self.physics.diverged.sum(1)
         lost = before & ((faults > self.faults) | ~np.isfinite(rewards) | ~np.isfinite(observed).all(1))
         self.faults, self.lost = faults, self.lost | lost
         if lost.any():
             _warn(self, lost, self.numbers)
-        self.alive = before & ~lost & ~self.family.fallen(self.physics)
+        self.alive = before & ~lost & ~_given(family.name, "fallen", family.fallen(self.physics), (n,), bool)
         kept = ~before | lost
         if kept.any():
             observed[kept] = self.observed[kept]
             rewards[kept] = 0.0
         self.observed = observed
         return observed, rewards
+
+    def _observe(self) -> Array:
+        family = self.family
+        return _given(family.name, "observe", family.observe(self.physics), (len(self.goals), family.observation))
 
 
 def _warn(simulator: Mujocos | Points, lost: NDArray[np.bool_], numbers: Sequence[int]) -> None:
@@ -220,13 +302,13 @@ def _physics(family: Mujoco, count: int, threads: int, models: Sequence[Any] | N
     return WarpPhysics(family, count)
 
 
-class Mixed:
+class Mixed(Copied):
     """Simulations of bodies: those of one structure are a batch; see `Simulator`."""
 
     def __init__(self, family: Bodies, goals: Array, rollouts: int, threads: int = 0):
-        goals = np.asarray(goals, dtype=np.float64)
-        self.tasks, self.rollouts = len(goals), rollouts
-        self.goals = np.repeat(goals, rollouts, axis=0)
+        self.family, self.rollouts = family, rollouts
+        self.tasks, self.goals = _rows(family, goals, rollouts)
+        goals = self.goals[::rollouts]
         kinds: dict[Any, list[int]] = {}
         for t, goal in enumerate(goals):
             kinds.setdefault(family.structure(goal), []).append(t)
@@ -275,6 +357,7 @@ class Mixed:
 
     def step(self, actions: Array) -> tuple[Array, Array]:
         """See `Simulator.step`."""
+        actions = check_actions(actions, (len(self.goals), self.family.action), self.family.name)
         self.observed, rewards = self.observed.copy(), np.zeros(len(self.goals))
         for rows, part in self.parts:
             if part.alive.any():
@@ -282,13 +365,12 @@ class Mixed:
         return self.observed, rewards
 
 
-class Points:
+class Points(Copied):
     """Points in the plane; see `Simulator` and `kshot.rl.paper.Point`."""
 
     def __init__(self, family: Point, goals: Array, rollouts: int):
-        self.family = family
-        self.tasks, self.rollouts = len(goals), rollouts
-        self.goals = np.repeat(np.asarray(goals, dtype=np.float64), rollouts, axis=0)
+        self.family, self.rollouts = family, rollouts
+        self.tasks, self.goals = _rows(family, goals, rollouts)
         self.place = np.zeros((len(self.goals), 2))
         self.alive, self.lost = np.ones(len(self.goals), dtype=bool), np.zeros(len(self.goals), dtype=bool)
 
@@ -304,6 +386,7 @@ class Points:
 
     def step(self, actions: Array) -> tuple[Array, Array]:
         """See `Simulator.step`. One whose action is not finite ends where it is, as robots that diverge do."""
+        actions = check_actions(actions, (len(self.goals), 2), self.family.name)
         moved = self.place + 0.1 * np.clip(actions, -1.0, 1.0)
         lost = self.alive & ~np.isfinite(moved).all(1)
         if lost.any():
@@ -316,7 +399,7 @@ class Points:
         return self.place, rewards
 
 
-class Telling:
+class Telling(Copied):
     """A simulator whose observations end with the goal."""
 
     def __init__(self, base: Simulator):

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from kshot import checkpoint, engine, seeding, tree
 from kshot.evaluate import interval95
-from kshot.rl.learner import PolicyLearner, act, adapt_all
+from kshot.rl.learner import PolicyLearner, act, adapt_all, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
-from kshot.rl.rollouts import Clock, collect, returns
+from kshot.rl.rollouts import Clock, NonFiniteRollouts, collect, returns
 from kshot.rl.trust import Region, Update, improve
 from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run, restore_learner, trim_records
 
@@ -139,7 +139,8 @@ def meta_train(
         stop: asked in each step; True saves and ends (SIGINT, a time limit).
 
     Raises:
-        NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was.
+        NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was. Infinite observations or
+            rewards among others, which are told apart, with the tasks and their goals; what was learned is saved.
         CheckpointError: a checkpoint that cannot be written or read.
         ValueError: a policy for observations or actions of another size; a trust region for a learner that has none.
     """
@@ -187,16 +188,11 @@ def meta_train(
         return f"{folder} holds what was learned up to step {checkpoint.load(folder / 'last.safetensors')[1]['step']}"
 
     def act_in(goals: Array, step: int, clock: Clock) -> tuple[list[Trajectory], dict[str, float]]:
-        found, metrics = _act(learner, family, goals, outer, step, clock)
-        wrong = ~torch.stack([returns(trajectory) for trajectory in found]).isfinite().all(0)  # [T]
-        if wrong.any():
+        try:
+            return _act(learner, family, goals, outer, step, clock)
+        except NonFiniteRollouts as error:
             save(step)
-            told = ", ".join(f"{t} (goal {goals[t].round(3).tolist()})" for t in wrong.nonzero()[:5, 0].tolist())
-            raise NonFiniteLoss(
-                f"outer step {step}: rewards of {family.name} are not finite in {int(wrong.sum())} of {len(goals)} "
-                f"tasks: {told}; {kept()}. Mend the rewards of these goals"
-            )
-        return found, metrics
+            raise NonFiniteLoss(f"outer step {step} on {family.name}: {error}. {kept()}") from error
 
     for step in range(start, outer.steps):
         began, clock = time.perf_counter(), Clock()
@@ -235,20 +231,6 @@ def meta_train(
             return
     if folder is not None and start >= outer.steps and not (folder / "last.safetensors").exists():
         save(start)
-
-
-def check_fits(learner: PolicyLearner, family: Control) -> None:
-    """Refuse a policy of another observation or action size than the tasks'.
-
-    Raises:
-        ValueError: with both sizes.
-    """
-    own, theirs = (learner.observation, learner.action), (family.observation, family.action)
-    if own != theirs:
-        raise ValueError(
-            f"the policy takes {own[0]} observed numbers and gives {own[1]} actions, but {family.name} has {theirs[0]} "
-            f"and {theirs[1]}: train one for these tasks, or test it on those that it was trained for"
-        )
 
 
 def _act(
@@ -407,7 +389,8 @@ def evaluate(
         progress: called as `progress(done, steps + 1)`.
 
     Raises:
-        ValueError: fewer than two tasks, or a policy of other sizes.
+        ValueError: fewer than two tasks, a policy of other sizes, or observations or rewards that are not finite
+            (`kshot.rl.rollouts.NonFiniteRollouts`).
     """
     if num_tasks < 2 or rollouts < 1 or steps < 0:
         raise ValueError(f"num_tasks={num_tasks}, rollouts={rollouts}, steps={steps}: at least 2, 1 and 0 are needed")

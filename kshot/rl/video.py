@@ -18,10 +18,9 @@ import torch
 
 from kshot import checkpoint, seeding, tree
 from kshot.rl.bodies import Bodies
-from kshot.rl.control import Array, Control, Mujoco, Seen, needs_mujoco
-from kshot.rl.learner import adapt_all
+from kshot.rl.control import Array, Control, Mujoco, Seen, check_goals, needs_mujoco
+from kshot.rl.learner import adapt_all, check_fits
 from kshot.rl.rollouts import collect
-from kshot.rl.train import check_fits
 
 if TYPE_CHECKING:
     from kshot.rl.learner import PolicyLearner
@@ -91,6 +90,9 @@ class Camera:
         mujoco.mjr_render(view, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, view, self._context)
         return pixels[::-1].copy()  # OpenGL's rows go upwards
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a camera draws in this process's OpenGL and cannot be copied or pickled: make another Camera")
 
     def close(self) -> None:
         """Give OpenGL's memory back."""
@@ -172,9 +174,7 @@ def film(
     check_fits(learner, tasks)
     if steps < 0 or rollouts < 1:
         raise ValueError(f"steps={steps}, rollouts={rollouts}: at least 0 and 1 are needed")
-    goals = np.asarray(goal, dtype=np.float64).reshape(1, -1)
-    if goals.shape[1] != tasks.goal or not np.isfinite(goals).all():
-        raise ValueError(f"a goal of {tasks.name} is {tasks.goal} finite numbers, got {goals[0].tolist()}")
+    goals = check_goals(tasks, goal, single=True)
     camera = Camera(tasks, width, height, goals[0])
     before = tree.detach(learner.init())
     state = before

@@ -79,6 +79,12 @@ class WarpPhysics:
         self.contact_forces = np.zeros((count, 6 * bodies))
         self.diverged = np.zeros((count, 3), dtype=np.int64)  # for positions, velocities, accelerations
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "simulations by MuJoCo Warp lie in a GPU's memory and cannot be copied or pickled: make another simulator, "
+            "or use the backend 'mujoco', whose simulations can"
+        )
+
     def _tensor(self, name: str) -> torch.Tensor:
         """An array of the state as a torch tensor, without a copy."""
         return self._warp.to_torch(getattr(self._data, name))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kshot import seeding
-from kshot.rl.control import Array, Control
+from kshot.rl.control import Array, Control, check_family
 from kshot.testing._report import Report, Skip, fail, run_checks
 
 
@@ -162,7 +162,9 @@ def check_control(
 
     Raises:
         ContractError: what was found, what was expected and how to mend it, of the first check that fails.
+        TypeError: what is no family, such as a gymnasium environment.
     """
+    check_family(family)
     if num_tasks < 2 or rollouts < 2:
         raise ValueError(f"num_tasks={num_tasks}, rollouts={rollouts}: at least 2 of each are needed")
     return run_checks(CONTROL_CHECKS, _Case(family, num_tasks, rollouts, seed), type(family).__name__, only)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +108,7 @@ def test_a_task_is_set_and_told() -> None:
     goals = {float(env.reset()[1]["goal"][0]) for _ in range(5)}
     assert len(goals) == 5
     assert env.unwrapped.sample_tasks(7).shape == (7, 1)
-    with pytest.raises(ValueError, match="goal of cheetah-velocity is 1 finite numbers"):
+    with pytest.raises(ValueError, match=r"goal of cheetah-velocity is 1 finite number; got the shape \[2\]"):
         env.unwrapped.set_task([1.0, 2.0])
     for step in range(1, 201):
         *_, ended, cut, _ = env.step(env.action_space.sample())
@@ -154,6 +158,163 @@ def test_those_that_are_over_start_anew() -> None:
         envs.unwrapped.set_tasks([[0.0, 0.0]])
 
 
+def _again(env: Any, steps: int) -> list[Any]:
+    """What so many steps and a start after them show."""
+    env.action_space.seed(7)
+    found: list[Any] = []
+    for _ in range(steps):
+        found += env.step(env.action_space.sample())[:4]
+    return [*found, env.reset()[0]]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_copies_go_on_from_the_same_state(name: str) -> None:
+    """Bit for bit what the original does next, after which a start draws the same; and each by itself."""
+    env = gymnasium.make(name)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(2):
+        env.step(env.action_space.sample())
+    copies = [copy.deepcopy(env), pickle.loads(pickle.dumps(env)), copy.copy(env.unwrapped)]
+    expected = _again(env, 3)
+    for other in copies:
+        for value, right in zip(_again(other, 3), expected, strict=True):
+            np.testing.assert_array_equal(value, right)
+    assert copies[0].spec.id == name
+
+
+@pytest.mark.parametrize("name", ["PointGoal", "AntDirection", "WalkerBody"])
+def test_copies_of_many_go_on_from_the_same_state(name: str) -> None:
+    """Over ends, cuts and starts; ants with contacts, whose forces depend on where the solver started."""
+    envs = gymnasium.make_vec(f"kshot/{name}-v0", num_envs=3, max_episode_steps=15)
+    copies = [copy.deepcopy(envs), copy.copy(envs.unwrapped)]  # before the first start
+    starts = [one.reset(seed=0)[0] for one in (envs, *copies)]
+    assert all(np.array_equal(start, starts[0]) for start in starts)
+    envs.action_space.seed(0)
+    for _ in range(20):
+        envs.step(envs.action_space.sample())
+    copies = [copy.deepcopy(envs), pickle.loads(pickle.dumps(envs)), copy.copy(envs.unwrapped)]
+    expected = _again(envs, 20)
+    for other in copies:
+        for value, right in zip(_again(other, 20), expected, strict=True):
+            np.testing.assert_array_equal(value, right)
+
+
+def test_a_copy_draws_and_closes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kshot.rl import video
+
+    if not _opengl():
+        pytest.skip("no OpenGL")
+    monkeypatch.setattr(video, "Camera", functools.partial(video.Camera, width=64, height=48))
+    env = gymnasium.make("kshot/WalkerBody-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    frame = env.render()
+    copies = [copy.deepcopy(env), pickle.loads(pickle.dumps(env)), copy.copy(env.unwrapped)]
+    for other in copies:
+        np.testing.assert_array_equal(other.render(), frame)
+        other.close()
+    np.testing.assert_array_equal(env.render(), frame)
+    with pytest.raises(TypeError, match="make another Camera"):
+        copy.deepcopy(env.unwrapped._renderer)
+    env.close()
+
+
+def test_a_divergence_is_seen_in_a_copy_too() -> None:
+    """MuJoCo counts its warnings: a copy goes on counting."""
+    tasks = family("cheetah-velocity")
+    simulator: Any = tasks.simulator(np.array([[0.5], [1.0]]), 1)
+    simulator.reset(np.random.default_rng(0))
+    for again in (False, True):
+        if again:
+            simulator = copy.deepcopy(simulator)
+            simulator.restart(np.array([0]), np.random.default_rng(0))
+        simulator.physics.qvel[0] = 1e12
+        with pytest.warns(UserWarning, match="diverged"):
+            simulator.step(np.zeros((2, 6)))
+        assert copy.copy(simulator).lost.tolist() == [True, False]
+        assert copy.copy(simulator).alive.tolist() == [False, True]
+
+
+WRONG: dict[str, Any] = {
+    "one number": np.array([0.5]),
+    "a number": 0.5,
+    "one more": np.zeros(7),
+    "a row too many": np.zeros((1, 6)),
+    "NaN": np.array([0, 0, 0, np.nan, 0, 0]),
+    "infinite": np.full(6, np.inf),
+    "complex": np.zeros(6, dtype=complex),
+    "boolean": np.zeros(6, dtype=bool),
+    "words": ["a"] * 6,
+    "ragged": [[0.0], [0.0, 0.0]],
+    "nothing": None,
+    "a tensor with a gradient": torch.zeros(6, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_an_action_of_another_kind_is_refused(kind: str) -> None:
+    """And leaves the environment where it was."""
+    env = gymnasium.make("kshot/HalfCheetahDirection-v0", goal=[1.0]).unwrapped
+    env.reset(seed=0)
+    before = env._sim.physics.qpos.copy()
+    with pytest.raises(
+        ValueError, match=r"actions of cheetah-direction are (6 numbers .*shape \[6\]; got|not finite at)"
+    ):
+        env.step(WRONG[kind])
+    np.testing.assert_array_equal(env._sim.physics.qpos, before)
+    env.step([0] * 6)  # integers are numbers
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 2), (3, 1), (3, 3), (4, 2), (3, 2, 1)])
+def test_actions_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    envs = gymnasium.make_vec("kshot/PointGoal-v0", num_envs=3)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"a row for each of 3 rollouts: shape \[3, 2\]; got float64 of shape"):
+        envs.step(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"not finite at \[1, 0\]"):
+        envs.step(np.array([[0, 0], [np.nan, 0], [0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"goals": [[0.1, 0.2]]}, "1 goals for 2 environments"),
+        ({"goals": [0.1, 0.2]}, r"a goal of point is 2 finite numbers.*row for each task; got the shape \[2\]"),
+        ({"goals": [[0.1], [0.2]]}, r"got the shape \[2, 1\]"),
+        ({"goals": [[0.1, np.nan], [0, 0]]}, r"got \[\[0.1, nan\]\]"),
+        ({"goals": [["a", "b"], ["c", "d"]]}, "a goal of point is 2 finite numbers"),
+        ({"num_envs": 0}, "num_envs=0: at least 1"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0: at least 1"),
+        ({"render_mode": "rgb_array"}, "many at a time have no pictures"),
+    ],
+)
+def test_many_of_another_kind_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gym.ControlVectorEnv("point", **{"num_envs": 2, **more})
+
+
+def test_what_an_environment_cannot_take_is_said() -> None:
+    for env in (gym.ControlEnv("point"), gym.ControlVectorEnv("point", 2)):
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step(env.action_space.sample())
+        with pytest.raises(ValueError, match=r"has \['goals'\]: 'goal' is the only option"):
+            env.reset(options={"goals": [0.1, 0.2]})
+    for goal in (0.1, [0.1], [[0.1, 0.2]], [np.inf, 0], "left", [None, None]):
+        with pytest.raises(ValueError, match="a goal of point is 2 finite numbers; got"):
+            gym.ControlEnv("point", goal=goal)  # pyright: ignore
+        with pytest.raises(ValueError, match="a goal of point is 2 finite numbers; got"):
+            gym.ControlEnv("point").reset(options={"goal": goal})
+
+
+def test_an_observation_of_another_size_than_the_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kshot.rl.paper import Point
+
+    monkeypatch.setattr(Point, "observation", 3)
+    for env, shape in ((gym.ControlEnv("point"), "[2] and says [3]"), (gym.ControlVectorEnv("point", 4), "[4, 2] and")):
+        with pytest.raises(ValueError, match=re.escape(f"point observes an array {shape}")):
+            env.reset(seed=0)
+
+
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_a_film(ending: str, tmp_path: Path) -> None:
     from kshot.rl.video import NoOpenGL, film
@@ -183,7 +344,7 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
     for wrong, message in (({"steps": -1}, "steps=-1"), ({"rollouts": 0}, "rollouts=0")):
         with pytest.raises(ValueError, match=message):
             film(learner, tasks, np.array([1.0]), path, **wrong)
-    with pytest.raises(ValueError, match="is 1 finite numbers"):
+    with pytest.raises(ValueError, match="is 1 finite number; got"):
         film(learner, tasks, np.array([np.nan]), path)
     with pytest.raises(ValueError, match="point has no body"):
         film(_point(), family("point"), np.zeros(2), path)

@@ -170,7 +170,7 @@ class Broken(Short):
 def test_rewards_that_are_not_finite_name_their_tasks_and_lose_nothing(tmp_path: Path) -> None:
     records: list[Any] = []
     own = learner()
-    with pytest.raises(NonFiniteLoss, match="rewards of point are not finite in 1 of 3 tasks") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"step \d+ on point: rewards are not finite .* in 1 of 3 tasks") as caught:
         records.extend(meta_train(own, Broken(), SMALL, out=tmp_path, steps=200, save_every=1000))
     step = len(records)
     goals = Broken().sample(seeding.generator(0, "goals", step), 3)
@@ -180,6 +180,85 @@ def test_rewards_that_are_not_finite_name_their_tasks_and_lose_nothing(tmp_path:
     tensors, info = checkpoint.load(tmp_path / "last.safetensors")
     assert info["step"] == step
     assert all(torch.equal(tensors[f"learner.{name}"], value) for name, value in own.state_dict().items())
+
+
+class Observes(Short):
+    """What is observed is infinite, or too large for float32, where the goal is to the right of 0.4; its rewards then
+    are NaN, as those of a policy that saw it."""
+
+    def __init__(self, when: int, value: float):
+        self.when, self.value = when, value
+
+    def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+        base = super().simulator(goals, rollouts, threads)
+        reset, step, done = base.reset, base.step, 0
+
+        def seen(observed: Any) -> Any:
+            return np.where((base.goals[:, :1] > 0.4) & (done >= self.when), self.value, observed)
+
+        def broken(actions: Any) -> Any:
+            nonlocal done
+            done += 1
+            observed, rewards = step(np.nan_to_num(actions))
+            return seen(observed), np.where(np.isnan(actions).any(1), np.nan, rewards)
+
+        base.reset, base.step = lambda rng: seen(reset(rng)), broken  # pyright: ignore
+        return base
+
+
+@pytest.mark.parametrize(("when", "value"), [(0, math.inf), (0, 1e39), (3, -math.inf), (3, math.nan)])
+def test_observations_that_are_not_finite_are_not_called_rewards(when: int, value: float, tmp_path: Path) -> None:
+    records: list[Any] = []
+    own, tasks = learner(), Observes(when, value)
+    with pytest.raises(NonFiniteLoss) as caught:
+        records.extend(meta_train(own, tasks, SMALL, out=tmp_path, steps=200, save_every=1000))
+    step = len(records)
+    goals = tasks.sample(seeding.generator(0, "goals", step), 3)
+    named = ", ".join(f"{t} (goal {goals[t].round(3).tolist()})" for t in np.flatnonzero(goals[:, 0] > 0.4))
+    said = str(caught.value)
+    assert said.startswith(f"outer step {step} on point: observations are not finite")
+    assert f"after {when} steps of a rollout: {named}; mend the observations of these goals" in said
+    assert "reward" not in said
+    assert f"{tmp_path} holds what was learned up to step {step}" in said
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["step"] == step
+    with pytest.raises(ValueError, match="observations are not finite"):
+        evaluate(learner(), tasks, num_tasks=20, rollouts=2, steps=0)
+
+
+def test_actions_that_are_not_finite_are_told_from_observations_that_are_not() -> None:
+    """A simulator that hands them on, under a policy whose weights have diverged."""
+
+    class Hands(Short):
+        def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+            base = super().simulator(goals, rollouts, threads)
+            base.step = lambda actions: (actions, np.zeros(len(actions)))  # pyright: ignore
+            return base
+
+    own = learner()
+    with torch.no_grad():
+        own.policy.log_std.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"observations are not finite.*the policy's actions were not finite either"):
+        evaluate(own, Hands(), num_tasks=2, rollouts=2, steps=0)
+
+
+def test_a_simulator_that_gives_other_rows_is_refused() -> None:
+    """`[D, n]` has as many numbers as `[n, D]`."""
+
+    class Turned(Short):
+        def __init__(self, what: str):
+            self.what = what
+
+        def simulator(self, goals: Any, rollouts: int, threads: int = 0) -> Any:
+            base = super().simulator(goals, rollouts, threads)
+            reset, step, what = base.reset, base.step, self.what
+            if what == "observations":
+                base.reset = lambda rng: reset(rng).T  # pyright: ignore
+            base.step = lambda actions: (step(actions)[0], step(actions)[1][:, None])  # pyright: ignore
+            return base
+
+    for what, words in (("observations", r"observations \[2, 6\] for 6"), ("rewards", r"rewards \[6, 1\] for 6")):
+        with pytest.raises(ValueError, match=words):
+            evaluate(learner(), Turned(what), num_tasks=2, rollouts=3, steps=0)
 
 
 def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:

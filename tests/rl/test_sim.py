@@ -304,6 +304,117 @@ def test_nan_actions_end_a_point() -> None:
     assert sim.alive.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("name", ["point", "cheetah-direction", "walker-body", "cheetah-velocity-seen"])
+def test_simulators_take_rows_of_their_own_sizes_alone(name: str) -> None:
+    """One number, a row too few or goals of another size would be broadcast."""
+    tasks = family(name.removesuffix("-seen"), seen=name.endswith("-seen"))
+    goals = tasks.sample(seeding.generator(0), 2)
+    sim = tasks.simulator(goals, 2, 1)
+    sim.reset(np.random.default_rng(0))
+    a = tasks.action
+    for shape in ((4, 1), (1, a), (a,), (3, a), (5, a), (4, a + 1), (4, a, 1), ()):
+        with pytest.raises(ValueError, match=rf"shape \[4, {a}\]; got float64 of shape"):
+            sim.step(np.zeros(shape))
+    for wrong in (goals[0], goals[:, :-1], np.tile(goals, 2), goals[:0], np.full_like(goals, np.nan), "goals"):
+        with pytest.raises(ValueError, match=f"is {tasks.goal} finite number"):
+            tasks.simulator(wrong, 2)  # pyright: ignore
+    with pytest.raises(ValueError, match="rollouts=0"):
+        tasks.simulator(goals, 0)
+
+
+def begin_and_step(sim: Any, actions: np.ndarray) -> None:
+    sim.reset(np.random.default_rng(0))
+    sim.step(actions)
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "words"),
+    [
+        ("start", lambda p, n: (p.model.qpos0, np.zeros((n, 9))), r"`start` gave the shape \[9\] where \[4, 9\]"),
+        ("start", lambda p, n: (np.zeros((n, 9)), np.zeros((n, 1))), r"`start` gave the shape \[4, 1\]"),
+        ("observe", lambda p, n: p.qpos, r"`observe` gave the shape \[4, 9\] where \[4, 17\]"),
+        ("controls", lambda p, n: np.zeros((n, 1)), r"`controls` gave the shape \[4, 1\] where \[4, 6\]"),
+        ("reward", lambda p, n: np.zeros((n, 1)), r"`reward` gave the shape \[4, 1\] where \[4\]"),
+        ("reward", lambda p, n: 0.0, r"`reward` gave the shape \[\] where \[4\]"),
+        ("fallen", lambda p, n: np.zeros((n, 1), dtype=bool), r"`fallen` gave the shape \[4, 1\] where \[4\]"),
+    ],
+)
+def test_what_a_family_makes_of_another_shape_is_refused(
+    method: str, make: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be broadcast over rollouts, motors or columns."""
+    tasks = family("v5-cheetah-velocity")
+    sim: Any = tasks.simulator(np.zeros((2, 1)), 2, 1)
+    monkeypatch.setattr(tasks, method, lambda *_: make(sim.physics, 4))
+    with pytest.raises(ValueError, match=words):
+        begin_and_step(sim, np.zeros((4, 6)))
+
+
+def test_what_is_observed_is_no_view_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family may hand out MuJoCo's own arrays."""
+    tasks = family("v5-cheetah-velocity")
+    tasks.observation = 9
+    monkeypatch.setattr(tasks, "observe", lambda physics: physics.qpos)
+    monkeypatch.setattr(tasks, "reward", lambda physics, actions, goals: physics.qvel[:, 0])
+    sim = tasks.simulator(np.zeros((1, 1)), 2, 1)
+    first = sim.reset(np.random.default_rng(0))
+    before = first.copy()
+    second, _ = sim.step(np.ones((2, 6)))
+    np.testing.assert_array_equal(first, before)
+    assert not np.array_equal(first, second)
+
+
+def test_a_gymnasium_environment_is_no_family() -> None:
+    """It is refused at once, wherever a family is asked for, with what to do."""
+    from kshot.rl.control import register
+    from kshot.rl.maml import PolicyMAML
+    from kshot.rl.policy import GaussianMLP
+    from kshot.rl.train import evaluate, meta_train
+    from kshot.testing import check_control
+
+    gymnasium = pytest.importorskip("gymnasium")
+    from gymnasium.envs.classic_control import PendulumEnv
+
+    learner = PolicyMAML(GaussianMLP(2, 2, (4,)))
+    env = gymnasium.make("Pendulum-v1")
+    words = r"a gymnasium environment: .*subclass kshot.rl.control.Mujoco.*examples/05_own_robot.py"
+    for given in (PendulumEnv, PendulumEnv(), env, lambda: env):
+        with pytest.raises(TypeError, match=words):
+            register("mine", given)  # pyright: ignore
+    for use in (check_control, lambda it: evaluate(learner, it), lambda it: next(meta_train(learner, it))):
+        with pytest.raises(TypeError, match=words):
+            use(env)
+        with pytest.raises(TypeError, match=r"pass Point\(\)"):
+            use(Point)
+    assert "mine" not in families()
+
+
+def test_what_makes_no_family_is_not_registered() -> None:
+    from kshot.rl.control import register
+
+    class Mine(Point):
+        name = "mine"
+        action: Any = 0
+
+    for given, words in (
+        (dict, "the class dict"),
+        ("HalfCheetah-v5", "an object of type str"),
+        (None, "an object of type NoneType"),
+        (lambda: None, "an object of type NoneType"),
+        (Point(), "pass its class, Point"),
+        (Control, "abstract class Control"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            register("mine", given)  # pyright: ignore
+    with pytest.raises(ValueError, match="whose own name is 'point'"):
+        register("mine", Point)
+    for size in (0, -1, None, 2.0, True, "2"):
+        Mine.action = size
+        with pytest.raises(ValueError, match=f"mine: action is {size!r}, but a positive integer is needed"):
+            register("mine", Mine)
+    assert "mine" not in families()
+
+
 def test_unknown_tasks_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"unknown control tasks 'cheetah-sideways': there are point, cheetah-dir"):
         family("cheetah-sideways")
