@@ -10,6 +10,11 @@ Strategies, same result (the contract test compares them in float64):
 
 `kshot.planning.plan` replaces the rule of "auto" by a measurement; its `Plan` is passed wherever a strategy is.
 
+Some layers cannot be mapped, and of some torch's gradient through `vmap` is wrong without a word (affine LayerNorm and
+InstanceNorm). So where a learner holds anything but layers known to be right (`kshot.nn.unknown`), its first mapped
+meta-gradient is compared with a loop's, on two tasks in float64. "auto" then takes a loop, with a warning; where
+"vmap" was asked for, an error says so.
+
 A thread works on a copy of the learner whose parameters and buffers are the learner's own memory, because calling a
 module with other weights (`functional_call`) changes it for a moment. Which thread gets which tasks, and the order of
 sums, depend on nothing but their numbers: equal calls give equal bits. Learners that draw random numbers in their loss
@@ -24,6 +29,7 @@ import functools
 import itertools
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -35,7 +41,7 @@ from torch import Tensor, nn
 
 from kshot import memory, tree
 from kshot import nn as knn
-from kshot.core import Learner, Metrics, Task
+from kshot.core import Learner, Metrics, Task, to
 
 __all__ = [
     "ANSWERS",
@@ -51,7 +57,9 @@ __all__ = [
     "mend",
     "meta_gradient",
     "meta_loss",
+    "resolve",
     "spread",
+    "unmappable",
 ]
 
 Found = TypeVar("Found")
@@ -117,7 +125,7 @@ class Plan:
 
 
 def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "threads", "vmap"]:
-    """The strategy that "auto" stands for where nothing was measured; any other is given back.
+    """The strategy that "auto" stands for where nothing was measured; any other is given back. See `resolve`.
 
     Raises:
         ValueError: an unknown strategy.
@@ -129,9 +137,151 @@ def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "th
     if not learner.maps:
         return "loop"
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in learner.modules())
-    if not (_on_cpu(learner) and convolves):
-        return "vmap"
-    return "threads" if torch.get_num_threads() > 1 else "loop"
+    return _unmapped(learner) if _on_cpu(learner) and convolves else "vmap"
+
+
+def _unmapped(learner: Learner) -> Literal["loop", "threads"]:
+    """The strategy for tasks that are not mapped."""
+    return "threads" if _on_cpu(learner) and torch.get_num_threads() > 1 else "loop"
+
+
+def resolve(
+    learner: Learner,
+    tasks: Task,
+    strategy: Strategy | Plan = "auto",
+    chunk_size: int | None = None,
+    gradient: bool = True,
+) -> Plan:
+    """The plan for these tasks that a strategy stands for, where nothing was measured.
+
+    Args:
+        learner: in the mode that it will be in.
+        tasks: a leading T on every leaf.
+        strategy: see the module. "auto" is "vmap" only where the learner can be mapped (`unmappable`).
+        chunk_size: of "vmap".
+        gradient: for meta-gradients; False: for losses and predictions alone.
+
+    Raises:
+        ValueError: an unknown strategy; "vmap" for a learner that cannot be mapped.
+    """
+    how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
+    if how.strategy != "vmap":
+        return how
+    why = unmappable(learner, tasks, gradient, how.frugal)
+    if not why:
+        return how
+    if strategy != "auto":
+        raise ValueError(f"{why}: use the strategy 'auto', 'loop' or 'threads'. {_CONVERT}")
+    found = Plan(_unmapped(learner))
+    say(learner, f"{why}: the strategy is {found.strategy!r}. {_CONVERT}")
+    return found
+
+
+_CONVERT = "kshot.nn.convert(body) replaces torch's layer and instance norms by ones that can be mapped"
+_SAID: weakref.WeakKeyDictionary[Learner, set[str]] = weakref.WeakKeyDictionary()
+
+
+def say(learner: Learner, what: str) -> None:
+    """A warning, once for a learner."""
+    said = _SAID.setdefault(learner, set())
+    if what not in said:
+        said.add(what)
+        warnings.warn(what, RuntimeWarning, stacklevel=4)
+
+
+_FOUND: weakref.WeakKeyDictionary[Learner, dict[tuple[object, ...], str]] = weakref.WeakKeyDictionary()
+
+
+def unmappable(learner: Learner, tasks: Task, gradient: bool = True, frugal: bool = False) -> str:
+    """Why tasks of this learner cannot be mapped by `torch.vmap`, in words; empty where they can.
+
+    A learner of known layers alone (`kshot.nn.unknown`) is believed. Of any other, two of the tasks are mapped and
+    looped over, once for each of its modes, and what is found is remembered.
+
+    Args:
+        learner: in the mode that it will be in.
+        tasks: a leading T on every leaf.
+        gradient: compare meta-gradients, else losses.
+        frugal: without kept graphs of inner steps.
+    """
+    strange = knn.unknown(learner)
+    if not strange:
+        return ""
+    known = _FOUND.setdefault(learner, {})
+    settings = tuple((n, v) for n, v in vars(learner).items() if isinstance(v, bool | int | float | str))
+    settings = tuple((n, v) for n, v in settings if n != "progress")  # compared where an annealed learner ends
+    key = (gradient, frugal, settings, *map(type, learner.modules()))
+    if key not in known:
+        wrong = _compared(learner, tasks, gradient, frugal)
+        known[key] = f"{type(learner).__name__} with {', '.join(strange)} {wrong}" if wrong else ""
+    return known[key]
+
+
+def _compared(learner: Learner, tasks: Task, gradient: bool, frugal: bool) -> str:
+    """What is wrong with mapping the learner over two of these tasks."""
+    few = tree.map_(lambda leaf: leaf[:2], tasks)
+    own = _quiet(learner)
+    if draws_numbers(own, tree.index(few, 0)) and draws_numbers(own.eval(), tree.index(few, 0)):
+        return "draws random numbers in eval() mode too, so that mapping it over tasks cannot be compared"
+    mode, close = own.training, _CLOSE
+    try:
+        wide, exact = to(few, dtype=torch.float64), _shaken(own.double())
+        looped = _looked(exact, wide, gradient, False, frugal)
+        own, few = exact, wide
+    except (RuntimeError, TypeError):  # it makes tensors of one dtype, or the device has no float64
+        own, close = _quiet(learner), _CLOSE_IN_FLOAT32
+        if not mode:
+            own.eval()
+        looped = _looked(own, few, gradient, False, frugal)
+    try:
+        mapped = _looked(own, few, gradient, True, frugal)
+    except Exception as error:
+        return f"cannot be mapped over tasks ({' '.join(str(error).split())[:120]})"
+    size = torch.stack([value.norm() for value in looped.values()]).norm()
+    gaps = {name: float((mapped[name] - v).norm() / v.norm().clamp_min(1e-3 * size)) for name, v in looped.items()}
+    name, worst = max(gaps.items(), key=lambda gap: gap[1])
+    if not worst > close:  # nor where it is NaN: a learner that diverges is another error
+        return ""
+    return (
+        f"gets another {'meta-gradient' if gradient else 'loss'} where it is mapped over tasks than in a loop, by "
+        f"{worst:.2g} of that of {name} (torch's gradient through vmap is wrong for some layers)"
+    )
+
+
+_CLOSE, _CLOSE_IN_FLOAT32 = 1e-6, 1e-3  # relative differences that are taken for rounding
+
+
+def _quiet(learner: Learner) -> Learner:
+    """A copy without dropout and noise, at the end of its annealing: MAML++ is of second order there."""
+    own = copy.deepcopy(learner)
+    for module in own.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | knn.Noise | knn.NoiseLike):
+            module.eval()
+    set_progress: Callable[[float], None] | None = getattr(own, "set_progress", None)
+    if set_progress is not None:
+        set_progress(1.0)
+    return own
+
+
+def _shaken(learner: Learner) -> Learner:
+    """Its weights moved a little, in place: behind weights that begin with zeros nothing would be seen."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in learner.parameters():
+            if p.is_floating_point():
+                size = 0.01 + 0.1 * p.square().mean().sqrt()
+                p.add_(size * torch.randn(p.shape, generator=noise, dtype=p.dtype).to(p.device))
+    return learner
+
+
+def _looked(learner: Learner, tasks: Task, gradient: bool, mapped: bool, frugal: bool) -> dict[str, Tensor]:
+    """Meta-gradient or losses of these tasks."""
+    count = len(tasks.query.x)
+    with torch.random.fork_rng(devices=[]):
+        if gradient:
+            total, outcome = _summed(learner, tasks, count if mapped else 1, mapped, frugal)
+            return {**total, "the loss": outcome.loss}
+        return {"the loss": _losses(learner, tasks, Plan("vmap" if mapped else "loop")).loss}
 
 
 def _on_cpu(learner: Learner) -> bool:
@@ -154,9 +304,12 @@ def meta_loss(
         chunk_size: tasks mapped at a time by "vmap" (None: all).
 
     Raises:
-        ValueError: an unknown strategy.
+        ValueError: an unknown strategy, or "vmap" for a learner that cannot be mapped.
     """
-    how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
+    return _losses(learner, tasks, resolve(learner, tasks, strategy, chunk_size, gradient=False))
+
+
+def _losses(learner: Learner, tasks: Task, how: Plan) -> Outcome:
     with torch.no_grad():  # an inner torch.func.grad is not silenced by an outer no_grad
         if how.strategy == "vmap":
             return Outcome(*_mapped(learner, tasks, how.chunk_size))
@@ -178,10 +331,11 @@ def meta_gradient(
         `{name: gradient}` for the parameters that require one (zeros where a parameter takes no part), and the Outcome.
 
     Raises:
-        ValueError: an unknown strategy; a frugal plan for a learner that draws random numbers.
+        ValueError: an unknown strategy; "vmap" for a learner that cannot be mapped; a frugal plan for one that draws
+            random numbers.
         OutOfMemory: the machine has not enough.
     """
-    how = strategy if isinstance(strategy, Plan) else Plan(choose(learner, strategy), chunk_size)
+    how = resolve(learner, tasks, strategy, chunk_size)
     try:
         return _meta_gradient(learner, tasks, how)
     except RuntimeError as error:  # torch.OutOfMemoryError is one

@@ -209,7 +209,7 @@ def evaluate(
     digest, done, seconds = hashlib.sha256(), 0, 0.0
     metric, mode = "accuracy", "inductive"
     with _evaluating(learner, device) as (where, dtype), torch.no_grad():
-        engine.choose(learner, strategy)  # an unknown one is refused before any work
+        how = engine.Plan(engine.choose(learner, strategy))  # an unknown one is refused before any work
         for chunk, heads in _drawn(tasks, num_tasks, seed, batch):
             for head in heads:  # the first task of each block stands for the block
                 for leaf in head.query:
@@ -221,7 +221,8 @@ def evaluate(
                     raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
                 metric = "mse" if chunk.query.y.is_floating_point() else "accuracy"
                 mode = "transductive" if _depends(learner, tree.index(chunk, 0)) else "inductive"
-            scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, strategy)
+                how = engine.resolve(learner, chunk, strategy, gradient=False)
+            scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, how.strategy)
             if not values:
                 values = [[] for _ in scores]
             for column, score in zip(values, scores, strict=True):
@@ -540,7 +541,7 @@ def _scores(
         return learner.metrics(prediction, y)[metric]
 
     x, y = tasks.query
-    if engine.choose(learner, strategy) == "vmap":
+    if strategy == "vmap":
         began = _clock(x.device)
         states, final = torch.vmap(lambda task: answer(learner, task), randomness="different")(tasks)  # [t, M, W]
         took = _clock(x.device) - began

@@ -9,20 +9,26 @@ standard bodies and a batch normalisation of our own. Its reasons:
    normalising queries by the support set's statistics (the inductive score of a MAML) is a mask, nothing more.
 3. No running statistics, which are a side effect. A body whose scores need population statistics
    (`BatchNorm(population=True)`, for metric learners) gets them from `recording`, between steps and never inside one.
+
+torch's affine `LayerNorm` and `InstanceNorm` have the fault of 1 too (`GroupNorm`, `RMSNorm` and norms without weights
+do not): the engine notices by a comparison and takes one task after another, and `convert` replaces them by `LayerNorm`
+and `InstanceNorm` of this module, which can be mapped.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kshot import kernels
 
@@ -31,6 +37,8 @@ __all__ = [
     "BatchNorm",
     "Conv1d",
     "Conv4",
+    "InstanceNorm",
+    "LayerNorm",
     "Noise",
     "NoiseLike",
     "ResNet12",
@@ -42,6 +50,7 @@ __all__ = [
     "recording",
     "require_functional",
     "transformed",
+    "unknown",
 ]
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus"]
@@ -132,6 +141,64 @@ class BatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, population={self.population}"
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's layer normalisation, composed of primitive operations inside a transform of `torch.func`.
+
+    Lei Ba, Kiros, Hinton 2016, arXiv:1607.06450. Arguments and weights are those of `torch.nn.LayerNorm`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., *normalized_shape]` to the same shape."""
+        if not transformed():
+            return super().forward(input)
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        return _standardised(input, axes, self.eps, self.weight, self.bias)
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation: every channel of every image by its own mean and variance.
+
+    Ulyanov, Vedaldi, Lempitsky 2016, arXiv:1607.08022. As `torch.nn.InstanceNorm1d`, `2d`, `3d` without running
+    statistics.
+
+    Args:
+        channels: C.
+        dims: how many axes are normalised over: 1, 2 or 3.
+        eps: added to the variance.
+        affine: with a weight and a bias for each channel.
+    """
+
+    def __init__(self, channels: int, dims: int = 2, eps: float = 1e-5, affine: bool = False):
+        super().__init__()
+        self.channels, self.dims, self.eps = channels, dims, eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, ...]`, or `[C, ...]` of one image, with `dims` axes after C, to the same shape."""
+        if x.dim() not in (self.dims + 1, self.dims + 2) or x.shape[-self.dims - 1] != self.channels:
+            axes = ", ".join("LHW"[-self.dims :] if self.dims > 1 else "L")
+            raise ValueError(f"InstanceNorm: expected [N, {self.channels}, {axes}], got {list(x.shape)}")
+        if not transformed() and x.dim() == self.dims + 2:
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        shape = (-1,) + (1,) * self.dims
+        weight, bias = (None if p is None else p.view(shape) for p in (self.weight, self.bias))
+        return _standardised(x, tuple(range(-self.dims, 0)), self.eps, weight, bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, dims={self.dims}, affine={self.weight is not None}"
+
+
+def _standardised(x: Tensor, axes: tuple[int, ...], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x with mean 0 and variance 1 over the axes, times `weight`, plus `bias`; in float32 at least."""
+    kind = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    centred = wide - wide.mean(axes, keepdim=True)
+    found = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    found = found if weight is None else found * weight
+    return (found if bias is None else found + bias).to(kind)
 
 
 def transformed() -> bool:
@@ -451,11 +518,109 @@ def call(module: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask
 
     `mask` `[N]` bool, the rows that batch statistics are taken over, is passed on to a module whose `forward` has an
     argument of that name; another module has no statistics over rows, or is the user's to answer for.
+
+    Where the gradient may be differentiated again, or tasks be mapped, attention is taken by operations that allow it
+    (torch's fused ones do not), and recurrent networks on a GPU without cuDNN.
     """
     arguments = {"mask": mask} if mask is not None and "mask" in inspect.signature(module.forward).parameters else {}
-    if params is None:
-        return module(x, **arguments)
-    return functional_call(module, dict(params), (x,), arguments)
+    with _differentiable(module, x.is_cuda, params is not None and torch.is_grad_enabled()):
+        if params is None:
+            return module(x, **arguments)
+        return functional_call(module, dict(params), (x,), arguments)
+
+
+# fmt: off
+_PLAIN: frozenset[type[nn.Module]] = frozenset((
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Identity, nn.Flatten,
+    nn.Unflatten, nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.Upsample,
+    nn.PixelShuffle, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.ReLU, nn.ReLU6,
+    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.Softsign, nn.Softmax, nn.LogSoftmax, nn.Hardtanh, nn.Hardswish, nn.GLU,
+))
+# fmt: on
+"""Layers of torch's whose gradient through `vmap` was compared with a loop's, and which hold no attention."""
+
+
+def unknown(module: nn.Module) -> list[str]:
+    """Names of the types of a module's parts of which it is not known that tasks can be mapped: neither kshot's own nor
+    in `_PLAIN`, or with hooks.
+    """
+    found = {
+        type(part).__name__
+        for part in module.modules()
+        if part._forward_hooks
+        or part._forward_pre_hooks
+        or not (type(part) in _PLAIN or type(part).__module__.partition(".")[0] == "kshot")
+    }
+    return sorted(found)
+
+
+class _Switch:
+    """A setting of the whole process that is another one while anybody is inside: threads may be in it together."""
+
+    def __init__(self, inside: Callable[[], AbstractContextManager[Any]]):
+        self.inside, self.lock, self.people = inside, threading.Lock(), 0
+        self.held: AbstractContextManager[Any] = nullcontext()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.people:
+                self.held = self.inside()
+                self.held.__enter__()
+            self.people += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.people -= 1
+            if not self.people:
+                self.held.__exit__(None, None, None)
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """torch's fused transformer layers, taken in `eval()` mode, have neither a derivative nor a rule for vmap."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_cudnn() -> Iterator[None]:
+    """cuDNN's recurrent networks have no second derivative, and in `eval()` mode no first one."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+_SLOW_LAYERS = _Switch(_no_fast_path)
+_MATH_ATTENTION = _Switch(lambda: sdpa_kernel(SDPBackend.MATH))  # the fused kernels have no second derivative
+_OWN_RECURRENCE = _Switch(_no_cudnn)
+
+
+@contextmanager
+def _differentiable(module: nn.Module, on_gpu: bool, again: bool) -> Iterator[None]:
+    """Inside, a module that may hold attention or a recurrent network takes operations that can be mapped, and, where
+    the gradient may be differentiated `again`, differentiated twice.
+    """
+    if not unknown(module):
+        yield
+        return
+    with ExitStack() as inside:
+        inside.enter_context(_SLOW_LAYERS)
+        if again or transformed():
+            inside.enter_context(_MATH_ATTENTION)
+        if on_gpu and any(isinstance(part, nn.RNNBase) for part in module.modules()):
+            inside.enter_context(_OWN_RECURRENCE)
+        yield
 
 
 def require_functional(module: nn.Module) -> None:
@@ -469,7 +634,8 @@ def require_functional(module: nn.Module) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
                 f"{label} is not allowed inside a task: it updates running statistics, or has a wrong gradient when it "
-                "is mapped over tasks. Use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces every one"
+                "is mapped over tasks. Use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces every one; "
+                "kshot.nn.convert(module, population=True) keeps the statistics of a pretrained network"
             )
         if getattr(part, "track_running_stats", False):
             raise ValueError(
@@ -497,20 +663,79 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = flag
 
 
-def convert(module: nn.Module, population: bool = False) -> nn.Module:
-    """Replace every batch norm of torch's inside `module` (in place) by ours, with the same weights.
+def convert(module: nn.Module, population: bool | None = None) -> nn.Module:
+    """Replace inside `module` (in place) the norms of torch's that cannot be used, or mapped, in a task by ours.
 
-    Returns the module, or ours where the module itself is a batch norm.
+    Batch norms become `BatchNorm`, affine layer and instance norms `LayerNorm` and `InstanceNorm`, with the same
+    weights. Subclasses of torch's layer and instance norms stay as they are.
+
+    Args:
+        module: a network.
+        population: True: keep the batch norms' running statistics as population statistics, which are used in `eval()`
+            mode (in `train()` mode those of the batch at hand). False: drop them, so that statistics are always the
+            batch's. None: False, where nothing is lost by it.
+
+    Returns:
+        The module, or ours where the module itself is a norm.
+
+    Raises:
+        ValueError: `population` is not given and a norm has the running statistics of a trained network; or they are
+            asked for and an instance norm has some.
     """
+    for name, part in module.named_modules():  # before anything is changed
+        _refuse_to_convert(part, population, f"{name or 'the module'} ({type(part).__name__})")
+    return _converted(module, bool(population), {})
+
+
+def _refuse_to_convert(norm: nn.Module, population: bool | None, label: str) -> None:
+    if isinstance(norm, nn.modules.batchnorm._NormBase) and isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(f"{label} has no weights yet: pass a batch through the network first, then convert it")
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and _trained(norm) and population is None:
+        raise ValueError(
+            f"{label} has the running statistics of a trained network: pass population=True to keep them (used in "
+            "eval() mode), or population=False to drop them (statistics are then always those of the batch at hand)"
+        )
+    if type(norm) in _INSTANCE_NORMS and _trained(norm) and population is not False:
+        raise ValueError(
+            f"{label} has the running statistics of a trained network, and an instance norm of ours has none: pass "
+            "population=False to drop them (every image is then normalised by its own)"
+        )
+
+
+def _converted(module: nn.Module, population: bool, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """`convert` of a part; one that is in several places stays one."""
+    if module in done:
+        return done[module]
+    norm: nn.Module
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         norm = BatchNorm(module.num_features, population, module.eps)
-        norm.to(*place(module))
-        if module.affine:
-            norm.weight, norm.bias = module.weight, module.bias
         if population and module.running_mean is not None and module.running_var is not None:
             norm.population_mean.copy_(module.running_mean)
             norm.population_var.copy_(module.running_var)
-        return norm.train(module.training)
-    for name, part in module.named_children():
-        setattr(module, name, convert(part, population))
-    return module
+    elif isinstance(module, tuple(_INSTANCE_NORMS)) and type(module) in _INSTANCE_NORMS:
+        norm = InstanceNorm(module.num_features, _INSTANCE_NORMS[type(module)], module.eps, module.affine)
+    elif type(module) is nn.LayerNorm:
+        norm = LayerNorm(module.normalized_shape, module.eps, module.weight is not None, module.bias is not None)
+    else:
+        done[module] = module
+        for name, part in module.named_children():
+            setattr(module, name, _converted(part, population, done))
+        return module
+    norm.to(*place(module))
+    if module.weight is not None:
+        norm.weight, norm.bias = module.weight, module.bias
+    else:
+        norm.requires_grad_(False)  # theirs has no weights that could be trained
+    done[module] = norm.train(module.training)
+    return norm
+
+
+_INSTANCE_NORMS: dict[type[nn.Module], int] = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+
+
+def _trained(norm: nn.modules.batchnorm._NormBase) -> bool:
+    """Whether running statistics are there and are not those of a fresh norm."""
+    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or var is None:
+        return False
+    return bool(mean.any() or (var != 1).any() or (count is not None and count > 0))

@@ -53,13 +53,13 @@ def plan(
         measure: try the candidates, unless the cache folder (`engine/` in it) knows the answer. False: take the first
             that fits, in the order of `kshot.engine.choose`.
 
-    A strategy that the learner cannot take (an error under vmap) is left out where "auto" was asked for; the reason is
-    in `tried`. What fits is found by taking the meta-gradient of one task, so a limit far below that is noticed
-    afterwards.
+    A strategy that the learner cannot take (an error under vmap, or another gradient than a loop's) is left out where
+    "auto" was asked for; the reason is in `tried`. What fits is found by taking the meta-gradient of one task, so a
+    limit far below that is noticed afterwards.
 
     Raises:
         OutOfMemory: not even one task fits; with an estimate and what to change.
-        ValueError: an unknown strategy.
+        ValueError: an unknown strategy, or "vmap" alone for a learner that cannot be mapped.
     """
     own, limit = key(learner, tasks, strategy, chunk_size, memory_limit), memory_limit
     if limit is None:
@@ -118,6 +118,13 @@ def _candidates(
         found, restricted = [], frugal
         for answer in order:
             name = f"{answer}{', frugal' if frugal else ''}"
+            why = engine.unmappable(learner, tasks, frugal=frugal) if answer == "vmap" else ""
+            if why and strategy == "auto":
+                engine.say(learner, f"{why}: left out")
+                left_out.append(Trial(name, None, 0, f"cannot be taken: {why}"))
+                continue
+            if why:
+                raise ValueError(why)
             try:
                 each = bytes_of_one(learner, tasks, answer == "vmap", frugal)
             except OutOfMemory as error:
@@ -215,7 +222,9 @@ def key(learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | Non
 def _about(learner: Learner, tasks: Task) -> dict[str, Any]:
     """What a plan depends on, as JSON."""
     device, dtype = knn.place(learner)
+    strange = knn.unknown(learner)  # compared with a loop before it is mapped: not so in plans of before
     return {
+        **({"compared": strange} if strange else {}),
         "learner": type(learner).__qualname__,
         "modules": {name: [type(m).__qualname__, repr(m), _plain(m)] for name, m in learner.named_modules()},
         "parameters": {n: [list(p.shape), list(p.stride()), p.requires_grad] for n, p in learner.named_parameters()},

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -451,7 +451,7 @@ def _planned(
             _be_costliest(learner, batch)
             found = planning.plan(learner, batch, strategy, chunk_size, memory_limit, trial)
         else:
-            found = engine.Plan(engine.choose(learner, strategy), chunk_size, why="the rule", key=key)
+            found = replace(engine.resolve(learner, batch, strategy, chunk_size), why="the rule", key=key)
     common = world.told(found)
     assert common is not None
     return common

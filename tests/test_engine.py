@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from kshot import engine, tree
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, to
+from kshot.learners import build
 from kshot.testing import Clusters
 
 TASKS = to(Clusters(ways=3, shots=2, queries=3).sample(torch.Generator().manual_seed(0), 5), dtype=torch.float64)
@@ -239,6 +241,217 @@ def test_calibrate_leaves_other_learners_alone():
             raise AssertionError("not to be called")
 
     engine.calibrate(Refuses(knn.MLP(8, 3)), TASKS)
+
+
+# ------------------------------------------------------------------------------------------- other people's networks
+
+
+class Sequence(nn.Module):
+    """Rows `[N, 8]` as sequences of 4 of 6 numbers, through a layer of another's, to 3 scores."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.inward, self.layer, self.head = nn.Linear(8, 24), layer, nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.layer(self.inward(x).unflatten(1, (4, 6)))
+        return self.head((h[0] if isinstance(h, tuple) else h).mean(1))
+
+
+class Attention(nn.Module):
+    """The bare operation, which no type of a layer tells of."""
+
+    def forward(self, x):
+        x = x[:, None]
+        return nn.functional.scaled_dot_product_attention(x, x, x)[:, 0]
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+
+
+class ZeroAtFirst(nn.Module):
+    """A residual branch that begins with zeros: the layer norm behind it has no part in the first gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(6), nn.Linear(6, 6)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        return x + self.out(self.norm(x))
+
+
+WRONG = {
+    "layer norm": lambda: nn.LayerNorm(6),
+    "instance norm": lambda: nn.InstanceNorm1d(4, affine=True),
+    "encoder": encoder,
+    "zero at first": ZeroAtFirst,
+    "LSTM": lambda: nn.LSTM(6, 6, batch_first=True),
+    "GRU": lambda: nn.GRU(6, 6, batch_first=True),
+    "RNN": lambda: nn.RNN(6, 6, batch_first=True),
+}
+CONVERTED = ("layer norm", "instance norm", "encoder", "zero at first")
+
+
+def strange(layer: nn.Module, name: str = "maml") -> Learner:
+    return build(name, Sequence(layer), 3, inner_lr=0.4).double()
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
+
+
+OTHERS = [("layer norm", name) for name in ("metasgd", "mamlpp", "boil")]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*((kind, "maml") for kind in WRONG), *OTHERS])
+def test_layers_that_cannot_be_mapped_go_by_loop_with_one_warning(kind, name):
+    """torch's own gradient through vmap is wrong, or there is none; the loop's is autograd's."""
+    learner = strange(WRONG[kind](), name)
+    wanted = by_hand(learner, TASKS)
+    said = f"{type(learner).__name__} with .*mapped over tasks.*the strategy is"
+    with pytest.warns(RuntimeWarning, match=said):
+        gradient, _ = engine.meta_gradient(learner, TASKS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said
+        again, _ = engine.meta_gradient(learner, TASKS)
+    same(gradient, wanted)
+    same(again, wanted)
+    for asked in ("vmap", engine.Plan("vmap")):
+        with pytest.raises(ValueError, match=r"mapped over tasks.*use the strategy 'auto', 'loop' or 'threads'"):
+            engine.meta_gradient(learner, TASKS, asked)
+    assert engine.resolve(learner, TASKS, "loop").strategy == "loop"
+    if kind in CONVERTED:
+        ours = strange(knn.convert(learner.body.layer), name)
+        ours.load_state_dict(learner.state_dict())
+        assert engine.resolve(ours, TASKS).strategy == "vmap"
+        same(engine.meta_gradient(ours, TASKS)[0], wanted)
+
+
+@pytest.mark.parametrize("kind", ["attention", "attention without weights", "encoder, first order", "dropout"])
+def test_layers_that_can_be_mapped_are_mapped(kind, recwarn):
+    made = {
+        "attention": Attention,
+        "attention without weights": lambda: nn.LayerNorm(6, elementwise_affine=False),
+        "encoder, first order": encoder,
+        "dropout": lambda: nn.Sequential(nn.Dropout(0.5), nn.LayerNorm(6, elementwise_affine=False)),
+    }
+    learner = strange(made[kind](), "fomaml" if kind.endswith("first order") else "maml")
+    assert engine.resolve(learner, TASKS).strategy == "vmap"
+    if kind != "dropout":
+        same(engine.meta_gradient(learner, TASKS, "vmap")[0], engine.meta_gradient(learner, TASKS, "loop")[0])
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", ["layer norm", "LSTM", "encoder"])
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_alone_are_mapped_where_that_is_right(kind, training):
+    """`vmap(grad)` is right for all norms; what has no rule for vmap is looped over."""
+    learner = strange(WRONG[kind]()).train(training)
+    wanted = torch.stack([learner.loss(tree.index(TASKS, i))[0] for i in range(5)]).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if kind == "LSTM" else "error")
+        found = engine.meta_loss(learner, TASKS).loss
+        assert engine.resolve(learner, TASKS, gradient=False).strategy == ("loop" if kind == "LSTM" else "vmap")
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("maml", encoder), ("imaml", Attention), ("finetune", encoder)])
+def test_attention_has_a_second_derivative(name, layer):
+    """torch's fused kernels, and its fast path in `eval()` mode, have none."""
+    settings = {"maml": {}, "imaml": {"inner_steps": 2, "cg_steps": 1}, "finetune": {"steps": 2}}[name]
+    learner = build(name, Sequence(layer()), 3, **settings).double()
+    losses = {}
+    for training in (True, False):
+        learner.train(training)
+        gradient, outcome = engine.meta_gradient(learner, TASKS, "loop")
+        assert all(g.isfinite().all() for g in gradient.values())
+        losses[training] = engine.meta_loss(learner, TASKS, "loop").loss
+        torch.testing.assert_close(losses[training], outcome.loss, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-9, atol=1e-11)  # there is no dropout
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_plan_of_an_annealed_learner_is_for_the_whole_training():
+    """Of first order at its beginning, where nothing is wrong, and of second order later."""
+    learner = build("mamlpp", Sequence(nn.LayerNorm(6)), 3, first_order_share=0.5).double()
+    learner.set_progress(0.0)
+    with pytest.warns(RuntimeWarning):
+        assert engine.resolve(learner, TASKS).strategy == "loop"
+
+
+def test_a_network_that_knows_one_dtype_alone_is_compared_in_it():
+    class Single(nn.Module):
+        def forward(self, x):
+            return x + torch.zeros(6)[None].float() if x.dtype == torch.float32 else torch.mm(x[0], torch.zeros(6, 6))
+
+    learner = build("maml", nn.Sequential(nn.Linear(8, 6), Single(), nn.Linear(6, 3)), 3)
+    assert engine.resolve(learner, to(TASKS, dtype=torch.float32)).strategy == "vmap"
+    wrong = build("maml", nn.Sequential(nn.Linear(8, 6), Single(), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)), 3)
+    with pytest.warns(RuntimeWarning, match="LayerNorm, Single gets another meta-gradient"):
+        assert engine.resolve(wrong, to(TASKS, dtype=torch.float32)).strategy == "loop"
+
+
+# What makes a layer for rows of 4 channels with so many axes behind them; the others take no arguments.
+LAYERS = {
+    nn.Linear: lambda axes: nn.Linear(4, 4),
+    nn.Embedding: None,  # of numbers; see below
+    nn.GroupNorm: lambda axes: nn.GroupNorm(2, 4),
+    nn.RMSNorm: lambda axes: nn.RMSNorm(4),
+    nn.LocalResponseNorm: lambda axes: nn.LocalResponseNorm(2),
+    nn.Upsample: lambda axes: nn.Upsample(scale_factor=2, mode="bilinear"),
+    nn.PixelShuffle: lambda axes: nn.PixelShuffle(2),
+    nn.Softmax: lambda axes: nn.Softmax(1),
+    nn.LogSoftmax: lambda axes: nn.LogSoftmax(1),
+    nn.GLU: lambda axes: nn.GLU(1),
+    nn.Unflatten: lambda axes: nn.Unflatten(1, (2, 2)),
+}
+CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
+
+
+@pytest.mark.parametrize("layer", sorted(knn._PLAIN - CONTAINERS, key=lambda kind: kind.__name__))
+def test_layers_that_are_believed_can_be_mapped(layer):
+    """`kshot.nn.unknown` passes them over, and the engine compares nothing: so the comparison is here."""
+    name = layer.__name__
+    axes = (
+        int(name[-2])
+        if name[-2:-1].isdigit()
+        else 2
+        if name in ("Upsample", "PixelShuffle", "LocalResponseNorm")
+        else 0
+    )
+    inward: nn.Module = nn.Unflatten(1, (4,) + (4,) * axes) if axes else nn.Identity()
+    if layer in LAYERS and LAYERS[layer] is not None:
+        made = LAYERS[layer](axes)
+    elif layer is nn.Embedding:
+        made = nn.Sequential(nn.Flatten(), Bins())
+    elif name.startswith("Conv") and not name.startswith("Constant"):
+        made = layer(4, 2, 3, padding=1)
+    elif "Pool" in name or "Pad" in name:
+        made = layer(*((1, 0.5) if name.startswith("Constant") else (1,) if "Pad" in name else (2,)))
+    else:
+        made = layer()
+    body = nn.Sequential(nn.Linear(8, 4 * 4**axes), nn.Tanh(), inward, made, nn.Flatten(), nn.LazyLinear(3))
+    body(torch.randn(2, 8))
+    learner = build("maml", body, 3).double().eval()  # dropout draws other numbers mapped than looped
+    tasks = tree.map_(lambda leaf: leaf[:2], TASKS)
+    same(engine.meta_gradient(learner, tasks, "vmap")[0], by_hand(learner, tasks))
+
+
+class Bins(nn.Module):
+    """An embedding of which bin a number is in, times the number."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 5)
+
+    def forward(self, x):
+        return self.table((x > 0).long() + (x > 0.5).long()) * x[..., None]
 
 
 def test_outcome_is_in_the_order_of_the_tasks():

@@ -337,10 +337,77 @@ def test_convert_keeps_weights_and_statistics():
     for mode in (True, False):
         torch.testing.assert_close(ours.train(mode)(x), wanted[mode], rtol=1e-4, atol=1e-5)
     knn.require_functional(ours)
-    plain = knn.convert(copy.deepcopy(theirs))
+    plain = knn.convert(copy.deepcopy(theirs), population=False)
     torch.testing.assert_close(plain.eval()(x), wanted[True], rtol=1e-4, atol=1e-5)  # always the batch's
     without = knn.convert(nn.Sequential(nn.BatchNorm1d(2, affine=False)))
     assert without(torch.randn(4, 2)).shape == (4, 2)
+    assert not any(p.requires_grad for p in without.parameters())  # theirs has nothing to be trained
+
+
+def test_convert_drops_no_statistics_of_a_trained_network_without_being_told():
+    theirs = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sequential(nn.BatchNorm2d(3)))
+    knn.convert(copy.deepcopy(theirs))  # of a fresh one nothing is lost
+    theirs(torch.randn(4, 1, 6, 6))
+    before = [type(m) for m in theirs.modules()]
+    with pytest.raises(ValueError, match=r"1\.0 \(BatchNorm2d\) has the running statistics.*population=True"):
+        knn.convert(theirs)
+    assert [type(m) for m in theirs.modules()] == before  # and nothing is half done
+    with pytest.raises(ValueError, match="population=True"):  # what an error recommends must name it
+        knn.require_functional(theirs)
+    images = nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True))
+    images(torch.randn(4, 3, 6, 6))
+    for population in (None, True):
+        with pytest.raises(ValueError, match="population=False"):
+            knn.convert(images, population)
+    knn.require_functional(knn.convert(images, population=False))
+    with pytest.raises(ValueError, match="no weights yet"):
+        knn.convert(nn.Sequential(nn.LazyBatchNorm1d()))
+    shared = nn.BatchNorm1d(2)
+    twice = knn.convert(nn.ModuleList([nn.Sequential(shared), nn.Sequential(shared)]))
+    assert twice[0][0] is twice[1][0]
+
+
+NORMS = {
+    "layer": (lambda: nn.LayerNorm(6), (6,)),
+    "layer, two axes": (lambda: nn.LayerNorm((3, 4), eps=1e-3), (3, 4)),
+    "layer, no bias": (lambda: nn.LayerNorm(6, bias=False), (6,)),
+    "layer, no weights": (lambda: nn.LayerNorm(6, elementwise_affine=False), (6,)),
+    "instance, 1d": (lambda: nn.InstanceNorm1d(3, affine=True), (3, 5)),
+    "instance, 2d": (lambda: nn.InstanceNorm2d(3, eps=1e-3, affine=True), (3, 4, 5)),
+    "instance, 2d, no weights": (lambda: nn.InstanceNorm2d(3), (3, 4, 5)),
+    "instance, 3d": (lambda: nn.InstanceNorm3d(2, affine=True), (2, 2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_converted_norms_equal_torchs_and_can_be_mapped(kind):
+    """torch's own affine ones get a wrong gradient through vmap, see the test of `BatchNorm`."""
+    make, shape = NORMS[kind]
+    theirs = make().double()
+    for p in theirs.parameters():
+        nn.init.uniform_(p, 0.5, 1.5)
+    ours = knn.convert(copy.deepcopy(theirs))
+    assert type(ours).__module__ == "kshot.nn"
+    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
+    x = torch.randn(5, *shape, dtype=DOUBLE)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.vmap(ours)(x[None])[0], theirs(x), rtol=1e-12, atol=1e-12)
+    one = torch.vmap(ours)(x)  # without a batch axis
+    torch.testing.assert_close(one, theirs(x), rtol=1e-12, atol=1e-12)
+    width = x[0].numel()
+    body = nn.Sequential(
+        nn.Linear(4, width), nn.Unflatten(1, shape), ours, nn.Tanh(), nn.Flatten(), nn.Linear(width, 3)
+    )
+    mapped, looped = _maml_gradients(
+        body.double(), torch.randn(2, 2, 6, 4, dtype=DOUBLE), torch.arange(3).repeat(2, 2, 2)
+    )
+    for name, gradient in looped.items():
+        torch.testing.assert_close(mapped[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_an_instance_norm_of_ours_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"expected \[N, 3, H, W\], got \[2, 4, 5, 5\]"):
+        knn.InstanceNorm(3)(torch.zeros(2, 4, 5, 5))
 
 
 def test_require_functional_names_the_layer_and_the_way_out():

@@ -213,8 +213,17 @@ def test_what_a_learner_cannot_take_is_left_out_with_the_reason() -> None:
     (note,) = [t.note for t in found.tried if t.name == "vmap"]
     assert note.startswith("cannot be taken: ")
     assert "item" in note
-    with pytest.raises(RuntimeError, match="item"):
+    with pytest.raises(ValueError, match=r"Nearest with Asks, Nearest cannot be mapped over tasks .*item"):
         planning.plan(Nearest(Asks()).train(), tasks(), "vmap")
+
+
+def test_a_gradient_that_mapping_makes_wrong_is_left_out(own_cache: Path) -> None:
+    body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 3))
+    with pytest.warns(RuntimeWarning, match="MAML with LayerNorm gets another meta-gradient"):
+        found = planning.plan(build("maml", body, 3).train(), tasks())
+    assert found.strategy in ("loop", "threads")
+    assert planning.plan(build("maml", body, 3).train(), tasks()).strategy == found.strategy  # as the cache knows
+    assert list(own_cache.rglob("*.json"))
 
 
 def test_a_learner_that_draws_random_numbers_keeps_its_graphs() -> None:
