@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from kshot import kernels
 
@@ -687,8 +688,8 @@ def convert(module: nn.Module, population: bool | None = None) -> nn.Module:
     return _converted(module, bool(population), {})
 
 
-def _refuse_to_convert(norm: nn.Module, population: bool | None, label: str) -> None:
-    if isinstance(norm, nn.modules.batchnorm._NormBase) and isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+def _refuse_to_convert(norm: Any, population: bool | None, label: str) -> None:
+    if isinstance(norm, nn.modules.batchnorm._NormBase) and isinstance(norm, LazyModuleMixin):
         raise ValueError(f"{label} has no weights yet: pass a batch through the network first, then convert it")
     if isinstance(norm, nn.modules.batchnorm._BatchNorm) and _trained(norm) and population is None:
         raise ValueError(
@@ -706,24 +707,25 @@ def _converted(module: nn.Module, population: bool, done: dict[nn.Module, nn.Mod
     """`convert` of a part; one that is in several places stays one."""
     if module in done:
         return done[module]
-    norm: nn.Module
+    norm: Any
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         norm = BatchNorm(module.num_features, population, module.eps)
         if population and module.running_mean is not None and module.running_var is not None:
             norm.population_mean.copy_(module.running_mean)
             norm.population_var.copy_(module.running_var)
-    elif isinstance(module, tuple(_INSTANCE_NORMS)) and type(module) in _INSTANCE_NORMS:
+    elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and type(module) in _INSTANCE_NORMS:
         norm = InstanceNorm(module.num_features, _INSTANCE_NORMS[type(module)], module.eps, module.affine)
     elif type(module) is nn.LayerNorm:
-        norm = LayerNorm(module.normalized_shape, module.eps, module.weight is not None, module.bias is not None)
+        norm = LayerNorm(list(module.normalized_shape), module.eps, module.weight is not None, module.bias is not None)
     else:
         done[module] = module
         for name, part in module.named_children():
             setattr(module, name, _converted(part, population, done))
         return module
     norm.to(*place(module))
-    if module.weight is not None:
-        norm.weight, norm.bias = module.weight, module.bias
+    weight: Any = module.weight
+    if weight is not None:
+        norm.weight, norm.bias = weight, module.bias
     else:
         norm.requires_grad_(False)  # theirs has no weights that could be trained
     done[module] = norm.train(module.training)
