@@ -147,12 +147,6 @@ def _control() -> list[Job]:
         Job("v5-cheetah-direction-pearl", ("--steps", "250", "--train-tasks", "10"), {"": ()}),  # 1 million steps
         *_tested([*_seeded(f"{direction}-maml"), *others]),
         Job("point-maml", (), {"": ()}),
-        Job(
-            f"{direction}-oracle",
-            ("--steps", "100", "--activation", "relu", "--discount", "0.99", "--lam", "0.97"),
-            {"": ("--no-floors",)},
-            f"{direction}-oracle-relu",
-        ),
         *_tested(_seeded("cheetah-velocity-maml", *twenty)),
         *_tested([*_seeded("ant-velocity-maml", *twenty), *ants]),
         *bodies,

@@ -1,0 +1,1080 @@
+"""Printed figures are those of the records in benchmarks/results.
+
+`TABLES` and `PHRASES` tell which record a figure of README.md or docs/*.md is taken from. A figure differs from its
+record where it is not the record's number, rounded to the digits that are printed. Every mean with an interval (±) has
+to be in one of the two, in a table every row; `None` is what is not measured here (figures of papers, settings).
+Records are written by commands (`benchmarks/reproduce.py`, and those that the pages name), never by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+Values = list[float] | None  # of a cell, in the order in which they are printed; None: not from a record
+
+
+class Table(NamedTuple):
+    heading: str  # the section that it is in
+    rows: list[tuple[str, list[Values]]]  # the first cell as it is printed, and what the others show
+    index: int = 0  # among the tables of the section
+
+
+class Phrase(NamedTuple):
+    words: str  # with all figures that are checked; white space does not matter
+    values: list[float | None]
+
+
+# Records
+
+
+@functools.cache
+def record(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def result(name: str, who: str) -> dict[str, Any]:
+    """The result of that name, or of that name and mode ("maml inductive")."""
+    for row in record(name)["results"]:
+        if who in (row["name"], f"{row['name']} {row.get('mode')}"):
+            return row
+    raise KeyError(f"{name} has no result of {who!r}")
+
+
+def percent(pair: Any) -> list[float]:
+    """A mean and its interval."""
+    return [100 * value for value in both(pair)]
+
+
+def both(pair: Any) -> list[float]:
+    return [pair["mean"], pair["interval95"]] if isinstance(pair, dict) else list(pair)
+
+
+def accuracy(name: str, *who: str) -> list[float]:
+    return [value for one in who for value in percent(result(name, one))]
+
+
+def returns(name: str, who: str, steps: int = 4) -> list[Values]:
+    """A cell for each gradient step; empty ones where a policy takes none."""
+    row = result(name, who)
+    cells: list[Values] = [[mean, half] for mean, half in zip(row["mean"], row["interval95"], strict=True)]
+    return cells + [[]] * (steps - len(cells))
+
+
+def over_seeds(*runs: list[Values]) -> list[Values]:
+    """The mean over training seeds of each cell, with Student's 95 % interval for three of them."""
+    assert len(runs) == 3
+    cells: list[Values] = []
+    for step in zip(*runs, strict=True):
+        means = [cell[0] for cell in step if cell]
+        cells.append([statistics.mean(means), 4.302653 * statistics.stdev(means) / math.sqrt(3)])
+    return cells
+
+
+# Pages
+
+
+def printed(made: dict[str, Callable[[], list[Any]]], page: str) -> list[Any]:
+    return made[page]() if page in made else []
+
+
+@functools.cache
+def text_of(page: str) -> str:
+    return re.sub(r"<!--.*?-->", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def sections(page: str) -> dict[str, str]:
+    """The page's sections by their headings; what stands before the first is under ""."""
+    parts = re.split(r"^#{1,6} +(.+)$", re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S), flags=re.M)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """Rows of cells, without the table's head."""
+    found = re.findall(r"(?:^\|.*\|[ \t]*\n)+", sections(page)[heading] + "\n", flags=re.M)
+    cut = [[[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()] for table in found]
+    return [[row for row in table[1:] if not all(set(cell) <= set("-: ") and cell for cell in row)] for table in cut]
+
+
+def differs(printed: str, values: list[float] | list[float | None]) -> str:
+    """How a printed text differs from the record's values; nothing where it does not."""
+    numbers = NUMBER.findall(printed)
+    if len(numbers) != len(values):
+        return f"{printed!r} has {len(numbers)} figures, the record has {len(values)}: {values}"
+    for number, value in zip(numbers, values, strict=True):
+        decimals = len(number.partition(".")[2])
+        if value is not None and abs(float(number.replace(",", "")) - value) > 0.5 * 10**-decimals + 1e-9:
+            return f"{printed!r}: {number} is {value:.{decimals}f} in the record"
+    return ""
+
+
+def test_figures_that_differ_are_found() -> None:
+    assert differs("375.9 ± 33.0", [375.94, 33.04]) == ""
+    assert differs("9,000 of 16 (r2d2, 5-way)", [9000, 16, None]) == ""
+    assert "375.9 in the record" in differs("376.1 ± 33.0", [375.94, 33.04])
+    assert "-0.16 in the record" in differs("0.16", [-0.16])
+    assert "2 figures" in differs("376 ± 33", [376])
+    assert differs("", []) == ""
+    assert differs("95.3", [95.35]) == ""  # a half may be rounded either way
+    assert differs("95.3", [95.36]) != ""
+
+
+def test_intervals_over_seeds() -> None:
+    """Against a record that `kshot evaluate` wrote with three seeds."""
+    seeds = [returns("cheetah-direction-maml", f"maml-trpo (seed {seed})") for seed in range(3)]
+    for mine, written in zip(over_seeds(*seeds), returns("cheetah-direction-maml", "maml-trpo, 3 seeds"), strict=True):
+        assert mine == pytest.approx(written, rel=1e-4)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_of_the_records(page: str) -> None:
+    wrong = []
+    for table in printed(TABLES, page):
+        where = f"{page}, {table.heading!r}, table {table.index + 1}"
+        assert table.heading in sections(page), (
+            f"there is no section {table.heading!r} in {page}: its figures are in TABLES"
+        )
+        there = tables(page, table.heading)
+        assert len(there) > table.index, f"{where}: it is not there"
+        shown = there[table.index]
+        assert [row[0] for row in shown] == [label for label, _ in table.rows], f"{where}: other rows than TABLES has"
+        for (label, *cells), (_, values) in zip(shown, table.rows, strict=True):
+            assert len(cells) == len(values), f"{where}, {label}: {len(cells)} cells, and {len(values)} in TABLES"
+            wrong += [
+                f"{where}, {label}: {told}"
+                for cell, value in zip(cells, values, strict=True)
+                if value is not None and (told := differs(cell, value))
+            ]
+    assert not wrong, "figures differ from their records (run the command that the record names, or print it):\n" + (
+        "\n".join(wrong)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_phrases_are_of_the_records(page: str) -> None:
+    text = " ".join(text_of(page).split())
+    for phrase in printed(PHRASES, page):
+        words = " ".join(phrase.words.split())
+        assert words in text, f"{page} does not say {words!r}: PHRASES does"
+        assert not (told := differs(words, phrase.values)), f"{page}: {told}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_interval_has_a_record(page: str) -> None:
+    known = {(table.heading, table.index) for table in printed(TABLES, page)}
+    for heading in sections(page):
+        for index, rows in enumerate(tables(page, heading)):
+            if any(" ± " in cell for row in rows for cell in row):
+                assert (heading, index) in known, f"{page}, {heading!r}: table {index + 1} is not in TABLES"
+    text = " ".join(re.sub(r"^\|.*$", "", text_of(page), flags=re.M).split())
+    for phrase in sorted(printed(PHRASES, page), key=lambda phrase: -len(phrase.words)):
+        text = text.replace(" ".join(phrase.words.split()), "")
+    left = re.findall(r".{0,60}±.{0,30}", text)
+    assert not left, f"{page} has intervals that are not in PHRASES: {left}"
+
+
+# What is printed where
+
+FLOORS = ("floor: pixels", "floor: from scratch inductive", "floor: pre-trained")
+
+
+def _measured(label: str, name: str, learner: str, floors: str = "", modes: str = "", updates: bool = False) -> Any:
+    """A row of README's table of results; `modes` are in the order in which they are printed."""
+    ran = record(name)["training"]
+    outer = ran["recipe"]["outer"] if ran else {}
+    own = accuracy(name, *(f"{learner} {mode}".strip() for mode in modes.split("/")))
+    base = [100 * result(floors, floor)["mean"] for floor in FLOORS] if floors else []
+    count = float(record(name)["results"][0]["num_tasks"])
+    return label, [[outer["steps"], outer["batch"]] if updates else None, own, None, base, [count]]
+
+
+def _readme() -> list[Table]:
+    two = "transductive/inductive"
+    one, five = "omniglot-5way-1shot", "omniglot-5way-5shot"
+    on_glyphs = f"{one}-maml-on-glyphs"
+    many, more = f"{one}-protonet-20way", f"{five}-protonet-20way"
+    photos, photos5 = "grocery-5way-1shot-protonet", "grocery-5way-5shot-protonet"
+    lake = "omniglot-lake-5way-1shot"
+    sinusoid = {int(step): [mean, half] for step, mean, half in result("sinusoid-maml", "maml")["per_step"]}
+    twenty = "Omniglot 20-way 1-shot, 15 queries per class: transductive / inductive"
+    rows: list[Any] = [
+        _measured(
+            "glyphs, unseen scripts, 5-way 1-shot, inductive",
+            "demo-glyphs-5way-1shot",
+            "protonet",
+            "demo-glyphs-5way-1shot",
+        ),
+        _measured("Omniglot (Vinyals split) 5-way 1-shot, inductive", f"{one}-protonet", "protonet", f"{one}-protonet"),
+        _measured("the same, tested on glyphs (cross-domain)", f"{one}-protonet-on-glyphs", "protonet", on_glyphs),
+        _measured(
+            "Omniglot 5-way 1-shot, transductive, 1 query per class (as the paper)",
+            f"{one}-maml-1query",
+            "maml",
+            "",
+            "transductive",
+            True,
+        ),
+        _measured(
+            "the same, 15 queries per class: transductive / inductive", f"{one}-maml", "maml", f"{one}-protonet", two
+        ),
+        _measured("the same, tested on glyphs: transductive / inductive", on_glyphs, "maml", on_glyphs, two),
+        (
+            "sinusoid, 5 points, squared error after 1 / 5 / 10 steps",
+            [None, [*sinusoid[1], *sinusoid[5], *sinusoid[10]], None, [], [600]],
+        ),
+        _measured("Omniglot 5-way 5-shot, inductive", f"{five}-protonet", "protonet", f"{five}-protonet"),
+        _measured(
+            "Omniglot 20-way 1-shot, inductive (the 5-way run: protonet trains on 60 ways)", many, "protonet", many
+        ),
+        _measured("Omniglot 20-way 5-shot, inductive (likewise)", more, "protonet", more),
+        _measured("grocery photos, 20 unseen classes, 5-way 1-shot, inductive", photos, "protonet", photos),
+        _measured("the same", "grocery-5way-1shot-r2d2", "r2d2"),
+        _measured("the same, 5-shot", photos5, "protonet", photos5),
+        _measured("the same", "grocery-5way-5shot-r2d2", "r2d2"),
+        _measured("Omniglot 5-way 1-shot, inductive", f"{one}-r2d2", "r2d2", f"{one}-protonet"),
+        _measured(
+            "Omniglot 5-way 5-shot, 15 queries per class: transductive / inductive",
+            f"{five}-maml",
+            "maml",
+            f"{five}-protonet",
+            two,
+            True,
+        ),
+        _measured(twenty, "omniglot-20way-1shot-anil", "anil", many, two, True),
+        _measured(
+            "Omniglot, Lake's split (unseen alphabets), 5-way 1-shot, inductive",
+            f"{lake}-protonet",
+            "protonet",
+            f"{lake}-protonet",
+        ),
+        _measured("the same, transductive, 1 query per class", f"{lake}-maml-1query", "maml", "", "transductive", True),
+        _measured(
+            "the same, 15 queries per class: transductive / inductive", f"{lake}-maml", "maml", f"{lake}-protonet", two
+        ),
+        _measured(
+            "grocery photos, 5-way 1-shot: transductive / inductive", "grocery-5way-1shot-maml", "maml", photos, two
+        ),
+        _measured("the same, 5-shot: transductive / inductive", "grocery-5way-5shot-maml", "maml", photos5, two),
+        _measured(twenty, "omniglot-20way-1shot-maml", "maml", many, two, True),
+        _measured(
+            "Omniglot 5-way 1-shot: transductive / inductive", f"{one}-reptile", "reptile", f"{one}-protonet", two, True
+        ),
+        _measured(
+            "Omniglot 20-way 5-shot, 15 queries per class: transductive / inductive",
+            "omniglot-20way-5shot-maml",
+            "maml",
+            more,
+            two,
+            True,
+        ),
+    ]
+    # "the same" in the column of floors: those of the row above
+    rows = [(label, [*cells[:3], None, cells[4]]) if label == "the same" else (label, cells) for label, cells in rows]
+    sets = ("omniglot", "glyphs", "grocery")
+    changes = {
+        "none": "none",
+        "support set fourfold (`--augment 4`)": "support4",
+        "queries changed (`--augment-queries ops`)": "queries-ops",
+        "CutMix of queries": "queries-cutmix",
+        "MetaMix of queries": "queries-metamix",
+        "half of a task's classes by CutMix (`--augment-task 0.5`)": "task-cutmix",
+        "half of a task's classes turned": "task-rotate",
+    }
+    augmented: list[Any] = [
+        (label, [accuracy(f"augment-{data}-{change}", "protonet") for data in sets])
+        for label, change in changes.items()
+    ]
+    augmented.append(("without rotations as classes", [accuracy("augment-omniglot-unrotated", "protonet"), [], []]))
+    return [Table("Measured results", rows), Table("Measured results", augmented, 1)]
+
+
+def _bodies() -> list[Table]:
+    def table(heading: str, index: int, *rows: tuple[str, str, str]) -> Table:
+        return Table(heading, [(label, returns(name, who)) for label, name, who in rows], index)
+
+    ants = "Ants that lose or gain a leg"
+
+    def legs(index: int, ending: str, *slow: tuple[int, str, str, str]) -> Table:
+        name = f"ant-body-maml{ending}"
+        rows = [
+            ("MAML, seed 0", name, "maml-trpo"),
+            ("MAML, seed 1", f"ant-body-maml-seed1{ending}", "maml-trpo"),
+            ("Meta-SGD (a learned rate for each tensor)" if index == 0 else "Meta-SGD", name, "metasgd-trpo"),
+            ("RL2 (a rollout a round)" if index == 0 else "RL2", name, "rl2"),
+            ("pretrained on all bodies, seed 0", name, "pretrained"),
+            ("pretrained on all bodies, seed 1", f"ant-body-pretrained-seed1{ending}", "pretrained"),
+            ("oracle (sees which legs there are)" if index == 0 else "oracle", name, "oracle"),
+            ("untrained", name, "random"),
+        ]
+        for at, *row in slow:
+            rows.insert(at, (row[0], row[1], row[2]))
+        return table(ants, index, *rows)
+
+    cheetah = "cheetah-body-maml"
+    far, walker = "walker-body-maml-far", "walker-body-maml"
+    walking = "A walker whose legs are longer or shorter"
+    again = {
+        "MAML's weights, its seed 0": ("ant-again-maml", "pretrained from ant-body-maml"),
+        "MAML's weights, its seed 1": ("ant-again-maml-seed1", "pretrained from ant-body-maml-seed1"),
+        "the pretrained policy's, its seed 0": ("ant-again-maml", "pretrained from ant-body-pretrained"),
+        "the pretrained policy's, its seed 1": (
+            "ant-again-pretrained-seed1",
+            "pretrained from ant-body-pretrained-seed1",
+        ),
+    }
+    endings = (" (seed 0)", " (seed 1)", " (seed 2)", ", 3 seeds")
+    learned: list[Any] = [
+        (label, [returns(name, f"{who}{ending}")[0] for ending in endings]) for label, (name, who) in again.items()
+    ]
+    learned.append(("none, nearly six times the steps", [returns("ant-again-maml", "pretrained")[0], [], [], []]))
+    return [
+        table(
+            "Bodies",
+            0,
+            ("MAML", f"{cheetah}-lost", "maml-trpo"),
+            ("pretrained on all bodies", f"{cheetah}-lost", "pretrained"),
+            ("oracle (sees which motors are there)", f"{cheetah}-lost", "oracle"),
+            ("untrained", f"{cheetah}-lost", "random"),
+        ),
+        table(
+            "Bodies",
+            1,
+            ("MAML", cheetah, "maml-trpo"),
+            ("pretrained on all bodies", cheetah, "pretrained"),
+            ("oracle", cheetah, "oracle"),
+            ("untrained", cheetah, "random"),
+        ),
+        legs(
+            0,
+            "-lost",
+            (5, "the same, steps of rate 0.01 (`--inner-lr 0.01`)", "ant-body-pretrained-lost-slow", "pretrained"),
+            (7, "the same, steps of rate 0.01", "ant-body-pretrained-seed1-lost-slow", "pretrained"),
+        ),
+        legs(1, "-gained", (5, "the same, steps of rate 0.01", "ant-body-pretrained-gained-slow", "pretrained")),
+        legs(2, ""),
+        Table("The leg is lost and the robot learns to walk again", learned),
+        table(
+            walking,
+            0,
+            ("MAML", far, "maml-trpo"),
+            ("pretrained on all bodies", far, "pretrained"),
+            (
+                "the same, steps of rate 0.01 (as for the ants; not chosen here)",
+                "walker-body-pretrained-far-slow",
+                "pretrained",
+            ),
+            ("oracle (sees the lengths)", far, "oracle"),
+            ("untrained", far, "random"),
+        ),
+        table(
+            walking,
+            1,
+            ("MAML", walker, "maml-trpo"),
+            ("pretrained on all bodies", walker, "pretrained"),
+            ("oracle", walker, "oracle"),
+            ("untrained", walker, "random"),
+        ),
+    ]
+
+
+PAPER: list[Values] = [None, None, None, None]
+
+
+def _control() -> list[Table]:
+    direction, velocity, ant, turn = (
+        "cheetah-direction-maml",
+        "cheetah-velocity-maml",
+        "ant-velocity-maml",
+        "ant-direction-maml",
+    )
+    floors = "cheetah-velocity-floors"
+    speeds = [returns(velocity + ending, "maml-trpo") for ending in ("", "-seed1", "-seed2")]
+    ants = [returns(ant, "maml-trpo"), *(returns(f"{ant}-seed1", f"maml-trpo (seed {seed})") for seed in (1, 2))]
+    mean = "ours, MAML, mean of 3 seeds with its interval over seeds"
+
+    def seeds(first: str, seen: float, runs: list[list[Values]], mean: list[Values]) -> list[Any]:
+        labels = (f"{first}, seed 0", "seed 1", "seed 2", "mean of 3 seeds with its interval over seeds")
+        return [(label, [[seen], *run]) for label, run in zip(labels, [*runs, mean], strict=True)]
+
+    v5, fast = "v5-cheetah-direction", "v5-cheetah-velocity-maml"
+    runs = {
+        "MAML": [returns(f"{v5}-maml{ending}", "maml-trpo") for ending in ("", "-seed1", "-seed2")],
+        "ProMP": [returns(f"{v5}-maml", "promp"), *(returns(f"{v5}-promp-seed{i}", "promp") for i in (1, 2))],
+        "RL2": [returns(f"{v5}-maml", "rl2"), *(returns(f"{v5}-rl2-seed1", f"rl2 (seed {i})") for i in (1, 2))],
+    }
+    goals: list[Any] = []
+    for learner, each in runs.items():
+        seen = result(f"{v5}-maml", {"MAML": "maml-trpo"}.get(learner, learner.lower()))["seen"]
+        first = "MAML (trust region)" if learner == "MAML" else learner
+        goals += seeds(first, seen, each, over_seeds(*each))
+    goals += [
+        (
+            "PEARL, seed 0, 1.0 million steps",
+            [[result(f"{v5}-pearl", "pearl")["seen"]], *returns(f"{v5}-pearl", "pearl")],
+        ),
+        ("the same policy", [[result(f"{v5}-pearl-two", "pearl")["seen"]], *returns(f"{v5}-pearl-two", "pearl")]),
+        ("untrained", [[20], *returns(f"{v5}-maml", "random")]),
+    ]
+    quick: list[Any] = []
+    for learner, who in (("MAML", "maml-trpo"), ("ProMP", "promp"), ("RL2", "rl2")):
+        each = [returns(fast, f"{who} (seed {seed})") for seed in range(3)]
+        seen = result(fast, f"{who} (seed 0)")["seen"]
+        quick += seeds(learner, seen, each, returns(fast, f"{who}, 3 seeds"))
+    quick.append(("untrained", [[20], *returns(fast, "random")]))
+    simulated = record("rl-simulation-gpu")["rows"]
+
+    def speed(key: str, rows: dict[str, Any]) -> list[Values]:
+        return [[rows[key]["steps_per_second"]], [rows[key]["share"]]]
+
+    return [
+        Table(
+            "Half-cheetah direction beside the paper",
+            [
+                ("ours, MAML, seed 0", returns(direction, "maml-trpo (seed 0)")),
+                ("the same on 200 tasks", returns(f"{direction}-200tasks", "maml-trpo")),
+                ("ours, MAML, seed 1", returns(direction, "maml-trpo (seed 1)")),
+                ("ours, MAML, seed 2", returns(direction, "maml-trpo (seed 2)")),
+                (mean, returns(direction, "maml-trpo, 3 seeds")),
+                ("the paper's, MAML (authors' result files)", PAPER),
+                ("ours, pretrained", returns(direction, "pretrained")),
+                ("the paper's, pretrained", PAPER),
+                ("ours, oracle (sees the direction)", returns(direction, "oracle")),
+                ("the paper's, oracle", PAPER),
+                ("ours, untrained", returns(direction, "random")),
+                ("the paper's, untrained (its script gives that policy larger rates, 0.5 and 1.0)", PAPER),
+            ],
+        ),
+        Table(
+            "The 2-D point",
+            [
+                ("ours, MAML", returns("point-maml", "maml-trpo")),
+                ("the paper's, MAML", PAPER),
+                ("ours, untrained", returns("point-maml", "random")),
+            ],
+        ),
+        Table("The set `v5`: MAML, ProMP and RL2 with equal steps", goals),
+        Table("The set `v5`: MAML, ProMP and RL2 with equal steps", quick, 1),
+        Table(
+            "Velocities",
+            [
+                *((f"ours, MAML, seed {seed}", cells) for seed, cells in enumerate(speeds)),
+                (mean, over_seeds(*speeds)),
+                ("the paper's, MAML", PAPER),
+                ("ours, untrained", returns(velocity, "random")),
+                ("ours, pretrained, seed 0 (16.0 million steps)", returns(floors, "pretrained")),
+                ("the paper's, pretrained", PAPER),
+                ("ours, oracle, seed 0 (16.0 million steps)", returns(floors, "oracle")),
+                ("the paper's, oracle", PAPER),
+                ("the paper's, untrained", PAPER),
+            ],
+        ),
+        Table(
+            "Velocities",
+            [
+                ("ours, MAML, seed 0", ants[0]),
+                ("ours, MAML, seed 1 (26.4 million steps)", ants[1]),
+                ("ours, MAML, seed 2 (25.4 million steps)", ants[2]),
+                (mean, over_seeds(*ants)),
+                ("the paper's, MAML", PAPER),
+                ("ours, untrained", returns(ant, "random")),
+                ("the paper's, untrained", PAPER),
+                ("ours, pretrained, seed 0 (15.2 million steps)", returns(f"{ant}-seed1", "pretrained")),
+                ("the paper's, pretrained", PAPER),
+                ("ours, oracle, seed 0 (14.5 million steps)", returns(f"{ant}-seed1", "oracle")),
+                ("the paper's, oracle", PAPER),
+            ],
+            1,
+        ),
+        Table(
+            "Ant direction",
+            [
+                ("ours, MAML, seed 0", returns(turn, "maml-trpo")),
+                ("ours, MAML, seed 1", returns(f"{turn}-seed1", "maml-trpo")),
+                (
+                    "ours, pretrained (86 outer steps, 3.3 million environment steps)",
+                    returns("ant-direction-oracle", "pretrained"),
+                ),
+                (
+                    "ours, oracle (345 outer steps, 13.0 million environment steps)",
+                    returns("ant-direction-oracle", "oracle"),
+                ),
+                ("ours, untrained", returns(turn, "random")),
+                ("the paper's, MAML", PAPER),
+                ("the paper's, pretrained", PAPER),
+                ("the paper's, untrained", PAPER),
+                ("the paper's, oracle", PAPER),
+            ],
+        ),
+        *_bodies(),
+        Table(
+            "A GPU's simulation",
+            [
+                ("`mj_step` in a process for each core", speed("mj_step, all cores", simulated)),
+                ("kshot by MuJoCo, 800 simulations", speed("kshot, 800", simulated)),
+                (
+                    "kshot by MuJoCo Warp, 8,192 (with the recording of its graph)",
+                    speed("kshot, warp, 8192", simulated),
+                ),
+                ("MuJoCo Warp's physics alone, 8,192", speed("warp alone, 8192", simulated)),
+            ],
+        ),
+        Table(
+            "Speed of the simulation",
+            [
+                (label, speed(key, record("rl-simulation")["rows"]))
+                for label, key in {
+                    "`mj_step` in a loop, one core": "mj_step, one core",
+                    "the same in a process for each core": "mj_step, all cores",
+                    "kshot, 800 simulations, with observations and rewards": "kshot, 800",
+                    "EnvPool, 800": "EnvPool, 800",
+                    "SyncVectorEnv, 16": "SyncVectorEnv, 16",
+                    "AsyncVectorEnv, 16 processes": "AsyncVectorEnv, 16",
+                }.items()
+            ],
+        ),
+    ]
+
+
+def _processes() -> list[Table]:
+    kernels = ("gp-rbf", "gp-matern52", "gp-periodic")
+    best = "Beside the best possible answer"
+
+    def learner(name: str, who: str) -> list[Values]:
+        row = record(name)[who]
+        cells: list[Values] = [[row["updates"]]]
+        for kernel in kernels:
+            of = row[kernel]
+            held = 100 * of["coverage"]["95"]
+            cells += [[of["log_likelihood"], of["interval95"]], [of["gap"], of["gap_interval95"]], [held]]
+        return cells
+
+    def oracle(name: str, who: str) -> list[Values]:
+        cells: list[Values] = [[]]
+        for kernel in kernels:
+            cells += [[record(name)[who][kernel]["oracle"]], [0.0], []]
+        return cells
+
+    def names(full: str, rest: str, in_rest: tuple[str, ...], order: tuple[str, ...]) -> list[tuple[str, list[Values]]]:
+        titles = {"tnpd": "TNP-D", "convgnp": "ConvGNP", "convcnp": "ConvCNP"}
+        rows = [(titles.get(who, who.upper()), learner(rest if who in in_rest else full, who)) for who in order]
+        return [("the posterior (oracle)", oracle(full, "convcnp")), *rows]
+
+    full = ("np", "cnp", "bnp", "anp", "acnp", "gnp", "tnpd", "convgnp", "convcnp")
+    short = ("np", "bnp", "cnp", "anp", "acnp", "gnp", "tnpd", "convcnp", "convgnp")
+    latent = "processes-gp-latent"
+
+    def joint(who: str, name: str = "processes-gp-full") -> list[Values]:
+        row = record(name)[who]["gp-rbf"]
+        row = row if row["joint"] is not None else row["autoregressive"]
+        return [[row["joint"], row["joint_interval95"]], [row["joint_gap"], row["joint_gap_interval95"]]]
+
+    def published(kind: str, who: str, sequential: bool = False) -> list[Values]:
+        rows = record(f"processes-np-{kind}-full")[who]
+        cells: list[Values] = [None, None]
+        for where in ("", ":beyond", ":extrapolation"):
+            row = rows[f"np-{kind}{where}"]
+            one = row["autoregressive"] if sequential else row
+            keys = ("joint", "joint_interval95") if sequential else ("log_likelihood", "interval95")
+            cells.append([one[key] for key in keys])
+        return [*cells, [] if sequential else [100 * rows[f"np-{kind}"]["coverage"]["95"]]]
+
+    shown = (("CNP", "cnp"), ("ACNP", "acnp"), ("ConvCNP", "convcnp"), ("ConvCNP, one value after another", ""))
+    compared: list[Any] = []
+    for kind in ("sawtooth", "mixture"):
+        compared += [(kind, published(kind, who or "convcnp", not who)) for _, who in shown]
+    stations, series, many, speed = (record(f"processes-{name}") for name in ("stations", "series", "many", "speed"))
+
+    def station(who: str) -> list[Values]:
+        row = stations[who]
+        return [[row["updates"]], row["error_degrees"], row["nats"], [100 * row["coverage95"]]]
+
+    def known(kind: str, count: int) -> list[Values]:
+        cells: list[Values] = []
+        for who in ("curves", "gp", "neighbours"):
+            row = series[kind][str(count)][who]
+            cells += [row["error"], [100 * row["coverage95"][0]], row["nats"]]
+        return cells
+
+    def seconds(who: str) -> list[Values]:
+        return [[speed["seconds"][who][count]] for count in ("50", "100", "200", "500")]
+
+    return [
+        Table(best, names("processes-gp-full", "processes-gp-full-2", ("np", "bnp", "convgnp"), full)),
+        Table(
+            best,
+            [
+                ("NP", joint("np", "processes-gp-full-2")),
+                ("BNP", joint("bnp", "processes-gp-full-2")),
+                ("CNP, one after another", joint("cnp")),
+                ("GNP", joint("gnp")),
+                ("ACNP, one after another", joint("acnp")),
+                ("ConvGNP", joint("convgnp", "processes-gp-full-2")),
+                ("TNP-D, one after another", joint("tnpd")),
+                ("ConvCNP, one after another", joint("convcnp")),
+            ],
+            1,
+        ),
+        Table(best, names("processes-gp", latent, ("np", "bnp", "anp"), short), 2),
+        Table("Beside published figures", compared),
+        Table(
+            "Real curves",
+            [
+                ("Gaussian process fitted to the eight days", station("gp")),
+                ("three nearest days", station("neighbours")),
+                ("MAML, the noise of its training error", station("maml")),
+                *(
+                    (title, station(title.lower().replace("-", "")))
+                    for title in ("CNP", "ACNP", "TNP-D", "ConvCNP", "GNP")
+                ),
+            ],
+        ),
+        Table(
+            "Real series that nothing was trained on",
+            [("", [None] * 9)]
+            + [
+                (f"{kind}, {count} known", known(kind, count))
+                for kind in ("temperatures", "heights")
+                for count in (5, 10, 20)
+            ],
+        ),
+        Table(
+            "How long an answer takes",
+            [
+                *(
+                    (title, seconds(title.lower().replace("-", "")))
+                    for title in ("CNP", "ACNP", "ConvCNP", "TNP-D", "GNP", "ConvGNP")
+                ),
+                ("Gaussian process, given kernel (gpytorch)", seconds("gp")),
+                ("the same, kernel fitted by 50 steps", seconds("gp fitted")),
+            ],
+        ),
+        Table(
+            "For people with a series",
+            [
+                (
+                    f"{row['known']:,}",
+                    [
+                        [100 * value for value in row["coverage95"]],
+                        [100 * value for value in row["plain95"]],
+                        row["error"],
+                    ],
+                )
+                for row in many["rows"]
+            ],
+        ),
+    ]
+
+
+def _engine() -> list[Table]:
+    rows = {row["row"]["name"]: row for row in record("engine-cpu")["rows"]}
+
+    def compared(name: str) -> list[Values]:
+        row = rows[name]
+        times = [row["seconds"].get(who) for who in ("kshot", "plain loop", "higher", "torchopt")]
+        return [*([time["median"]] if time else [] for time in times), [row["ratio"]], [100 * row["share_of_peak"]]]
+
+    layers = [row["seconds"] for row in record("engine-breakdown")["rows"]]
+    plain = "plain loop over torch's layers"
+    loop = "kshot's loop: plain autograd, pooling before the activation"
+    half = "+ bfloat16 where autocast deems it safe (other digits)"
+
+    def layer(key: str) -> list[Values]:
+        medians = [(statistics.median(part[key]), statistics.median(part[plain])) for part in layers]
+        return [[time, first / time] for time, first in medians]
+
+    steps = {(row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["steps"]}
+    kinds = ((1, False), (1, True), (15, False), (15, True))
+
+    def kept(number: int) -> list[Values]:
+        taken = [steps[queries, number, anew] for queries, anew in kinds]
+        return [[row["bytes"] / 2**20, row["seconds"]] for row in taken]
+
+    tasks = {(row["tasks"], row["plan"].split()[0]): row for row in record("engine-scaling-tasks")["tasks"]}
+
+    def grown(number: int) -> list[Values]:
+        taken = [tasks[number, plan] for plan in ("threads", "vmap")]
+        return [[row["seconds"], row["bytes"] / 2**20] for row in taken]
+
+    return [
+        Table(
+            "Against peers",
+            [
+                (label, compared(name))
+                for label, name in {
+                    "Conv4-64, 16 tasks of 5-way 1-shot, 15 queries, 1 step": "Conv4 5w1s 15q, 1 step",
+                    "the same, 1 query, 5 steps": "Conv4 5w1s 1q, 5 steps",
+                    "4 tasks of 20-way 1-shot, 1 query, 5 steps": "Conv4 20w1s 1q, 5 steps",
+                    "8 tasks of 5-way 5-shot, 15 queries, 1 step": "Conv4 5w5s 15q, 1 step",
+                    "ResNet-12, 84 pixels, 2 tasks, 1 query, 1 step": "ResNet-12 84px 5w1s 1q, 1 step",
+                    "sinusoid MLP, 25 tasks, 1 step": "MLP sinusoid 10 points, 1 step",
+                    "ANIL, Conv4, 16 tasks, 15 queries, 5 steps": "Conv4 ANIL 5w1s 15q, 5 steps",
+                    "protonet, Conv4, 60 ways, 5 queries": "Conv4 protonet 60w1s 5q",
+                    "first order, Conv4, 16 tasks, 15 queries, 1 step": "Conv4 first order 5w1s 15q, 1 step",
+                    "evaluation, Conv4, 16 tasks, 15 queries, 5 steps": "Conv4 evaluation 5w1s 15q, 5 steps",
+                }.items()
+            ],
+        ),
+        Table(
+            "Where the time goes, and what each change gave",
+            [
+                (label, layer(key))
+                for label, key in {
+                    "a plain loop over torch's layers": plain,
+                    "kshot's loop: plain autograd, pooling before the activation": loop,
+                    "+ channels-last memory": "+ channels-last",
+                    "+ batch norm and pooling in compiled passes": "+ batch norm and pooling compiled",
+                    "+ tasks shared among threads": "+ tasks shared among threads",
+                    half: half,
+                    "instead: all tasks mapped (`vmap`)": "instead: all tasks mapped (vmap)",
+                }.items()
+            ],
+        ),
+        Table("Memory", [(str(number), kept(number)) for number in (1, 2, 5, 10, 20)]),
+        Table("Memory", [(str(number), grown(number)) for number in (1, 4, 16, 64, 256)], 1),
+    ]
+
+
+def _classifier() -> list[Table]:
+    drawn, photos, printed = (record(f"classifier-{name}") for name in ("omniglot", "grocery", "glyphs"))
+
+    def measured(data: Any, ways: int, shots: int, *, network: bool = True) -> list[Values]:
+        row = data[f"accuracy {ways} ways {shots} shots"]
+        scratch = data.get(f"network from scratch, {ways} ways {shots} shots") if network else None
+        return [
+            percent(row["accuracy"]),
+            percent(row["pixels"]),
+            percent(scratch["accuracy"]) if scratch else [],
+            [row["ece"]],
+            [row["fit_seconds"]],
+            [row["seconds_per_1000"]],
+        ]
+
+    def refused(data: Any, shots: int) -> list[Values]:
+        row = data[f"open set, 5 ways {shots} shots"]
+        return [both(row["auroc"]), [100 * row["known_kept"]["mean"]], [100 * row["strange_refused"]["mean"]]]
+
+    fine = record("classifier-grocery-val")
+
+    def tuned(key: str) -> list[Values]:
+        return [percent(fine[f"{key} 5 ways {shots} shots"]["accuracy"]) for shots in (1, 5)]
+
+    good = "How good it is on classes that the body never saw"
+    return [
+        Table(
+            good,
+            [
+                ("Omniglot, 5 classes, 1 drawing each", measured(drawn, 5, 1)),
+                ("Omniglot, 20 classes, 1 drawing each", measured(drawn, 20, 1)),
+                ("Omniglot, 5 classes, 5 drawings each", measured(drawn, 5, 5)),
+                ("Omniglot, 20 classes, 5 drawings each", measured(drawn, 20, 5)),
+                ("groceries, 5 classes, 1 photo each", measured(photos, 5, 1)),
+                ("groceries, 5 classes, 5 photos each", measured(photos, 5, 5)),
+                ("printed letters of other scripts, 5 classes, 1 each", measured(printed, 5, 1)),
+                ("printed letters of other scripts, 20 classes, 1 each", measured(printed, 20, 1)),
+            ],
+        ),
+        Table(
+            good,
+            [
+                ("Omniglot, 1 each", refused(drawn, 1)),
+                ("Omniglot, 5 each", refused(drawn, 5)),
+                ("groceries, 1 each", refused(photos, 1)),
+                ("groceries, 5 each", refused(photos, 5)),
+            ],
+            1,
+        ),
+        Table(
+            good,
+            [
+                ("none (200 episodes)", tuned("accuracy")),
+                ("20 steps of 1e-3", tuned("fine-tuned 20 steps of 0.001,")),
+                ("50 steps of 1e-3", tuned("fine-tuned 50 steps of 0.001,")),
+                ("50 steps of 1e-4", tuned("fine-tuned 50 steps of 0.0001,")),
+            ],
+            2,
+        ),
+    ]
+
+
+def _how_many() -> list[Table]:
+    def curve(data: Any) -> list[Values]:
+        cells: list[Values] = [percent(row["accuracy"]) for row in data["curve, 5 ways"]]
+        return cells + [[]] * (5 - len(cells))
+
+    sets = {
+        "hand-written characters (Omniglot)": "omniglot",
+        "printed letters of other scripts (glyphs)": "glyphs",
+        "photos of groceries": "grocery",
+    }
+    rows = [(label, curve(record(f"classifier-{name}"))) for label, name in sets.items()]
+    return [Table("How many pictures do I need?", rows)]
+
+
+TABLES = {
+    "README.md": _readme,
+    "docs/classifier.md": _classifier,
+    "docs/control.md": _control,
+    "docs/engine.md": _engine,
+    "docs/how-many.md": _how_many,
+    "docs/processes.md": _processes,
+}
+
+
+def _readme_phrases() -> list[Phrase]:
+    demo = "demo-glyphs-5way-1shot"
+    shown = {
+        "protonet inductive 95.59 ± 0.42 % 600": "protonet",
+        "floor: pixels inductive 59.30 ± 0.76 % 600": "floor: pixels",
+        "floor: from scratch inductive 58.84 ± 1.86 % 100": "floor: from scratch inductive",
+        "floor: from scratch transductive 61.24 ± 1.84 % 100": "floor: from scratch transductive",
+        "floor: pre-trained inductive 85.05 ± 1.63 % 100": "floor: pre-trained",
+    }
+    table = [
+        Phrase(words, [*accuracy(demo, who), float(result(demo, who)["num_tasks"])]) for words, who in shown.items()
+    ]
+    direction, turn, walker = "cheetah-direction-maml", "ant-direction-maml", "walker-body-maml-far"
+    once = [value for seed in range(3) for value in _at(direction, f"maml-trpo (seed {seed})", 1)]
+    fast = [*_at("ant-velocity-maml", "maml-trpo", 1)]
+    fast += [value for seed in (1, 2) for value in _at("ant-velocity-maml-seed1", f"maml-trpo (seed {seed})", 1)]
+    photos, photos5 = "grocery-5way-1shot", "grocery-5way-5shot"
+    changed = {
+        "98.44 → 96.31 ± 0.32": ("omniglot-5way-1shot-protonet", "protonet"),
+        "78.67 → 71.51 ± 0.74": (f"{photos}-protonet", "protonet"),
+        "90.03 → 86.83 ± 0.47": (f"{photos5}-protonet", "protonet"),
+        "84.96 → 77.87 ± 0.68": (f"{photos}-r2d2", "r2d2"),
+        "92.13 → 87.73 ± 0.45": (f"{photos5}-r2d2", "r2d2"),
+        "87.02 → 82.21 ± 0.54": (f"{photos5}-maml", "maml transductive"),
+        "86.39 → 80.90 ± 0.54": (f"{photos5}-maml", "maml inductive"),
+    }
+    fourfold = [
+        Phrase(words, [accuracy(name, who)[0], *accuracy(f"{name}-augment4", who)])
+        for words, (name, who) in changed.items()
+    ]
+    again = [
+        result(name, f"pretrained from {who}, 3 seeds")["mean"][0]
+        for name, who in (
+            ("ant-again-maml", "ant-body-maml"),
+            ("ant-again-maml-seed1", "ant-body-maml-seed1"),
+            ("ant-again-maml", "ant-body-pretrained"),
+            ("ant-again-pretrained-seed1", "ant-body-pretrained-seed1"),
+        )
+    ]
+    v5 = "v5-cheetah-direction"
+    later = [
+        statistics.mean(result(name, who)["mean"][1] for name, who in runs)
+        for runs in (
+            [(f"{v5}-maml", "maml-trpo"), (f"{v5}-maml-seed1", "maml-trpo"), (f"{v5}-maml-seed2", "maml-trpo")],
+            [(f"{v5}-maml", "promp"), (f"{v5}-promp-seed1", "promp"), (f"{v5}-promp-seed2", "promp")],
+            [(f"{v5}-maml", "rl2"), (f"{v5}-rl2-seed1", "rl2 (seed 1)"), (f"{v5}-rl2-seed1", "rl2 (seed 2)")],
+        )
+    ]
+    peers = [row["ratio"] for row in record("engine-cpu")["rows"] if len(row["seconds"]) > 2]
+    resnet = [row["ratio"] for row in record("engine-cpu")["rows"] if row["row"]["network"] == "resnet12"]
+    return [
+        *table,
+        *fourfold,
+        Phrase("mode accuracy ± 95 % tasks", [None]),
+        Phrase(
+            "full length 0.132 ± 0.003 nats a value for a ConvCNP, 1.247 ± 0.007 for a CNP",
+            [*_gap("convcnp"), *_gap("cnp")],
+        ),
+        Phrase(
+            "after four minutes of processor time 0.39 and 1.56.",
+            [_gap("convcnp", "processes-gp")[0], _gap("cnp", "processes-gp")[0]],
+        ),
+        Phrase("step 376 ± 33, 407 ± 19 and 266 ± 22 from", once),
+        Phrase("ant velocity: 112 ± 18, 101 ± 19 and 80 ± 22 (97)", [*fast, None]),
+        Phrase(
+            "ant direction: 401 ± 20 and 384 ± 15 after",
+            [*_at(turn, "maml-trpo", 1), *_at(f"{turn}-seed1", "maml-trpo", 1)],
+        ),
+        Phrase("earn 68, 305 and 640 after one round", later),
+        Phrase("PEARL 821 ± 21 (one", _at(f"{v5}-pearl", "pearl", 1)),
+        Phrase("from 232 ± 14 to 290 ± 16 (one", [*_at(walker, "maml-trpo", 0), *_at(walker, "maml-trpo", 3)]),
+        Phrase(
+            "policy: 226 ± 34, and 252 ± 29 by small steps",
+            [*_at(walker, "pretrained", 0), *_at("walker-body-pretrained-far-slow", "pretrained", 3)],
+        ),
+        Phrase(
+            "(42 ± 2 and 32 ± 2 of",
+            [*_at("ant-body-maml-lost", "maml-trpo", 3), *_at("ant-body-maml-seed1-lost", "maml-trpo", 3)],
+        ),
+        Phrase("they walk again, 142 and 75 from the weights of two runs of MAML, 114 and 82 from", again),
+        Phrase(
+            "1.5 to 8.8 times as fast as the fastest peer on small networks, 1.2 on",
+            [min(set(peers) - set(resnet)), max(peers), *resnet],
+        ),
+    ]
+
+
+def _gap(learner: str, name: str = "processes-gp-full") -> list[float]:
+    """Of the log-density of a value on RBF curves to the posterior's, and its interval."""
+    row = record(name)[learner]["gp-rbf"]
+    return [row["gap"], row["gap_interval95"]]
+
+
+def _at(name: str, who: str, step: int) -> list[float]:
+    """The mean return after that many gradient steps, and its interval."""
+    return returns(name, who)[step] or []
+
+
+def _control_phrases() -> list[Phrase]:
+    slow = "cheetah-body-pretrained-lost-slow"
+    third = [row[0] for row in returns("cheetah-direction-maml", "maml-trpo (seed 2)")[1:] if row]
+    ants = [row[0] for row in returns("ant-velocity-maml-seed1", "maml-trpo (seed 2)")[1:] if row]
+    return [
+        Phrase("seed 2 is below it (266, 296, 297)", [None, *third]),
+        Phrase("the third (80, 92, 92) is below", ants),
+        Phrase("(14.5 million environment steps;", [record("point-maml")["training"][0]["env_steps"] / 1e6]),
+        Phrase(
+            "240.1 ± 24.8 / 245.3 / 245.5 ± 25.3 after",
+            [*_at(slow, "pretrained", 1), _at(slow, "pretrained", 2)[0], *_at(slow, "pretrained", 3)],
+        ),
+    ]
+
+
+def _classifier_phrases() -> list[Phrase]:
+    folder, drawn, photos = record("classifier-folder"), record("classifier-omniglot"), record("classifier-grocery")
+    fine = "fine-tuned 50 steps of 0.0001, 5 ways {} shots"
+
+    def gained(data: Any, ways: int) -> list[float]:
+        row = data[f"unlabelled, {ways} ways"]
+        return [*percent(row["gain"]), 100 * row["without"]["mean"], 100 * row["with"]["mean"]]
+
+    def tuned(data: Any) -> list[float]:
+        return [value for shots in (1, 5) for value in percent(data[fine.format(shots)]["accuracy"])]
+
+    many = record("classifier-many")
+    return [
+        Phrase("each): 167 files a second", [many["10000 files"]["files_per_second"]]),
+        Phrase(
+            "653 MiB at most where a thousand files took 669; killed after 5,120 rows",
+            [many["10000 files"]["peak_mib"], many["1000 files"]["peak_mib"], many["killed"]["rows_when_killed"]],
+        ),
+        Phrase("others asked: 93.35 ± 1.71 %;", percent(folder["omniglot"]["accuracy"])),
+        Phrase("others asked: 92.03 ± 3.48 %.", percent(folder["grocery"]["accuracy"])),
+        Phrase("5 classes +1.54 ± 0.53 points (97.5 to 99.1), 20", [None, *gained(drawn, 5), None]),
+        Phrase("classes +3.88 ± 0.35 (93.7 to 97.6);", gained(drawn, 20)),
+        Phrase("classes +2.88 ± 0.97 (80.7 to 83.6,", gained(photos, 5)),
+        Phrase("groceries 75.3 ± 4.9 with one photo and 90.4 ± 2.4 with five", tuned(photos)),
+        Phrase("Omniglot 97.9 ± 1.8 and 99.5 ± 0.4 (measured", tuned(drawn)),
+    ]
+
+
+def _processes_phrases() -> list[Phrase]:
+    def joint(who: str) -> list[float]:
+        row = record("processes-gp")[who]["gp-rbf"]
+        row = row if row["joint"] is not None else row["autoregressive"]
+        return [row["joint"], row["joint_interval95"], row["joint_gap"], row["joint_gap_interval95"]]
+
+    def eight(kind: str, who: str) -> list[float]:
+        row = record(f"processes-np-{kind}")[who][f"np-{kind}"]
+        return [row["log_likelihood"], row["interval95"]]
+
+    one = record("processes-np-sawtooth")["convcnp"]["np-sawtooth"]["autoregressive"]
+    mixed = record("processes-np-mixture")["convcnp"]["np-mixture"]["autoregressive"]
+    certain = record("processes-np-mixture-full")["convcnp"]["np-mixture"]["by_context"]
+    pixels = record("pixels-omniglot-convcnp2d")["results"]["pixels:omniglot"][0]
+    jobs = record("processes-full-training")["jobs"]
+    conv = jobs["gp-rbf/convcnp"]
+    ways = ("updates_per_second_one_by_one", "updates_per_second_replayed_alone")
+    rates = {who: [jobs[f"gp-rbf/{who}"][way] for way in ways] for who in ("convcnp", "cnp", "tnpd")}
+    times = [jobs[name][ways[1]] / jobs[name][ways[0]] for name in jobs]
+    speed = record("processes-speed")["seconds"]
+    faster = [speed["gp fitted"][count] / speed["convcnp"][count] for count in ("50", "500")]
+    late = [-record(name)["convcnp"]["gp-periodic"]["log_likelihood"] for name in ("processes-gp", "processes-gp-full")]
+    pelts = [100 * record("processes-series")["pelts"][count][who]["coverage95"][0]
+             for count in ("5", "10") for who in ("curves", "gp", "neighbours")]  # fmt: skip
+    return [
+        Phrase("The best gap on RBF curves is 0.132 ± 0.003 nats", _gap("convcnp")),
+        Phrase("(ConvCNP: -8.1 after four minutes, -10.8 at full", [-value for value in late]),
+        Phrase("(best possible 1.82)", [record("processes-gp")["cnp"]["gp-rbf"]["joint_oracle"]]),
+        Phrase("CNP one value after another 0.14 ± 0.09 (gap 1.72 ± 0.08), ", joint("cnp")),
+        Phrase("ACNP one value after another 0.80 ± 0.10 (gap 1.05 ± 0.07), ", joint("acnp")),
+        Phrase("GNP 0.71 ± 0.04 (gap 1.12 ± 0.03), ", joint("gnp")),
+        Phrase("TNP-D one value after another 1.13 ± 0.10 (gap 0.72 ± 0.06), ", joint("tnpd")),
+        Phrase("ConvCNP one value after another 1.49 ± 0.10 (gap 0.36 ± 0.05), ", joint("convcnp")),
+        Phrase("ConvGNP 1.32 ± 0.03 (gap 0.50 ± 0.02).", joint("convgnp")),
+        Phrase("in 366 s, ConvCNP's 100,000 updates in 246 s of it",
+               [max(job["seconds"] for job in jobs.values()), conv["updates"], conv["seconds"]]),
+        Phrase("7 to 12 times as fast as one by one", [min(times), max(times)]),
+        Phrase("(ConvCNP 102 and 768 updates/s, CNP 206 and 2,004, TNP-D 45 and 431, each alone)",
+               [*rates["convcnp"], *rates["cnp"], *rates["tnpd"]]),
+        Phrase("With more than 18 points it makes 0.35 to 0.51 nats", [None, certain[3][3], certain[4][3]]),
+        Phrase("sawtooth CNP -0.18, ACNP -0.17, ConvCNP 1.20 ± 0.02 and 1.57 ± 0.10 one after another",
+               [eight("sawtooth", "cnp")[0], eight("sawtooth", "acnp")[0], *eight("sawtooth", "convcnp"), one["joint"],
+                one["joint_interval95"]]),
+        Phrase("mixture -0.96, -0.86, -0.67 and -0.42.",
+               [*(eight("mixture", who)[0] for who in ("cnp", "acnp", "convcnp")), mixed["joint"]]),
+        Phrase("intervals hold 70 to 92 % there", [min(pelts), max(pelts)]),
+        Phrase("it is 35 times as fast at 50 points and 535 times at 500", [faster[0], None, faster[1], None]),
+        Phrase("1.07 ± 0.13 nats a pixel, and 96 % of",
+               [pixels["log_likelihood"], pixels["interval95"], 100 * pixels["coverage"]["95"]]),
+    ]  # fmt: skip
+
+
+def _engine_phrases() -> list[Phrase]:
+    processes = record("engine-scaling")["processes"]
+    steps = {(row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["steps"]}
+    memory = [steps[queries, 10, True]["bytes"] / steps[queries, 1, False]["bytes"] for queries in (15, 1)]
+    times = [
+        row["seconds"] / steps[queries, number, False]["seconds"]
+        for (queries, number, anew), row in steps.items()
+        if anew
+    ]
+    before, after = (record("engine-breakdown")["rows"][0][when] for when in ("before", "after"))
+    kinds = [
+        "convolution, backward",
+        "convolution",
+        "pooling",
+        "batch norm",
+        "batch norm + pooling, compiled",
+        "activation",
+        "all else",
+    ]
+    shares = [100 * share for kind in kinds for share in (before.get(kind, 0.0), after.get(kind, 0.0))]
+    return [
+        Phrase(
+            "in turn: 1.994 s and 1.037 s, 1.92 times as fast",
+            [processes[0]["seconds"], processes[1]["seconds"], processes[1]["speed-up"]],
+        ),
+        Phrase("Sending took 1.8 % of the time", [100 * processes[1]["share of sending"]]),
+        Phrase(
+            "made anew take 0.94 times the memory of one step with its graph kept at 15 queries and 1.34 times",
+            [memory[0], None, memory[1]],
+        ),
+        Phrase("Time: 1.2 to 1.8 times", [min(times), max(times)]),
+        Phrase(
+            "backward of convolutions 26 → 31 %, convolutions 20 → 22 %, pooling 17 → 0 %, batch norm 14 → 0 %,"
+            " compiled batch norm and pooling 0 → 22 %, activation 3 → 1 %, all else 20 → 23 %",
+            shares,
+        ),
+    ]
+
+
+def _how_many_phrases() -> list[Phrase]:
+    drawn = record("classifier-omniglot")
+    means = [100 * drawn[f"accuracy 20 ways {shots} shots"]["accuracy"]["mean"] for shots in (1, 5)]
+    return [Phrase("twenty characters from one drawing each are 93.9 %, from five each 98.3 %", means)]
+
+
+PHRASES = {
+    "docs/how-many.md": _how_many_phrases,
+    "docs/engine.md": _engine_phrases,
+    "README.md": _readme_phrases,
+    "docs/control.md": _control_phrases,
+    "docs/classifier.md": _classifier_phrases,
+    "docs/processes.md": _processes_phrases,
+}
