@@ -14,7 +14,8 @@ One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a secon
     warp alone            its physics: nothing comes to the host and no action goes there
     ..., one step         the same of MAML's half-cheetah ("cheetah-direction"), whose control step is one physics step
 
-Rounds of all rows take turns, and a row's figure is the median of its rounds, since machines are noisy.
+The last line compares kshot with the fastest of the other three. Rounds of all rows take turns, and a row's figure is
+the median of its rounds, since machines are noisy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Settings:
     rounds: int = 5
     """All rows take turns this often."""
     processes: int = 16
-    """Of AsyncVectorEnv."""
+    """Environments of AsyncVectorEnv, a process each, and of SyncVectorEnv."""
     warp: tuple[int, ...] = ()
     """Simulations at a time by MuJoCo Warp: a row for each."""
     json: Path | None = None
@@ -176,6 +177,14 @@ def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
+def fastest_peer(rows: dict[str, Any]) -> tuple[str, float]:
+    """The fastest of the other programs in a record's rows, and how many times as fast kshot is."""
+    peers = {n: r for n, r in rows.items() if r and n.startswith(("AsyncVectorEnv", "SyncVectorEnv", "EnvPool"))}
+    name = max(peers, key=lambda n: peers[n]["steps_per_second"])
+    ours = next(n for n in rows if n.startswith("kshot, "))
+    return name, rows[ours]["steps_per_second"] / peers[name]["steps_per_second"]
+
+
 def main(settings: Settings) -> None:
     """Measure all rows and print the table."""
     import gymnasium
@@ -212,6 +221,7 @@ def main(settings: Settings) -> None:
         limit = limits["mj_step, one step" if name.endswith("one step") else "mj_step, all cores"]
         table[name] = {"steps_per_second": middle, "share": middle / limit, "rounds": values}
         print(f"{name:<24}{middle:>10,.0f}  {middle / limit:.2f}   ({min(values):,.0f} to {max(values):,.0f})")
+    print("kshot is {1:.2f} times as fast as the fastest of the others, {0}".format(*fastest_peer(table)))
     if settings.json is not None:
         command = "python benchmarks/rl/simulation.py " + " ".join(sys.argv[1:])
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

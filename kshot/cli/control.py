@@ -109,8 +109,9 @@ class TrainControl:
 
 @dataclass(frozen=True)
 class EvaluateControl:
-    """Test a trained policy on tasks that it never saw: returns after 0, 1, 2, 3 rounds of adapting, which are gradient
-    steps, or for a policy with a memory rollouts."""
+    """Test a trained policy on tasks drawn for the test: returns after 0, 1, 2, 3 rounds of adapting, which are
+    gradient steps, or for a policy with a memory rollouts. Velocities, places and bodies are then ones that training
+    did not draw; there are only two directions, which training had, and the test repeats them."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder that `kshot train --out` wrote."""
@@ -208,11 +209,12 @@ class EvaluateControl:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}
                         for run in runs]  # fmt: skip
             values = {"command": command(), "machine": machine(), "training": training}
-            write_json(self.json, {**values, "results": [asdict(curve) for curve in curves]})
+            results = [{**asdict(curve), "tested_on": curve.tested_on} for curve in curves]
+            write_json(self.json, {**values, "results": results})
         if self.plot is not None:
             from kshot import plots
 
-            title = f"{first.tasks}, {curves[0].num_tasks} tasks"
+            title = f"{first.tasks}, {curves[0].tested_on}"
             plots.plot_returns([(c.name, c.mean, c.interval95) for c in curves], self.plot, title)
             say.print(f"plot: {self.plot}")
         if self.learning_curve is not None:
@@ -298,7 +300,7 @@ def _table(curves: list[Curve]) -> Table:
     from rich.table import Table
 
     one = curves[0]
-    title = f"{one.tasks.removesuffix('-seen')}, {one.num_tasks} tasks (seed {one.seed}), {one.rollouts} rollouts"
+    title = f"{one.tasks.removesuffix('-seen')}, {one.tested_on} (seed {one.seed}), {one.rollouts} rollouts"
     shown = Table(
         title=f"{title} of each: return after k rounds of adapting, each on the rollouts seen", title_justify="left"
     )

@@ -8,7 +8,7 @@
     returns.py      discounted returns, the linear feature baseline, generalised advantages
     maml.py         the learner: policy gradient steps from a common start
     trust.py        the outer step: a trust region around the policies after adaptation
-    train.py        the outer loop, a generator of records; returns after 0, 1, 2, 3 steps on tasks never seen
+    train.py        the outer loop, a generator of records; the test: returns after 0, 1, 2, 3 steps
     recipe.py       the settings of a run, kept in its checkpoint
 
 MuJoCo is an extra: pip install 'kshot[rl]'. The families "point" need none.

@@ -48,6 +48,7 @@ class Bodies(Mujoco):
 
     frame_skip = 5
     horizon = 200
+    called = "bodies"
     timestep: float
     alive: float
     cost: float

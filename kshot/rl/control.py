@@ -46,6 +46,7 @@ class Control(ABC):
         action: A, the numbers that it gives, each in -1..1 (what lies outside is clipped).
         goal: G, the numbers of a task.
         low, high: range of the goal's numbers.
+        called: what its tasks are, in the plural, for tables.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Control(ABC):
     goal: int = 1
     low: float = 0.0
     high: float = 1.0
+    called: str = "tasks"
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Array:
         """Goals `[T, G]` of tasks, drawn uniformly."""
@@ -231,7 +233,7 @@ class Seen(Control):
         self.base = base
         self.name = f"{base.name}-seen"
         self.horizon, self.action, self.goal = base.horizon, base.action, base.goal
-        self.low, self.high = base.low, base.high
+        self.low, self.high, self.called = base.low, base.high, base.called
         self.observation = base.observation + base.goal
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Array:

@@ -33,6 +33,7 @@ class Paper(Mujoco):
         self.task = task
         self.name = f"{type(self).__name__.lower()}-{task}"
         self.low, self.high = (-1.0, 1.0) if task == "direction" else (0.0, self.fastest)
+        self.called = {"direction": "directions", "velocity": "velocities"}[task]
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Array:
         """Goals `[T, 1]`."""
@@ -132,6 +133,7 @@ class Point(Control):
     action = 2
     goal = 2
     low, high = -0.5, 0.5
+    called = "places"
 
     def simulator(self, goals: Array, rollouts: int, threads: int = 0) -> Simulator:
         """See `Control.simulator`."""

@@ -323,8 +323,9 @@ def _go_on(
 
 @dataclass(frozen=True)
 class Curve:
-    """Returns after 0, 1, 2, ... rounds of adapting (gradient steps, or rollouts read into a memory) on tasks that were
-    not trained on.
+    """Returns after 0, 1, 2, ... rounds of adapting (gradient steps, or rollouts read into a memory) on tasks drawn for
+    the test: velocities, places or bodies that training did not draw, or directions, of which there are two and
+    training had both.
 
     Attributes:
         name: as tables show it.
@@ -338,6 +339,7 @@ class Curve:
         seconds: of all of it.
         diverged: rollouts after each step that diverged and were ended: such a rollout's return, and with it its
             task's and the mean, is NaN and not the 0 that it was paid from then on.
+        called: what the tasks are, in the plural: "directions", "velocities", ...
     """
 
     name: str
@@ -354,10 +356,20 @@ class Curve:
     seen: int
     versions: dict[str, str] = field(default_factory=dict)
     diverged: list[int] = field(default_factory=list)
+    called: str = "tasks"
+
+    @property
+    def tested_on(self) -> str:
+        """Which tasks, where some were drawn again and again: "40 velocities", "two directions, 40 repetitions"."""
+        distinct = len({tuple(goal) for goal in self.goals}) or self.num_tasks
+        if distinct == self.num_tasks:
+            return f"{distinct} {self.called}"
+        number = {1: "one of the", 2: "two"}.get(distinct, str(distinct))
+        return f"{number} {self.called}, {self.num_tasks} repetitions"
 
     def __str__(self) -> str:
         shown = " / ".join(f"{m:.1f} ± {h:.1f}" for m, h in zip(self.mean, self.interval95, strict=True))
-        return f"{self.name} on {self.tasks}: return {shown} after 0.. steps, {self.num_tasks} tasks"
+        return f"{self.name} on {self.tasks}: return {shown} after 0.. steps, {self.tested_on}"
 
 
 def evaluate(
@@ -375,6 +387,9 @@ def evaluate(
     progress: Callable[[int, int], object] | None = None,
 ) -> Curve:
     """Act, adapt, act, ... in tasks drawn from the seed's own stream. The learner is left as it was.
+
+    Of a family with few tasks, as the two directions, the draws are repetitions of tasks that training had
+    (`Curve.tested_on`).
 
     Args:
         learner: its `inner_lr` is the rate of the first step.
@@ -416,6 +431,7 @@ def evaluate(
         name, family.name, [f.tolist() for f in found], [float(f.mean()) for f in found],
         [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
         time.perf_counter() - began, rollouts if learner.pools else 1, checkpoint.versions(), diverged,
+        family.called,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class V5(Mujoco):
         self.name = f"v5-{type(self).__name__.lower()}-{task}"
         self.low, self.high = {"direction": (-1.0, 1.0), "velocity": (0.0, 3.0), "goal": (-3.0, 3.0)}[task]
         self.goal = 2 if task == "goal" else 1
+        self.called = {"direction": "directions", "velocity": "velocities", "goal": "places"}[task]
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Array:
         """Goals `[T, 1]`; places `[T, 2]`, uniform in a disc of radius 3 m."""

@@ -21,7 +21,7 @@ from kshot import checkpoint, seeding
 from kshot.checkpoint import CheckpointError
 from kshot.cli.control import _table
 from kshot.rl import recipe as recipes
-from kshot.rl.control import family
+from kshot.rl.control import families, family
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
@@ -150,6 +150,34 @@ def test_what_diverged_is_not_counted_as_a_return_of_nothing() -> None:
     assert math.isnan(curve.mean[1])
     assert [column.header for column in _table([curve]).columns][2:] == ["0", "1"]
     assert list(_table([curve]).columns[3].cells) == ["6 diverged"]
+
+
+def test_a_test_of_few_tasks_says_how_often_it_repeats_them() -> None:
+    """There are two directions, and training has both; velocities, places and bodies are drawn anew."""
+
+    class Signs(Short):
+        called = "signs"
+
+        def sample(self, generator: torch.Generator, num_tasks: int) -> Any:
+            return np.sign(super().sample(generator, num_tasks))
+
+    curve = evaluate(learner(), Short(), num_tasks=5, rollouts=2, steps=0)
+    assert curve.tested_on == "5 places"
+    curve = evaluate(learner(), Signs(), num_tasks=20, rollouts=2, steps=0)
+    assert curve.tested_on == "4 signs, 20 repetitions"
+    two = dataclasses.replace(curve, goals=[[1.0], [-1.0]] * 10, called="directions")
+    assert two.tested_on == "two directions, 20 repetitions"
+    assert "two directions, 20 repetitions" in str(_table([two]).title)
+    assert str(two).endswith("two directions, 20 repetitions")
+    assert dataclasses.replace(two, goals=[[1.0]] * 20).tested_on == "one of the directions, 20 repetitions"
+    pytest.importorskip("mujoco", reason="needs kshot[rl]")
+    called = {name: made().called for name, made in families().items()}
+    assert set(called.values()) == {"places", "directions", "velocities", "bodies"}
+    assert all(word[:3] in name or word == "places" for name, word in called.items())
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    for path in results.glob("*-direction-*.json"):
+        for result in json.loads(path.read_text("utf-8"))["results"]:
+            assert result["tested_on"] == f"two directions, {result['num_tasks']} repetitions", path.name
 
 
 class Broken(Short):

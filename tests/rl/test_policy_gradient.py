@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from kshot import seeding, tree
 from kshot.core import Task, Trajectory
+from kshot.rl.learner import surrogate
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import Gaussian, GaussianMLP
 from kshot.rl.returns import Steps, advantages, baseline, digest, discounted
@@ -234,6 +235,39 @@ def test_the_meta_gradient_is_a_finite_difference() -> None:
 
     slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
     assert slope == pytest.approx(float(sum((a * b).sum() for a, b in zip(gradient, direction, strict=True))), rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_the_surrogate_beside_torchs_distributions(clip: float | None) -> None:
+    """Row by row; the divergence is that of the new policy from the one that acted, and not the other way round."""
+    query = tree.index(steps(1, 40), 0)
+    g = seeding.generator(4)
+    weights = torch.rand(40, generator=g, dtype=torch.float64)
+    query = query._replace(weights=weights / weights.sum())
+    mean = query.mean + 0.2 * torch.randn(40, A, generator=g, dtype=torch.float64)
+    prediction = Gaussian(mean, query.log_std + torch.tensor([[0.3, -0.4]], dtype=torch.float64))
+    loss, metrics = surrogate(prediction, query, clip)
+    new, acted = (Normal(what.mean, what.log_std.exp().expand_as(mean)) for what in (prediction, query.acted))
+    ratio = (new.log_prob(query.actions) - acted.log_prob(query.actions)).sum(1).exp()
+    gains = [float(r * a) for r, a in zip(ratio, query.advantages, strict=True)]
+    if clip is not None:
+        assert (ratio < 1 - clip).any()
+        assert (ratio > 1 + clip).any()
+        bounded = [min(max(float(r), 1 - clip), 1 + clip) for r in ratio]
+        gains = [min(gain, r * float(a)) for gain, r, a in zip(gains, bounded, query.advantages, strict=True)]
+    assert float(loss) == pytest.approx(-sum(float(w) * gain for w, gain in zip(query.weights, gains, strict=True)))
+    kl, reverse = ((query.weights[:, None] * kl_divergence(*pair)).sum() for pair in ((acted, new), (new, acted)))
+    assert abs(float(kl - reverse)) > 0.1 * float(kl)
+    torch.testing.assert_close(metrics["kl"], kl)
+    torch.testing.assert_close(metrics["entropy"], (query.weights[:, None] * new.entropy()).sum())
+
+
+def test_actions_of_another_size_have_no_density() -> None:
+    """They would be broadcast over the policy's."""
+    policy = Gaussian(torch.zeros(4, 3), torch.zeros(1, 3))
+    for width in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"actions of {width} numbers for a policy of 3"):
+            policy.log_prob(torch.zeros(4, width))
 
 
 def test_promps_gradient_is_mamls_where_the_policy_acted_itself() -> None:

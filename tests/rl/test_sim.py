@@ -4,6 +4,10 @@ and what goes wrong is told by name.
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +417,24 @@ def test_what_makes_no_family_is_not_registered() -> None:
         with pytest.raises(ValueError, match=f"mine: action is {size!r}, but a positive integer is needed"):
             register("mine", Mine)
     assert "mine" not in families()
+
+
+def test_the_speed_that_pages_tell_is_beside_the_fastest_of_the_others() -> None:
+    """And is the record's."""
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("simulation", root / "benchmarks/rl/simulation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = sys.modules["simulation"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    rows = json.loads((root / "benchmarks/results/rl-simulation.json").read_text("utf-8"))["rows"]
+    name, times = program.fastest_peer(rows)
+    assert name == "EnvPool, 800"
+    for page in ("README.md", "docs/control.md"):
+        said = " ".join((root / page).read_text("utf-8").split())
+        assert re.search(rf"{times:.2f} times (as fast as )?EnvPool", said), page
+        ratio = rows["kshot, 800"]["steps_per_second"] / rows["SyncVectorEnv, 16"]["steps_per_second"]
+        assert re.search(rf"{ratio:.1f} times (gymnasium's )?SyncVectorEnv", said), page
 
 
 def test_unknown_tasks_are_refused_by_name() -> None:
