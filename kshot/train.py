@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,13 @@ __all__ = [
     "Precision",
     "Record",
     "append_record",
+    "clear_parts",
     "meta_train",
+    "refuse_a_run_in",
     "refuse_another_run",
     "restore",
     "restore_learner",
+    "restore_optimizer",
     "trim_records",
 ]
 
@@ -182,6 +185,7 @@ def meta_train(
     world: World = ALONE,
     planned: Callable[[engine.Plan], object] | None = None,
     prefetch: bool | None = None,
+    overwrite: bool = True,
     **overrides: Any,
 ) -> Iterator[Record]:
     """Meta-train a learner, yielding a `Record` after each meta-update.
@@ -205,10 +209,11 @@ def meta_train(
         prefetch: draw the tasks of the next step in a thread while this one is worked on. None: on a GPU, and where no
             images are augmented (which draws from torch's global generator, and that is of one thread).
         planned: told the plan before the first step; the trial is then made for a shorter run, too.
+        overwrite: False: refuse a folder that holds a run, unless it is resumed.
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
-        CheckpointError: a checkpoint that cannot be written or read.
+        CheckpointError: a checkpoint that cannot be written or read; another process trains in `out`.
         OutOfMemory: a meta-gradient does not fit; with what to change.
         RankLost: another process is gone; what was done is saved.
     """
@@ -217,6 +222,62 @@ def meta_train(
     optimizer = _optimizer(learner, outer)
     if optimizer is None:
         raise ValueError(f"{type(learner).__name__} has no trainable parameters: there is nothing to meta-train")
+    with _alone_in(folder, world, resume, overwrite):
+        yield from _trained(
+            learner, tasks, outer, val, folder, resume, settings, stop, strategy, chunk_size, memory_limit, precision,
+            world, planned, prefetch, optimizer,
+        )  # fmt: skip
+
+
+@contextmanager
+def _alone_in(folder: Path | None, world: World, resume: bool, overwrite: bool) -> Iterator[None]:
+    """The folder locked by rank 0; where that cannot be, all processes say why."""
+    with ExitStack() as held:
+        refused: Exception | None = None
+        if folder is not None and world.leads:
+            try:
+                held.enter_context(checkpoint.locked(folder))
+                if not (resume or overwrite):
+                    refuse_a_run_in(folder)
+            except checkpoint.CheckpointError as error:
+                refused = error
+        refused = world.told(refused) if folder is not None else None
+        if refused is not None:
+            raise refused
+        yield
+
+
+def refuse_a_run_in(folder: Path) -> None:
+    """A new run would be in place of another one.
+
+    Raises:
+        CheckpointError: the folder holds a run.
+    """
+    if (folder / "last.safetensors").exists():
+        raise checkpoint.CheckpointError(
+            f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
+        )
+
+
+def _trained(
+    learner: Learner,
+    tasks: TaskDistribution,
+    outer: Outer,
+    val: TaskDistribution | None,
+    folder: Path | None,
+    resume: bool,
+    settings: dict[str, Any] | None,
+    stop: Callable[[], bool] | None,
+    strategy: engine.Strategy | engine.Plan,
+    chunk_size: int | None,
+    memory_limit: int | None,
+    precision: Precision,
+    world: World,
+    planned: Callable[[engine.Plan], object] | None,
+    prefetch: bool | None,
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[Record]:
+    """The loop of `meta_train`, alone in its folder."""
     start, best = 0, None
     validation_seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
     device, dtype = knn.place(learner)
@@ -232,8 +293,7 @@ def meta_train(
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / name).unlink(missing_ok=True)
     if folder is not None and world.leads:
-        for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
-            part.unlink(missing_ok=True)
+        clear_parts(folder, "last.safetensors", "best.safetensors", "records.jsonl")
 
     def draw(step: int, whose: World = world) -> Task:
         drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
@@ -388,19 +448,61 @@ def _go_on(
     validation and the engine's plan.
     """
     path = folder / "last.safetensors"
-    tensors, info = world.told(checkpoint.load(path) if world.leads else ({}, {}))
+    needed = ("step", "best", "outer", "settings", "optimizer")
+    tensors, info = world.told(checkpoint.load(path, needed) if world.leads else ({}, {}))
     longer = outer.schedule in ("constant", "halve") and not hasattr(learner, "set_progress")
     refuse_another_run(outer, settings, info, path, longer)
     restore_learner(learner, tensors, path)
     packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-    try:
-        checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
-    except ValueError as error:
-        raise checkpoint.CheckpointError(f"{path} was trained with other parameters frozen: {error}") from error
+    restore_optimizer(optimizer, packed, info["optimizer"], path)
     if world.leads:
         trim_records(folder / "records.jsonl", info["step"])
-    kept = info.get("engine")
-    return info["step"], info["best"], engine.Plan.from_dict(kept) if kept else None
+    return info["step"], _best(info["best"], path), _plan(info.get("engine"), path)
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, packed: dict[str, torch.Tensor], numbers: dict[str, Any], path: Path
+) -> None:
+    """Put an optimiser back to what `checkpoint.pack_optimizer` gave.
+
+    Raises:
+        CheckpointError: it was of another optimiser or of other parameters; `path` is named.
+    """
+    try:
+        checkpoint.unpack_optimizer(optimizer, packed, numbers)
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {list(value.shape)}, its weights {list(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained with another optimizer or with other parameters frozen ({error!s:.200}): give the "
+            "same settings to resume it, or train in another folder"
+        ) from error
+
+
+def _best(best: Any, path: Path) -> Any:
+    """What a checkpoint says of the best validation."""
+    if best is not None and not isinstance(best.get("mean"), int | float):
+        raise checkpoint.CheckpointError(f"{path} does not say how good its best validation was: train again")
+    return best
+
+
+def _plan(kept: Any, path: Path) -> engine.Plan | None:
+    """The engine's plan of a checkpoint."""
+    if not kept:
+        return None
+    try:
+        plan = engine.Plan.from_dict(kept)
+        counts = [count for count in (plan.chunk_size, plan.threads) if count is not None]
+        if plan.strategy not in engine.ANSWERS or not all(isinstance(n, int) and 0 < n <= 2**20 for n in counts):
+            raise ValueError(f"strategy={plan.strategy!r}, chunk_size={plan.chunk_size!r}, threads={plan.threads!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} tells no plan of the engine that can be used ({error!s:.200}): take another copy of it, or train "
+            "again"
+        ) from error
+    return plan
 
 
 def _ahead(draw: Callable[[int], Task], steps: int) -> Callable[[int], Task]:
@@ -489,14 +591,15 @@ def append_record(path: Path, record: Record) -> None:
     Raises:
         CheckpointError: the disk is full or not writable.
     """
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
-    except OSError as error:
-        raise checkpoint.CheckpointError(
-            f"the record of step {record.step} was not written to {path}: {error}; the last checkpoint beside it is "
-            "intact. Free some space or make the folder writable, then resume"
-        ) from error
+    with checkpoint.writing(path, lambda: f"step {record.step} has no record, the last checkpoint beside it is intact"):
+        checkpoint.append(path, record.to_json() + "\n")
+
+
+def clear_parts(folder: Path, *names: str) -> None:
+    """Delete what a run that was killed while it wrote has left of these files."""
+    for name in names:
+        for part in folder.glob(f".{name}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def trim_records(path: Path, step: int) -> None:
@@ -504,10 +607,10 @@ def trim_records(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    checkpoint.write_beside(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
+    checkpoint.write_beside(path, lambda file: file.write_bytes(b"".join(kept)))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import random
+import signal
 import struct
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,7 +20,7 @@ import torch
 from torch import nn
 
 from kshot import checkpoint
-from kshot.checkpoint import CheckpointError
+from kshot.checkpoint import CheckpointError, Held
 
 TENSORS = {
     "learner.weight": torch.arange(12, dtype=torch.float32).view(3, 4) / 7,
@@ -177,7 +184,7 @@ def test_a_read_only_disk_is_told(small_disk: Path) -> None:
     path = small_disk / "last.safetensors"
     checkpoint.save(path, TENSORS, INFO)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=20)
-    with pytest.raises(CheckpointError, match=r"Read-only.*untouched.*make the folder writable"):
+    with pytest.raises(CheckpointError, match=r"Read-only.*untouched.*Make the folder writable"):
         checkpoint.save(path, TENSORS, INFO)
     assert equal(checkpoint.load(path)[0], TENSORS)
 
@@ -253,6 +260,169 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.safetensors", tmp_path / "no" / "folder"):
         with pytest.raises(CheckpointError, match="there is no checkpoint at"):
             checkpoint.load(path)
+
+
+# ------------------------------------------------------------------------------------------------------- changed bits
+
+
+def test_any_bit_that_has_changed_is_refused_or_harmless(saved: Path) -> None:
+    """Two bits in each hundred, header and tensors alike, and every bit of the smallest tensor."""
+    whole = saved.read_bytes()
+    draw = random.Random(0)
+    bits = {draw.randrange(8 * len(whole)) for _ in range(8 * len(whole) // 50)}
+    bits |= set(range(8 * (len(whole) - 4), 8 * len(whole)))
+    refused = 0
+    for bit in sorted(bits):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        saved.write_bytes(content)
+        try:
+            tensors, info = checkpoint.load(saved)
+        except CheckpointError:
+            refused += 1
+            with pytest.raises(CheckpointError):
+                checkpoint.unpacked(bytes(content), saved)
+        else:
+            assert equal(tensors, TENSORS), bit
+            assert info == {"format": checkpoint.FORMAT, **INFO}, bit
+    assert refused > 0.9 * len(bits) > 250
+
+
+def test_a_file_of_before_the_digest_is_read(saved: Path) -> None:
+    header = {"kshot": json.dumps({"format": 1, **INFO})}
+    safetensors.torch.save_file({name: t.contiguous() for name, t in TENSORS.items()}, str(saved), metadata=header)
+    tensors, info = checkpoint.load(saved)
+    assert equal(tensors, TENSORS)
+    assert info == {"format": 1, **INFO}
+
+
+def test_the_digest_is_of_names_types_shapes_bytes_and_info() -> None:
+    base, text = {"a": torch.zeros(2, 2), "b": torch.ones(1)}, "{}"
+    others = [
+        ({**base, "c": torch.zeros(0)}, text),
+        ({"a": base["a"], "c": base["b"]}, text),
+        ({**base, "a": torch.zeros(2, 2, dtype=torch.int32)}, text),
+        ({**base, "a": torch.zeros(4)}, text),
+        ({**base, "b": torch.tensor([-1.0])}, text),
+        (base, '{"step": 1}'),
+    ]
+    digests = {checkpoint._digest(tensors, told) for tensors, told in [(base, text), *others]}
+    assert len(digests) == 1 + len(others)
+    assert checkpoint._digest(dict(reversed(base.items())), text) in digests
+
+
+BROKEN = {
+    "format": [None, 1.0, True, 0, -3, [], "1", 1e999],
+    "step": ["7", 7.5, None, -1, True, [7]],
+    "best": [[], "none", 3],
+    "settings": [[], "x", 3, None],
+    "outer": [[], None],
+    "optimizer": [[1], None],
+    "engine": [[], "loop"],
+    "versions": ["1.0", []],
+}
+
+
+def test_info_of_other_types_is_refused_in_a_line(tmp_path: Path) -> None:
+    path, good = tmp_path / "last.safetensors", {"format": checkpoint.FORMAT, **INFO}
+    for name, values in BROKEN.items():
+        for value in values:
+            path.write_bytes(checkpoint.packed({"a": torch.ones(2)}, {**good, name: value}))
+            with pytest.raises(CheckpointError, match=r"last\.safetensors is .*(another copy|train again)") as caught:
+                checkpoint.load(path)
+            assert "\n" not in str(caught.value)
+    safetensors.torch.save_file({"a": torch.ones(2)}, str(path), metadata={"kshot": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="not a checkpoint of kshot"):
+        checkpoint.load(path)
+
+
+def test_what_is_needed_has_to_be_there(saved: Path) -> None:
+    checkpoint.load(saved, ("step", "best", "settings"))
+    with pytest.raises(CheckpointError, match="'optimizer' is missing"):
+        checkpoint.load(saved, ("step", "optimizer"))
+
+
+# --------------------------------------------------------------------------------------------------------------- locks
+
+
+def holder(folder: Path) -> int:
+    """A process that has the folder, until it is killed; its number."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with checkpoint.locked(folder):
+            os.write(writing, b"x")
+            time.sleep(60)
+        os._exit(1)
+    assert os.read(reading, 1) == b"x"
+    os.close(reading)
+    os.close(writing)
+    return child
+
+
+def test_a_folder_is_one_processs_until_it_dies(tmp_path: Path) -> None:
+    child = holder(tmp_path / "run")
+    try:
+        with pytest.raises(Held, match=rf"run is being written by process {child}: wait .*stop it, or choose another"):  # noqa: SIM117
+            with checkpoint.locked(tmp_path / "run"):
+                pass
+        with checkpoint.locked(tmp_path / "run", "table.csv"), checkpoint.locked(tmp_path):  # others are free
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with checkpoint.locked(tmp_path / "run"):  # at once, whatever it left behind
+        assert (tmp_path / "run" / ".lock").read_text().split()[0] == str(os.getpid())
+    assert names(tmp_path / "run") == []
+
+
+def test_a_process_does_not_lock_itself_out_for_good(tmp_path: Path) -> None:
+    with checkpoint.locked(tmp_path):
+        with pytest.raises(Held, match="by this very process"), checkpoint.locked(tmp_path):
+            pass
+        with pytest.raises(Held), checkpoint.locked(tmp_path):
+            pass
+    with pytest.raises(KeyError), checkpoint.locked(tmp_path):
+        raise KeyError
+    with checkpoint.locked(tmp_path):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_lock_file_that_was_deleted_meanwhile_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner deletes it between our opening and our locking of it: what we have locked then is nobody's."""
+    flock, calls = fcntl.flock, []
+
+    def late(file: int, how: int) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
+    with checkpoint.locked(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(Held), checkpoint.locked(tmp_path):
+            pass
+
+
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.fcntl, "flock", without)
+        with pytest.warns(UserWarning, match="No locks available.*no second process"), checkpoint.locked(tmp_path):
+            pass
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    with pytest.warns(UserWarning, match="no flock"), checkpoint.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"nothing can be saved in .*file"), checkpoint.locked(tmp_path / "file"):
+        pass
 
 
 # --------------------------------------------------------------------------------------------------------- optimisers

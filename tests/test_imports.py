@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kernels": "places",
         "nn": "kernels",
         "memory": "nn",
-        "data": "places seeding",
+        "data": "checkpoint places seeding",
         "tasks": "core data losses seeding tree",
         "learners": "core distributions losses memory nn seeding tree",
         "engine": "core memory nn tree",

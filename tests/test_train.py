@@ -30,6 +30,7 @@ from kshot import train as train_module
 from kshot.checkpoint import CheckpointError
 from kshot.core import Batch, Learner, Task
 from kshot.learners import build
+from kshot.parallel import World
 from kshot.train import NonFiniteLoss, Outer, Record, meta_train, restore
 
 # A child finds the kshot that is tested, installed or not.
@@ -522,6 +523,72 @@ def test_a_new_run_leaves_nothing_of_an_old_one(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["records.jsonl"]
 
 
+def test_a_folder_is_one_trainings_at_a_time(tmp_path: Path) -> None:
+    first = meta_train(Point(2), Target(1.0, 2.0), out=tmp_path, steps=4, save_every=1)
+    next(first)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="is being written by this very process"):
+            next(meta_train(Point(2), Target(1.0, 2.0), out=tmp_path, resume=resume, steps=4, save_every=1))
+    assert [record.step for record in first] == [2, 3, 4]  # nobody took its files away
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["step"] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "records.jsonl"]
+
+    with pytest.raises(CheckpointError, match="holds a run already: add --resume"):
+        next(meta_train(Point(2), Target(1.0, 2.0), out=tmp_path, overwrite=False, steps=4))
+    assert list(meta_train(Point(2), Target(1.0, 2.0), out=tmp_path, overwrite=False, resume=True, steps=4)) == []
+    assert len(list(meta_train(Point(2), Target(1.0, 2.0), out=tmp_path, steps=2))) == 2  # in its place
+
+
+def test_a_folder_that_another_process_has_is_refused_by_every_rank(tmp_path: Path) -> None:
+    with checkpoint.locked(tmp_path), pytest.raises(CheckpointError) as caught:
+        next(meta_train(Point(1), Target(1.0), out=tmp_path, steps=1))
+
+    class Second(World):
+        def told(self, value: Any) -> Any:
+            assert value is None
+            return caught.value
+
+    with pytest.raises(CheckpointError, match="is being written"):
+        next(meta_train(Point(1), Target(1.0), out=tmp_path / "own", steps=1, world=Second(1, 2)))
+    assert not (tmp_path / "own").exists()  # rank 0 alone writes
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"best": {"step": 1}}, "how good its best validation was"),
+        ({"engine": {"strategy": "magic", "tried": []}}, "no plan of the engine"),
+        ({"engine": {"strategy": "vmap", "tried": [], "chunk_size": 0}}, "no plan of the engine"),
+        ({"engine": {"evil": 1}}, "no plan of the engine"),
+        ({"optimizer": {"state": {}, "groups": []}}, "another optimizer"),
+        ({"optimizer": {}}, "another optimizer"),
+        ({"optimizer": {"state": {"x.y": 1}, "groups": [{"params": [0]}]}}, "another optimizer"),
+        ({"step": None}, "'step' is None"),
+    ],
+)
+def test_a_checkpoint_with_broken_numbers_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    settings: dict[str, Any] = {"out": tmp_path, "steps": 2, "save_every": 1}
+    next(meta_train(Point(2), Target(1.0, 2.0), **settings))
+    path = tmp_path / "last.safetensors"
+    tensors, info = checkpoint.load(path)
+    checkpoint.save(path, tensors, {**info, **changed})
+    with pytest.raises(CheckpointError, match=said) as caught:
+        next(meta_train(Point(2), Target(1.0, 2.0), resume=True, **settings))
+    assert "last.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizers_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"out": tmp_path, "steps": 2, "save_every": 1}
+    next(meta_train(Point(2), Target(1.0, 2.0), **settings))
+    path = tmp_path / "last.safetensors"
+    tensors, info = checkpoint.load(path)
+    wide = {n: t[:1] if n.startswith("optimizer.") and t.ndim else t for n, t in tensors.items()}  # it would broadcast
+    checkpoint.save(path, wide, info)
+    with pytest.raises(CheckpointError, match=r"has the shape \[1\], its weights \[2\]"):
+        next(meta_train(Point(2), Target(1.0, 2.0), resume=True, **settings))
+
+
 def test_another_learners_folder_is_refused(tmp_path: Path) -> None:
     list(meta_train(Metric(), Clusters(), steps=2, batch=2, out=tmp_path))
     before = (tmp_path / "last.safetensors").read_bytes(), (tmp_path / "records.jsonl").read_text()
@@ -583,9 +650,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         (disk / "filler").write_bytes(b"x" * (200 * 1024 - sum(f.stat().st_blocks * 512 for f in disk.iterdir())))
         (disk / "records.jsonl").write_bytes(b"")
         (disk / "filler2").write_bytes(b"x" * 4096)
-        with pytest.raises(CheckpointError, match="record of step 1 was not written") as caught:
+        with pytest.raises(CheckpointError, match=r"records\.jsonl was not saved: the disk is full; step 1 has no"):
             train_module.append_record(disk / "records.jsonl", Record(1, 0.0, {}, 0.1, 0.0, 0.0))
-        assert "No space left" in str(caught.value)
+        assert (disk / "records.jsonl").read_bytes() == b""
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
 
@@ -593,6 +660,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_records_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps({"step": k}) + "\n" for k in range(1, 7)) + '{"step": 7, "lo')
+    path.write_bytes(path.read_bytes() + b'\n[]\n3\n{"step": "x"}\n{"step": null}\n\xff\xfe\n')
     train_module.trim_records(path, 4)
     assert [r["step"] for r in read(tmp_path)] == [1, 2, 3, 4]
     train_module.trim_records(tmp_path / "missing.jsonl", 4)

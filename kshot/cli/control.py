@@ -48,6 +48,7 @@ class TrainControl:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from kshot.rl.train import meta_train
+        from kshot.train import refuse_a_run_in
 
         recipe, began = self.settings, time.monotonic()
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -57,8 +58,8 @@ class TrainControl:
         if self.minutes < 0:
             raise InputError(f"--minutes {self.minutes:g}: give how long, or 0 for no limit")
         resumes = (self.out / "last.safetensors").exists()
-        if resumes and not self.resume:
-            raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+        if not self.resume:  # at once, and again when it has the folder to itself
+            refuse_a_run_in(self.out)
         family, learner = recipes.control(recipe), (recipes.build if resumes else recipes.begin)(recipe)
 
         def stop() -> bool:
@@ -74,6 +75,7 @@ class TrainControl:
                 for record in meta_train(
                     learner, family, recipe.outer, out=self.out, resume=self.resume,
                     settings=recipes.settings(recipe), defaults=recipes.settings(ControlRecipe()), stop=stop,
+                    overwrite=False,
                 ):  # fmt: skip
                     m = record.metrics
                     speed = (m["env_steps"] - before) / record.seconds if before else 0.0

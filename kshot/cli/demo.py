@@ -46,7 +46,8 @@ class Demo:
         if last.exists():  # of an earlier demo; anything else is not the demo's to replace
             if checkpoint.load(last)[1].get("settings", {}).get("source") != recipe.source:
                 raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
-            last.unlink()
+            with checkpoint.locked(self.out):  # no demo is training there now
+                last.unlink(missing_ok=True)
         console().print(
             "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
         )

@@ -71,14 +71,15 @@ class Train:
 
     def _run(self, world: World, device: str) -> int:
         from kshot import config
+        from kshot.train import refuse_a_run_in
 
         recipe = self.settings
         job = os.environ.get("TORCHELASTIC_RUN_ID")
         run = replace(self, device=device, resume=self.resume or (world.restarts > 0 and _is_of(self.out, job)))
         if not (self.memory_limit == 0 or 1e-6 <= self.memory_limit < 1e6):
             raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
-        if world.leads and (self.out / "last.safetensors").exists() and not run.resume:
-            raise InputError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+        if world.leads and not run.resume:  # at once, and again when it has the folder to itself
+            refuse_a_run_in(self.out)
         learner = config.build(recipe)
         try:
             learner.to(device)
@@ -129,7 +130,8 @@ def _train(
                 settings=settings, stop=stop, strategy=recipe.strategy,
                 memory_limit=int(run.memory_limit * 2**30) or None,
                 precision="bfloat16" if recipe.precision == "bfloat16" else "full",
-                world=world, planned=(lambda plan: say.print(_explained(plan))) if run.explain_engine else None,
+                world=world, overwrite=False,
+                planned=(lambda plan: say.print(_explained(plan))) if run.explain_engine else None,
             ):  # fmt: skip
                 sampling.append(record.sampling)
                 speed = f"{recipe.outer.batch / record.seconds:.0f} tasks/s  loss {record.loss:.3f}"

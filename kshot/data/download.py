@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from kshot.checkpoint import CheckpointError, Held, locked
+
 __all__ = ["DownloadError", "checksum", "fetch"]
 
 CHUNK = 1 << 16
@@ -77,8 +79,9 @@ def fetch(
         "--data-root) to a folder that has it."
     )
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with _bar(to.name, progress) as bar:
+        with locked(to.parent, to.name), _bar(to.name, progress) as bar:
+            if to.exists():  # another process has brought it meanwhile
+                return fetch(url, to, md5=md5, sha256=sha256)
             for fresh in (False, True):
                 resumed = _complete(url, part, attempts, timeout, bar, by_hand)
                 have = checksum(part, kind)
@@ -90,7 +93,9 @@ def fetch(
                     break
     except DownloadError:
         raise
-    except OSError as error:
+    except Held as error:
+        raise DownloadError(str(error)) from error
+    except (OSError, CheckpointError) as error:
         raise DownloadError(
             f"cannot write {to}: {error}. Choose a folder that can be written with KSHOT_DATA or --data-root."
         ) from error

@@ -14,11 +14,8 @@ is "none of these", is set on the support set itself: each picture is classified
 from __future__ import annotations
 
 import copy
-import io
-import json
 import math
 import os
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -491,18 +488,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         tensors = {"support": self.support_}
         if self.images_ is not None:
             tensors["images"] = self.images_
-        parts = {"manifest.json": json.dumps(manifest).encode(), "support.safetensors": files.packed(tensors)}
+        parts = {"support.safetensors": checkpoint.packed(tensors, {})}
         if own:
             assert model.trained is not None
             weights = {f"learner.{n}": t for n, t in model.trained.state_dict().items()}
             told = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
-            parts["model.safetensors"] = files.packed(weights, told)
-
-        out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in parts.items():
-                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        return out.getvalue()
+            parts["model.safetensors"] = checkpoint.packed(weights, told)
+        return files.archive(manifest, parts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FewShotClassifier:
@@ -512,7 +504,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             FileError: a file that is damaged, foreign, of a newer kshot, too large or inconsistent; in one line.
             FileNotFoundError: none there.
         """
-        return cls.from_bytes(Path(path).read_bytes(), str(path))
+        return cls.from_bytes(files.read(Path(path), files.FileLimits().bytes), str(path))
 
     @classmethod
     def from_bytes(
@@ -550,7 +542,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 )
             files.check_shapes(parts["support.safetensors"], len(rows), path)
             if told["weights"]:
-                tensors, info = files.tensors(parts["model.safetensors"])
+                tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
                 files.modest(info, limits, path)
                 classifier.model_ = models.loaded(name, tensors, info)
             else:
@@ -564,7 +556,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 )
             if classifier.model_.fingerprint != told["fingerprint"]:
                 raise files.FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
-            tensors, _ = files.tensors(parts["support.safetensors"])
+            tensors, _ = checkpoint.unpacked(parts["support.safetensors"], f"support.safetensors of {path}")
             support, images = tensors["support"], tensors.get("images")
             labels = np.array(rows)  # strings as long as they are, not as long as the file says
             labels = labels if kind.kind == "U" else labels.astype(kind)

@@ -1,15 +1,15 @@
 """The parts of a `.kshot` file (docs/kshot-file.md): a zip of `manifest.json` and safetensors. Whatever stands in one
-is looked at before anything is made of it.
+is looked at before anything is made of it. The manifest has a SHA-256 of itself and of the other files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 FORMAT = 1
 MOST_BYTES = 1 << 30  # of a file's content
@@ -42,19 +42,55 @@ class FileLimits(NamedTuple):
     features_alone: bool = False
 
 
-def packed(tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> bytes:
-    from safetensors import torch as safetensors
+def archive(manifest: dict[str, Any], parts: dict[str, bytes]) -> bytes:
+    """A `.kshot` file, the inverse of `unpacked`.
 
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.save(own, metadata={"kshot": json.dumps(info or {})})
+    Args:
+        manifest: JSON-able.
+        parts: the other files by name.
+    """
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    sealed = {**manifest, "sha256": {**digests, "manifest.json": _digest(manifest)}}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in {"manifest.json": json.dumps(sealed).encode(), **parts}.items():
+            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
 
 
-def tensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import torch as safetensors
+def _digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's values, whatever way they are written."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    return safetensors.load(content), json.loads(header.get("__metadata__", {}).get("kshot", "{}"))
+
+def _check_digests(manifest: dict[str, Any], parts: dict[str, bytes], path: str) -> None:
+    """Refuse a file in which something has changed since it was written; files of before the digests have none."""
+    if "sha256" not in manifest:
+        return
+    found = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    found["manifest.json"] = _digest(manifest)
+    if manifest["sha256"] != found:
+        told = manifest["sha256"] if isinstance(manifest["sha256"], dict) else {}
+        changed = sorted(name for name in {*found, *told} if told.get(name) != found.get(name))
+        raise FileError(
+            f"{path} is damaged: {', '.join(changed):.100} in it is not what was written (its SHA-256 is another one). "
+            "Take another copy of the file, or fit it anew"
+        )
+
+
+def read(path: Path, most: int) -> bytes:
+    """The bytes of a `.kshot` file.
+
+    Raises:
+        FileError: what is no regular file (a folder, a device), or a file of more than `most` bytes.
+        FileNotFoundError: none there.
+    """
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} is no file: give a .kshot file, which 'kshot fit' writes")
+    if (size := path.stat().st_size) > most:
+        raise FileError(f"{path} has {size:,} bytes, and a .kshot file at most {most:,}")
+    return path.read_bytes()
 
 
 def check_shapes(content: bytes, rows: int, path: str) -> None:
@@ -98,8 +134,8 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
                 raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
             if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
                 raise FileError(f"{path} is no .kshot file: it holds {names}")
-            if sum(info.file_size for info in listed) > most:
-                raise FileError(f"{path} unpacks to more than {most >> 20} MiB")
+            if (size := sum(info.file_size for info in listed)) > most:
+                raise FileError(f"{path} unpacks to {size:,} bytes, and at most {most:,} are allowed")
             parts = {}
             for info in listed:
                 with archive.open(info) as file:
@@ -108,6 +144,8 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
                     raise FileError(f"{path}: {info.filename} is larger than it says")
         manifest = json.loads(parts["manifest.json"])
         version = int(manifest["kshot"])
+        if version <= FORMAT:
+            _check_digests(manifest, parts, path)
     except FileError:
         raise
     except Exception as error:

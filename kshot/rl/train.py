@@ -16,6 +16,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +32,17 @@ from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Clock, NonFiniteRollouts, collect, returns
 from kshot.rl.trust import Region, Update, improve
-from kshot.train import NonFiniteLoss, Record, append_record, refuse_another_run, restore_learner, trim_records
+from kshot.train import (
+    NonFiniteLoss,
+    Record,
+    append_record,
+    clear_parts,
+    refuse_a_run_in,
+    refuse_another_run,
+    restore_learner,
+    restore_optimizer,
+    trim_records,
+)
 
 if TYPE_CHECKING:
     from kshot.core import Task, Trajectory
@@ -120,6 +131,7 @@ def meta_train(
     settings: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
+    overwrite: bool = True,
     **overrides: Any,
 ) -> Iterator[Record]:
     """Meta-train a policy, yielding a `Record` after each outer step.
@@ -137,11 +149,12 @@ def meta_train(
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
         defaults: of settings that a checkpoint from before them does not tell.
         stop: asked in each step; True saves and ends (SIGINT, a time limit).
+        overwrite: False: refuse a folder that holds a run, unless it is resumed.
 
     Raises:
         NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was. Infinite observations or
             rewards among others, which are told apart, with the tasks and their goals; what was learned is saved.
-        CheckpointError: a checkpoint that cannot be written or read.
+        CheckpointError: a checkpoint that cannot be written or read; another process trains in `out`.
         ValueError: a policy for observations or actions of another size; a trust region for a learner that has none.
     """
     outer = Outer(**{**asdict(outer or Outer()), **overrides})
@@ -153,18 +166,33 @@ def meta_train(
     if outer.method == "trpo" and not isinstance(learner, PolicyMAML):
         raise ValueError(f"{type(learner).__name__} has no trust region: pass method='ppo' or method='vpg'")
     folder = Path(out) if out is not None else None
+    with checkpoint.locked(folder) if folder is not None else nullcontext():
+        if folder is not None and not (resume or overwrite):
+            refuse_a_run_in(folder)
+        yield from _trained(learner, family, outer, folder, resume, settings, defaults, stop)
+
+
+def _trained(
+    learner: PolicyLearner,
+    family: Control,
+    outer: Outer,
+    folder: Path | None,
+    resume: bool,
+    settings: dict[str, Any] | None,
+    defaults: dict[str, Any] | None,
+    stop: Callable[[], bool] | None,
+) -> Iterator[Record]:
+    """The loop of `meta_train`, alone in its folder."""
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
     replay = _replay(learner, family, outer) if outer.method == "sac" else None
     start, env_steps = 0, 0
     if folder is not None and resume and (folder / "last.safetensors").exists():
         start, env_steps = _go_on(learner, optimizer, replay, outer, settings or {}, folder, defaults)
     elif folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         for old in (folder / "last.safetensors", folder / "records.jsonl", *folder.glob("replay-*.safetensors")):
             old.unlink(missing_ok=True)  # of another run
     if folder is not None:
-        for part in folder.glob(".*.part"):  # of a run that was killed while it wrote
-            part.unlink(missing_ok=True)
+        clear_parts(folder, "last.safetensors", "records.jsonl", "replay-*.safetensors")
 
     def save(step: int) -> None:
         if folder is None:
@@ -306,14 +334,23 @@ def _go_on(
     defaults: dict[str, Any] | None,
 ) -> tuple[int, int]:
     path = folder / "last.safetensors"
-    tensors, info = checkpoint.load(path)
+    needed = ("step", "env_steps", "outer", "settings", *(("optimizer",) if optimizer is not None else ()))
+    tensors, info = checkpoint.load(path, needed)
     refuse_another_run(outer, settings, info, path, longer=True, defaults=defaults)
     restore_learner(learner, tensors, path)
     if optimizer is not None:
         packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-        checkpoint.unpack_optimizer(optimizer, packed, info["optimizer"])
+        restore_optimizer(optimizer, packed, info["optimizer"], path)
     if replay is not None:
-        replay.load_state_dict(checkpoint.load(folder / f"replay-{info['step']}.safetensors")[0])
+        beside = folder / f"replay-{info['step']}.safetensors"
+        tensors, _ = checkpoint.load(beside)
+        try:
+            replay.load_state_dict(tensors)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise checkpoint.CheckpointError(
+                f"{beside} holds no rollouts of these tasks ({' '.join(str(error).split())[:200]}): train in "
+                "another folder"
+            ) from error
     trim_records(folder / "records.jsonl", info["step"])
     return int(info["step"]), int(info["env_steps"])
 
