@@ -22,7 +22,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import fcntl
@@ -42,6 +42,7 @@ __all__ = [
     "locked",
     "pack_optimizer",
     "packed",
+    "rebuilt",
     "save",
     "unpack_optimizer",
     "unpacked",
@@ -49,6 +50,8 @@ __all__ = [
     "write_beside",
     "writing",
 ]
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 FORMAT = 1
 """Version of the layout; a file of a newer one is refused."""
@@ -245,7 +248,7 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -305,7 +308,7 @@ def load(path: Path | str, needs: tuple[str, ...] = ()) -> tuple[dict[str, Tenso
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}). {_INSTEAD}") from error
     info = _told(tensors, header, path)
     version = info.get("format")
-    if not _is(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of kshot. {_INSTEAD}")
     if version > FORMAT:
         by = info.get("versions")
@@ -340,6 +343,40 @@ _INFO: dict[str, tuple[tuple[type, ...], int]] = {
 
 def _is(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def rebuilt(build: Callable[[], Module], tensors: dict[str, Tensor], path: Path | str) -> Module:
+    """What `build` makes, with the weights of a checkpoint.
+
+    The settings of a file may ask for a network of any size, so it is built without memory first and compared with the
+    tensors that are there.
+
+    Args:
+        build: called twice.
+        tensors: those of the learner begin with "learner.".
+        path: named in errors.
+
+    Raises:
+        CheckpointError: the settings make nothing, or another network than that of the weights.
+    """
+    own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
+    try:
+        with torch.device("meta"):
+            empty = build().state_dict()
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a file may ask for: one line
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: its settings make no learner ({said}). {_INSTEAD}") from error
+    found = {name: t.shape for name, t in own.items()}
+    if wanted := {name: t.shape for name, t in empty.items() if found.get(name) != t.shape} or set(found) - set(empty):
+        raise CheckpointError(
+            f"{path} holds the weights of another learner or network than its settings tell "
+            f"({', '.join(sorted(wanted)[:3])}). {_INSTEAD}"
+        )
+    made = build()
+    made.load_state_dict(own)
+    return made
 
 
 def best(folder: Path | str) -> Path:

@@ -7,22 +7,21 @@ alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from kshot import functions, learners
+from kshot import checkpoint, functions, learners, settings
 from kshot import nn as knn
-from kshot.checkpoint import CheckpointError
 from kshot.core import Learner
 from kshot.data import load
 from kshot.seeding import seeded
 from kshot.tasks import Augment, Episodes, Sinusoid
 from kshot.tasks.base import TaskDistribution
-from kshot.train import Outer, restore_learner
+from kshot.train import Outer
 
 __all__ = ["Recipe", "body", "build", "from_dict", "rebuild", "tasks"]
 
@@ -115,14 +114,13 @@ class Recipe:
         return functions.is_function(self.data)
 
 
-def from_dict(values: dict[str, Any]) -> Recipe:
-    """The inverse of `dataclasses.asdict`; names that this version does not know are refused by name."""
-    known = {f.name for f in fields(Recipe)} | {f"outer.{f.name}" for f in fields(Outer)}
-    unknown = sorted((set(values) | {f"outer.{name}" for name in values.get("outer", {})}) - known)
-    if unknown:
-        raise ValueError(f"settings {unknown} are not known to this version of kshot: it knows {sorted(known)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}  # from JSON
-    return Recipe(**{**values, "outer": Outer(**values.get("outer", {}))})
+def from_dict(values: dict[str, Any], path: Path | str = "the recipe") -> Recipe:
+    """The inverse of `dataclasses.asdict`.
+
+    Raises:
+        ValueError: see `kshot.settings.read`.
+    """
+    return settings.read(Recipe, values, path)
 
 
 def body(recipe: Recipe, head: bool) -> nn.Module | None:
@@ -152,8 +150,8 @@ def build(recipe: Recipe) -> Learner:
     with seeded(recipe.outer.seed, "weights"):
         network = body(recipe, entry.head) if entry is not None else None
         given = {"inner_lr": recipe.inner_lr, "inner_steps": recipe.inner_steps, "later": recipe.later}
-        settings = {name: value for name, value in given.items() if value is not None} | recipe.options
-        learner = learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **settings)
+        own = {name: value for name, value in given.items() if value is not None} | recipe.options
+        learner = learners.build(recipe.learner, network, recipe.train_ways or recipe.ways, **own)
     if entry is not None and not entry.floor and recipe.network == "conv4" and recipe.pool == "max":
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.kernels wants it
     return learner.double() if recipe.precision == "float64" else learner
@@ -166,15 +164,19 @@ def _process(recipe: Recipe) -> Learner:
             f"{', '.join(functions.NAMES)}), or another learner"
         )
     inputs, outputs = functions.sizes(recipe.data, recipe.channels)
-    settings: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
+    own: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
     if recipe.learner == "convcnp2d":
-        settings |= {"height": recipe.size, "width": recipe.size}
+        own |= {"height": recipe.size, "width": recipe.size}
     with seeded(recipe.outer.seed, "weights"):
-        return learners.process(recipe.learner, **{**settings, **recipe.options})
+        return learners.process(recipe.learner, **{**own, **recipe.options})
 
 
 def rebuild(
-    tensors: dict[str, torch.Tensor], info: dict[str, Any], path: Path | str
+    tensors: dict[str, torch.Tensor],
+    info: dict[str, Any],
+    path: Path | str,
+    size: int = settings.MAX_SIZE,
+    steps: int = settings.MAX_STEPS,
 ) -> tuple[Learner, Recipe, tuple[str, ...]]:
     """The learner of a checkpoint's tensors and info, its recipe, and the names of the classes it was trained on.
 
@@ -184,28 +186,25 @@ def rebuild(
     Args:
         tensors, info: of `checkpoint.load`.
         path: named in errors.
+        size, steps: what its settings may ask for, see `kshot.settings.check_limits`.
 
     Raises:
         CheckpointError: weights of another learner or network.
-        ValueError: a checkpoint that does not tell its settings, or tells those of another kind (a policy).
+        ValueError: a checkpoint that does not tell its settings, tells those of another kind (a policy), settings that
+            this version does not know, or that ask for too much.
     """
-    settings = dict(info.get("settings") or {})
-    classes = tuple(settings.pop("train_classes", ()))
-    settings.pop("job", None)
-    if "learner" not in settings or "tasks" in settings:
+    told = info.get("settings") or {}
+    if not isinstance(told, dict) or "learner" not in told or "tasks" in told:
         raise ValueError(
             f"{path} does not tell its settings (it holds a policy, which 'kshot evaluate A --beside B' compares with "
             "others, or was written by a script of its own)"
         )
-    recipe = from_dict(settings)
-    with torch.device("meta"):
-        empty = build(recipe)
-    own = {name.removeprefix("learner."): t.shape for name, t in tensors.items() if name.startswith("learner.")}
-    if {name: t.shape for name, t in empty.state_dict().items()} != own:
-        raise CheckpointError(f"{path} holds the weights of another learner or network than its settings tell")
-    learner = build(recipe)
-    restore_learner(learner, tensors, path)
-    return learner, recipe, classes
+    classes = told.get("train_classes") or ()
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{path}: train_classes is {classes!r:.60}, expected names. Train again")
+    recipe = from_dict({n: v for n, v in told.items() if n not in ("train_classes", "job")}, path)
+    settings.check_limits(asdict(recipe), path, size, steps)
+    return checkpoint.rebuilt(lambda: build(recipe), tensors, path), recipe, tuple(classes)
 
 
 def tasks(

@@ -99,7 +99,7 @@ def load_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     path = checkpoint.best(folder)
-    tensors, info = checkpoint.load(path)
+    tensors, info = checkpoint.load(path, ("step", "best", "settings"))
     learner, recipe, classes = config.rebuild(tensors, info, path)
     return Run(learner, recipe, classes, info, folder)
 

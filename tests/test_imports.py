@@ -24,7 +24,7 @@ HEAVY = {
 EVERYTHING = (
     "core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning "
     "parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models estimators report "
-    "serve testing"
+    "serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "learners": "core distributions losses memory nn seeding tree",
         "engine": "core memory nn tree",
         "checkpoint": "",
+        "settings": "",
         "planning": "checkpoint core engine kernels memory nn places tree",
         "parallel": "core tree",
         "functions": "data tasks",
@@ -53,11 +54,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
         "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree",
         "pretrain": "checkpoint data nn seeding train",
-        "config": "checkpoint core data functions learners nn seeding tasks train",
+        "config": "checkpoint core data functions learners nn seeding settings tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
-        "rl": "checkpoint core engine evaluate learners nn seeding train tree",
-        "models": "checkpoint config core data engine learners seeding tasks",
-        "estimators": "checkpoint config core data distributions joint learners models nn seeding tasks train tree",
+        "rl": "checkpoint core engine evaluate learners nn seeding settings train tree",
+        "models": "checkpoint config core data engine learners seeding settings tasks",
+        "estimators": "checkpoint config core data distributions joint learners models nn seeding settings tasks "
+        "train tree",
         "report": "estimators evaluate",
         "serve": "checkpoint data estimators evaluate models",
         "recipes": "config functions learners rl train",

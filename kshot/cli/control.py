@@ -48,6 +48,7 @@ class TrainControl:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from kshot.rl.train import meta_train
+        from kshot.settings import check_limits
         from kshot.train import refuse_a_run_in
 
         recipe, began = self.settings, time.monotonic()
@@ -60,6 +61,7 @@ class TrainControl:
         resumes = (self.out / "last.safetensors").exists()
         if not self.resume:  # at once, and again when it has the folder to itself
             refuse_a_run_in(self.out)
+        check_limits(asdict(recipe), "this recipe")
         family, learner = recipes.control(recipe), (recipes.build if resumes else recipes.begin)(recipe)
 
         def stop() -> bool:

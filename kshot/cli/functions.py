@@ -26,7 +26,7 @@ def is_of_functions(folder: Path | str) -> bool:
     if not path.is_file():
         return False
     data = checkpoint.load(path)[1].get("settings", {}).get("data", "")
-    return data != "sinusoid" and functions.is_function(data)
+    return isinstance(data, str) and data != "sinusoid" and functions.is_function(data)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import tyro
 
-from kshot import checkpoint, memory, runs
+from kshot import checkpoint, memory, runs, settings
 from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
 from kshot.config import Recipe
 
@@ -80,6 +80,7 @@ class Train:
             raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
         if world.leads and not run.resume:  # at once, and again when it has the folder to itself
             refuse_a_run_in(self.out)
+        settings.check_limits(asdict(recipe), "this recipe")
         learner = config.build(recipe)
         try:
             learner.to(device)
@@ -94,8 +95,8 @@ class Train:
                 f"{len(shared)} validation classes are trained on with train_split={recipe.train_split!r}: a best "
                 "checkpoint chosen on them would mislead. Add --val-every 0, or train on another split"
             )
-        settings = {**asdict(recipe), "train_classes": list(classes), "job": job}
-        return _train(learner, recipe, train_tasks, val, run, settings, world)
+        told = {**asdict(recipe), "train_classes": list(classes), "job": job}
+        return _train(learner, recipe, train_tasks, val, run, told, world)
 
 
 def _train(
@@ -104,7 +105,7 @@ def _train(
     train_tasks: Any,
     val: Any,
     run: Train,
-    settings: dict[str, Any],
+    told: dict[str, Any],
     world: World,
 ) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -127,7 +128,7 @@ def _train(
             shown = bar.add_task("meta-training", total=recipe.outer.steps, speed="")
             for record in meta_train(
                 learner, train_tasks, recipe.outer, val=val, out=run.out, resume=run.resume,
-                settings=settings, stop=stop, strategy=recipe.strategy,
+                settings=told, stop=stop, strategy=recipe.strategy,
                 memory_limit=int(run.memory_limit * 2**30) or None,
                 precision="bfloat16" if recipe.precision == "bfloat16" else "full",
                 world=world, overwrite=False,

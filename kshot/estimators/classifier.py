@@ -543,8 +543,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             files.check_shapes(parts["support.safetensors"], len(rows), path)
             if told["weights"]:
                 tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
-                files.modest(info, limits, path)
-                classifier.model_ = models.loaded(name, tensors, info)
+                classifier.model_ = models.loaded(name, tensors, info, limits.size, limits.inner_steps)
             else:
                 known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
                 if name not in known:

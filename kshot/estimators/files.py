@@ -108,21 +108,6 @@ def check_shapes(content: bytes, rows: int, path: str) -> None:
             )
 
 
-def modest(info: dict[str, Any], limits: FileLimits, path: str) -> None:
-    """Refuse settings of a network that would take more time or memory than its weights tell."""
-    settings = info.get("settings") or {}
-    options = settings.get("options") or {}
-    for source, names, most in (
-        (settings, ("size", "channels"), limits.size),
-        (settings, ("inner_steps", "test_steps", "ways", "train_ways"), limits.inner_steps),
-        (options, tuple(options), limits.inner_steps),
-    ):
-        for name in names:
-            value = source.get(name)
-            if isinstance(value, (int, float)) and not abs(value) <= most:
-                raise FileError(f"{path}: {name}={value!r:.20}: at most {most}")
-
-
 def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files of a .kshot file, each of a known name and a bounded size."""
     try:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import kshot
-from kshot import checkpoint, config, learners, seeding
+from kshot import checkpoint, config, learners, seeding, settings
 from kshot import nn as knn
 from kshot.core import Batch, Learner
 from kshot.distributions import Gaussian, LowRank, Mixture
@@ -168,7 +168,9 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
         ValueError: a model that does not answer with distributions of functions.
     """
     told = info.get("model")
-    familiar = info.get("familiar") or (info.get("about") or {}).get("familiar")
+    about = info.get("about")
+    familiar = info.get("familiar") or (about.get("familiar") if isinstance(about, dict) else None)
+    _check_familiar(familiar, path)
     if not isinstance(told, dict):
         learner, recipe, _ = config.rebuild(tensors, info, path)
         if not isinstance(learner, Process) or recipe.learner == "convcnp2d":
@@ -176,22 +178,35 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
                 f"{path} was trained with {recipe.learner} on {recipe.data}: a regressor needs a learner of functions "
                 "with densities, for instance 'kshot train gp-matern52-convcnp'"
             )
-        settings = {"inputs": learner.inputs, "outputs": learner.outputs, **recipe.options}
-        return Trained(learner.eval(), recipe.learner, settings, familiar)
-    name, settings = told["learner"], told["settings"]
-    if name in UNTRAINED:
-        return Trained(None, name, settings)
-    with torch.device("meta"):  # the file may ask for a network of any size
-        empty = learners.process(name, **settings)
-    own = {key.removeprefix("learner."): t for key, t in tensors.items() if key.startswith("learner.")}
-    if {k: t.shape for k, t in empty.state_dict().items()} != {k: t.shape for k, t in own.items()}:
-        raise checkpoint.CheckpointError(
-            f"{path} holds the weights of another learner or network than its settings tell"
+        own = {"inputs": learner.inputs, "outputs": learner.outputs, **recipe.options}
+        return Trained(learner.eval(), recipe.learner, own, familiar)
+    name, own = told.get("learner"), told.get("settings")
+    if name not in (*UNTRAINED, *learners.PROCESSES) or not isinstance(own, dict):
+        raise ValueError(
+            f"{path}: a model {name!r:.60} with the settings {own!r:.60}, expected one of "
+            f"{', '.join((*UNTRAINED, *learners.PROCESSES))} with names and values: update kshot, or train again"
         )
-    learner = learners.process(name, **settings)
-    learner.to(next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32))
-    learner.load_state_dict(own)
-    return Trained(learner.eval(), name, settings, familiar)
+    settings.check_limits({"options": own}, path)
+    made = checkpoint.rebuilt(lambda: learners.process(name, **own).to(_kind_of(tensors)), tensors, path)
+    return Trained(None, name, own) if name in UNTRAINED else Trained(made.eval(), name, own, familiar)
+
+
+def _check_familiar(table: Any, path: Path | str) -> None:
+    """Refuse a table that `kshot.estimators.familiar.familiar` did not make."""
+    if table is None:
+        return
+    edges, quantiles = (table.get(name) if isinstance(table, dict) else None for name in ("n", "q01"))
+    if isinstance(edges, list) and isinstance(quantiles, list) and len(edges) == len(quantiles) + 1 > 1:
+        numbers = [*edges, *quantiles]
+        if all(isinstance(number, int | float) for number in numbers):
+            return
+    raise ValueError(f"{path}: its table of familiar functions is {table!r:.60}: take another copy of it")
+
+
+def _kind_of(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The type of a learner's weights."""
+    kinds = (t.dtype for name, t in tensors.items() if name.startswith("learner.") and t.is_floating_point())
+    return next(kinds, torch.float32)
 
 
 # What a model is trained on.

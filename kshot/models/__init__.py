@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kshot import checkpoint, config, learners
+from kshot import checkpoint, config, learners, settings
 from kshot.core import Learner
 from kshot.data import images as pictures
 from kshot.models import hub
@@ -148,10 +148,10 @@ def shipped() -> dict[str, Path]:
 def told(name: str) -> str:
     """A shipped model in a line: learner, data, classes, images."""
     _, info = checkpoint.load(shipped()[name])
-    settings = info["settings"]
-    classes, size = len(settings.get("train_classes", ())), settings["size"]
-    colour = "colour" if settings["channels"] == 3 else "grey"
-    return f"{settings['learner']} on {settings['data']}, {classes} classes; {size}x{size} {colour}"
+    own = info["settings"]
+    classes, size = len(own.get("train_classes", ())), own["size"]
+    colour = "colour" if own["channels"] == 3 else "grey"
+    return f"{own['learner']} on {own['data']}, {classes} classes; {size}x{size} {colour}"
 
 
 def get(name: str | os.PathLike[str]) -> Model:
@@ -175,23 +175,36 @@ def get(name: str | os.PathLike[str]) -> Model:
     return replace(loaded(str(name), *checkpoint.load(path)), by_name=str(name) in shipped())
 
 
-def loaded(name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> Model:
+def loaded(
+    name: str,
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    size: int = settings.MAX_SIZE,
+    steps: int = settings.MAX_STEPS,
+) -> Model:
     """The model of a checkpoint's tensors and info.
 
+    Args:
+        name: of the model.
+        tensors, info: of `checkpoint.load`.
+        size, steps: what its settings may ask for, see `kshot.settings.check_limits`.
+
     Raises:
-        CheckpointError, ValueError: see `config.rebuild`; a regression.
+        CheckpointError, ValueError: see `config.rebuild`; a regression, or images of neither 1 nor 3 channels.
     """
     if "hub" in info:
         body = "learner.body."
         own = {key.removeprefix(body): tensor for key, tensor in tensors.items() if key.startswith(body)}
         return _of_hub(name, hub.rebuild(info["hub"], own), info["hub"])
-    learner, recipe, classes = config.rebuild(tensors, info, f"the model {name!r}")
+    learner, recipe, classes = config.rebuild(tensors, info, f"the model {name!r}", size, steps)
     if recipe.regression:
         raise ValueError(f"the model {name!r} was trained on functions, not on classes of images")
+    if recipe.channels not in (1, 3):
+        raise ValueError(f"the model {name!r} takes images of {recipe.channels} channels: 1 or 3 can be made of a file")
     drawn = recipe.data in ("omniglot", "glyphs", "mnist")
     about = {"settings": info["settings"], "train_classes": list(classes), "step": info.get("step")}
-    size = recipe.channels, recipe.size
-    return Model(name, recipe.learner, learner.eval(), *size, drawn, _fingerprint(learner), about)
+    shape = recipe.channels, recipe.size
+    return Model(name, recipe.learner, learner.eval(), *shape, drawn, _fingerprint(learner), about)
 
 
 def finetuned(model: Model, images: Tensor, y: Tensor, steps: int, lr: float, seed: int) -> Model:

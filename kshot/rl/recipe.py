@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from kshot.rl.pearl import PEARL
 from kshot.rl.policy import GaussianMLP, check_sizes
 from kshot.rl.recurrent import RL2, GaussianGRU
 from kshot.rl.train import Outer
-from kshot.train import restore_learner
+from kshot.settings import check_limits, read
 
 __all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run", "settings"]
 
@@ -184,21 +184,18 @@ def load_run(folder: Path | str) -> PolicyRun:
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or one of another program.
-        ValueError: settings that this version does not know.
+        ValueError: settings that this version does not know, or that ask for too much.
     """
     folder = Path(folder)
     path = folder / "last.safetensors"
-    tensors, info = checkpoint.load(path)
+    tensors, info = checkpoint.load(path, ("step",))
     if info.get("settings", {}).get("kind") != KIND:
         raise ValueError(
             f"{folder} holds no policy, or one that was trained without its settings: give the folder of 'kshot train "
             "cheetah-direction-maml', or of meta_train(..., settings=kshot.rl.recipe.settings(recipe))"
         )
-    values = {name: value for name, value in info["settings"].items() if name != "kind"}
-    known = {f.name for f in fields(ControlRecipe)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{path}: settings {unknown} are not known to this version of kshot: it knows {sorted(known)}")
-    recipe = ControlRecipe(**{**values, "hidden": tuple(values["hidden"]), "outer": Outer(**values["outer"])})
-    learner = build(recipe)
-    restore_learner(learner, tensors, path)
+    told = {name: value for name, value in info["settings"].items() if name != "kind"}
+    recipe = read(ControlRecipe, told, path)
+    check_limits(asdict(recipe), path)
+    learner = checkpoint.rebuilt(lambda: build(recipe), tensors, path)
     return PolicyRun(learner, recipe, info, folder)

@@ -1,0 +1,206 @@
+"""Settings of files from elsewhere: what cannot be used is refused in one line, wherever a run is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kshot import checkpoint, config, models, recipes, runs, settings
+from kshot.checkpoint import CheckpointError
+from kshot.config import Recipe
+from kshot.estimators import fitting
+from kshot.rl import recipe as control
+from kshot.rl.recipe import ControlRecipe
+
+TINY = Recipe(learner="maml", data="glyphs", width=2, size=16, ways=2)
+CURVE = Recipe(learner="cnp", data="gp-rbf")
+POLICY = ControlRecipe(tasks="point", hidden=(4,))
+NAN, INF = float("nan"), float("inf")
+
+
+def written(folder: Path, learner: torch.nn.Module, told: dict[str, Any], **info: Any) -> Path:
+    """A training folder."""
+    tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
+    own = {"step": 1, "best": None, "settings": told, **info}
+    checkpoint.save(folder / "last.safetensors", tensors, json.loads(json.dumps(own)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learners() -> dict[str, torch.nn.Module]:
+    return {
+        "classes": config.build(TINY),
+        "functions": config.build(CURVE),
+        "policy": control.build(POLICY),
+    }
+
+
+PLACES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object]]] = {
+    "evaluate": ("classes", asdict(TINY), runs.load_run),
+    "fit": ("classes", asdict(TINY), models.get),
+    "functions": ("functions", asdict(CURVE), runs.load_run),
+    "curve": ("functions", asdict(CURVE), fitting.trained),
+    "policy": ("policy", control.settings(POLICY), control.load_run),
+}
+HUGE: dict[str, list[dict[str, Any]]] = {
+    "classes": [
+        {"inner_steps": 10**9},
+        {"test_steps": 10**9},
+        {"channels": 10**9},
+        {"size": 10**9},
+        {"size": -1},
+        {"ways": 10**9},
+        {"train_ways": 10**30},
+        {"shots": 10**9},
+        {"queries": 10**9},
+        {"augment": 10**9},
+        {"width": 10**9},
+        {"width": 10**30},
+        {"options": {"steps": 10**9}},
+        {"options": {"anything": 1e9}},
+        {"ways": 1000, "queries": 10_000, "size": 1024},
+    ],
+    "functions": [
+        {"options": {"width": 10**9}},
+        {"options": {"depth": 10**9}},
+        {"size": 10**9},
+        {"shots": 10**9},
+    ],
+    "policy": [
+        {"hidden": [10**9]},
+        {"hidden": [10**5, 10**5]},
+        {"test_tasks": 10**9},
+        {"test_rollouts": 10**9},
+        {"test_steps": 10**9},
+        {"test_tasks": 10_000, "test_rollouts": 1000, "test_steps": 3},
+        {"episodes": 10**9},
+        {"latent": 10**9, "learner": "pearl"},
+    ],
+}
+BROKEN: dict[str, list[dict[str, Any]]] = {
+    "classes": [
+        {"evil": 1},
+        {"learner": "was-renamed"},
+        {"learner": 3},
+        {"inner_lr": "0.1"},
+        {"inner_lr": NAN},
+        {"inner_lr": INF},
+        {"ways": 5.0},
+        {"ways": True},
+        {"ways": None},
+        {"network": "vgg"},
+        {"network": []},
+        {"outer": []},
+        {"outer": {"evil": 1}},
+        {"outer": {"batch": "x"}},
+        {"outer": {"batch": 0}},
+        {"outer": {"meta_lr": NAN}},
+        {"options": []},
+        {"options": {"evil": 1}},
+        {"options": {"first_order": {}}},
+        {"fractions": [0.5, NAN, 0.5]},
+        {"augment_ops": ["crop", "evil"]},
+        {"data": 3},
+        {"data": "x" * 10**5},
+        {"train_classes": 3},
+        {"width": 0},
+        {"width": -1},
+    ],
+    "functions": [{"evil": 1}, {"learner": "was-renamed"}, {"options": {"evil": 1}}, {"options": {"width": "x"}}],
+    "policy": [
+        {"evil": 1},
+        {"learner": "was-renamed"},
+        {"tasks": "was-renamed"},
+        {"tasks": 3},
+        {"hidden": 3},
+        {"hidden": ["a"]},
+        {"hidden": []},
+        {"std": NAN},
+        {"outer": {"discount": 7}},
+        {"outer": 1},
+        {"test_tasks": "40"},
+    ],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_file_of_a_stranger_is_refused_in_a_line(place: str, learners: dict[str, Any], tmp_path: Path) -> None:
+    kind, told, load = PLACES[place]
+    if place != "curve" and (kind, place) != ("functions", "fit"):
+        load(written(tmp_path / "good", learners[kind], told))
+    for changed in HUGE[kind] + BROKEN[kind]:
+        folder = written(tmp_path / "bad", learners[kind], {**told, **changed})
+        with pytest.raises((ValueError, CheckpointError)) as caught:
+            load(folder)
+        said = str(caught.value)
+        assert "\n" not in said, said
+        assert len(said) < 1500, said
+        assert "bad" in said, (changed, said)  # the file is named
+
+
+def test_a_run_without_its_numbers_is_refused(learners: dict[str, Any], tmp_path: Path) -> None:
+    for missing in ("step", "best", "settings"):
+        folder = written(tmp_path / missing, learners["classes"], asdict(TINY))
+        tensors, info = checkpoint.load(folder / "last.safetensors")
+        del info[missing]
+        checkpoint.save(folder / "last.safetensors", tensors, info)
+        with pytest.raises(CheckpointError, match=f"'{missing}' is missing"):
+            runs.load_run(folder)
+    other = written(tmp_path / "more", learners["classes"], {**asdict(TINY), "width": 3})
+    with pytest.raises(CheckpointError, match=r"more.* holds the weights of another learner or network .*\(body"):
+        runs.load_run(other)
+
+
+def test_a_regressors_file_is_looked_at(tmp_path: Path) -> None:
+    good = fitting.Trained(config.build(CURVE), "cnp", {"inputs": 1, "outputs": 1})  # type: ignore[arg-type]
+    tensors, info = fitting.packed(good)
+    assert fitting.unpacked(tensors, info, "a file").name == "cnp"
+    table = {"n": [2, 5], "q01": [-1.0], "scale_x": "auto"}
+    assert fitting.unpacked(tensors, {**info, "familiar": table}, "a file").familiar == table
+    for changed in (
+        {"model": {"learner": "cnp", "settings": {"width": 10**9}}},
+        {"model": {"learner": "cnp", "settings": {"width": 3}}},
+        {"model": {"learner": "cnp", "settings": []}},
+        {"model": {"learner": "was-renamed", "settings": {}}},
+        {"model": {"learner": [], "settings": {}}},
+        {"model": {}},
+        {"model": {"learner": "gp", "settings": {"evil": 1}}},
+        {"model": {"learner": "gp", "settings": {"steps": 10**9}}},
+        {"familiar": {"n": [2], "q01": [1.0]}},
+        {"familiar": {"n": "ab", "q01": "a"}},
+        {"familiar": [1]},
+    ):
+        with pytest.raises((ValueError, CheckpointError), match="a file") as caught:
+            fitting.unpacked(tensors, {**info, **changed}, "a file")
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_are_read_as_they_were_written() -> None:
+    for recipe in (TINY, CURVE, Recipe(inner_lr=1, fractions=(0.6, 0.2, 0.2), options={"a": 1, "b": True, "c": "d"})):
+        assert settings.read(Recipe, json.loads(json.dumps(asdict(recipe))), "a file") == recipe
+    assert settings.read(ControlRecipe, json.loads(json.dumps(asdict(POLICY))), "a file") == POLICY
+    assert settings.read(Recipe, {"ways": 7}, "a file") == Recipe(ways=7)  # of before there were more
+    with pytest.raises(ValueError, match=r"a file: the setting ways is 'x', expected a whole number"):
+        settings.read(Recipe, {"ways": "x"}, "a file")
+    with pytest.raises(ValueError, match=r"a file, outer: the setting batch is 1\.5"):
+        settings.read(Recipe, {"outer": {"batch": 1.5}}, "a file")
+
+
+def test_every_recipe_is_within_the_limits() -> None:
+    """So that nothing is trained that cannot be read."""
+    for name in recipes.names():
+        settings.check_limits(asdict(recipes.get(name, "paper")), name)
+    settings.check_limits({"inner_steps": 1000, "ways": 300, "size": 1024, "channels": 3, "options": {"a": -1000}}, "")
+    for name in ("inner_steps", "ways"):
+        with pytest.raises(ValueError, match=f"{name}=1001"):
+            settings.check_limits({name: 1001}, "")
+        with pytest.raises(ValueError, match=f"{name}=6"):
+            settings.check_limits({name: 6}, "", steps=5)
+    with pytest.raises(ValueError, match="size=225"):
+        settings.check_limits({"size": 225}, "", size=224)
