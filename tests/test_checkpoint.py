@@ -285,7 +285,7 @@ def test_any_bit_that_has_changed_is_refused_or_harmless(saved: Path) -> None:
         else:
             assert equal(tensors, TENSORS), bit
             assert info == {"format": checkpoint.FORMAT, **INFO}, bit
-    assert refused > 0.9 * len(bits) > 250
+    assert refused > 0.9 * len(bits) > 150
 
 
 def test_a_file_of_before_the_digest_is_read(saved: Path) -> None:
