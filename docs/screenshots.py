@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from kshot.data import load
 from kshot.serve import create_app
+from kshot.serve import server as server_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,7 +37,7 @@ def main() -> None:
         files.append([folder / f"{k}-{i}.png" for i in range(4)])
         for file, row in zip(files[-1], rows, strict=True):
             Image.fromarray(255 - bank.images[row, 0].numpy()).resize((280, 280), Image.Resampling.BICUBIC).save(file)
-    server = uvicorn.Server(uvicorn.Config(create_app(), host="127.0.0.1", port=port, log_level="error"))
+    server = server_of(create_app(), port=port)
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.1)
@@ -48,7 +48,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
             page.goto(f"http://127.0.0.1:{port}/")
             page.wait_for_selector("#ask-pad canvas")
-            page.wait_for_function("document.querySelector('#keep').innerText.includes('Here')")
+            page.wait_for_function("document.querySelector('#keep').innerText.includes('Teach something first')")
             for k, own in enumerate(files):
                 page.locator("#teach-pad input[type=file]").set_input_files([str(file) for file in own[:2]])
                 page.wait_for_function("document.querySelectorAll('#teach-pad .files img').length === 2")

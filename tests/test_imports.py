@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Packages that are not Python's own and that a room may import when it is itself imported (not inside functions).
 AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "cli": {"tyro"}, "rl": {"torch", "numpy"}}
-AT_THE_TOP |= {"report": {"torch", "numpy"}, "serve": {"numpy", "fastapi", "pydantic", "starlette"}}
+AT_THE_TOP |= {"report": {"torch", "numpy"}, "serve": {"numpy", "fastapi", "pydantic", "starlette", "uvicorn", "h11"}}
 AT_THE_TOP |= {"testing": {"torch", "numpy"}}  # simulators speak numpy
 AT_THE_TOP |= {"models": {"torch", "numpy"}, "estimators": {"torch", "numpy", "sklearn"}}
 # The one file whose classes are another package's: nothing of kshot imports it, users do.

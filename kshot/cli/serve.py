@@ -32,9 +32,7 @@ class Serve:
 
     def run(self) -> int:
         try:
-            import uvicorn
-
-            from kshot.serve import Refused, create_app
+            from kshot.serve import Refused, bounded_log, create_app, server
         except ImportError as error:
             raise InputError(f"this command needs more: pip install 'kshot[web]' ({error})") from error
         token = None
@@ -50,12 +48,13 @@ class Serve:
             app = create_app(page=self.page, token=token, begin=begin, hosts=hosts)
         except Refused as error:
             raise InputError(f"{self.classifier}: {error}") from error
-        server = uvicorn.Server(uvicorn.Config(app, host=self.host, port=self.port, log_level="warning"))
-        try:
-            socket = server.config.bind_socket()
-        except SystemExit:
-            raise InputError(f"port {self.port} of {self.host} cannot be had: choose another --port") from None
-        where = f"http://{self.host}:{socket.getsockname()[1]}"
-        console().print(f"{where}{'' if self.page else '/docs'} (end it with Ctrl-C)")
-        server.run(sockets=[socket])
+        with bounded_log():
+            running = server(app, self.host, self.port)
+            try:
+                socket = running.config.bind_socket()
+            except SystemExit:
+                raise InputError(f"port {self.port} of {self.host} cannot be had: choose another --port") from None
+            where = f"http://{self.host}:{socket.getsockname()[1]}"
+            console().print(f"{where}{'' if self.page else '/docs'} (end it with Ctrl-C)")
+            running.run(sockets=[socket])
         return 0

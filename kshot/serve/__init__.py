@@ -1,9 +1,11 @@
 """The classifier as a service: a page (gradio) and a REST interface (FastAPI) over the same sessions. `kshot[web]`.
 
-app = create_app()          # an ASGI application; `kshot serve` runs it by uvicorn
+app = create_app()          # an ASGI application
+server(app).run()           # uvicorn, bounded in connections and patience; what `kshot serve` does
 """
 
 from kshot.serve.app import create_app
+from kshot.serve.http import bounded_log, server
 from kshot.serve.session import LIMITS, Limits, Refused, Session
 
-__all__ = ["LIMITS", "Limits", "Refused", "Session", "create_app"]
+__all__ = ["LIMITS", "Limits", "Refused", "Session", "bounded_log", "create_app", "server"]

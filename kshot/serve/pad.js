@@ -2,12 +2,12 @@ const MOST = 50, SIDE = 512;
 const pad = element.querySelector('.pad'), canvas = element.querySelector('canvas');
 const files = element.querySelector('.files'), told = element.querySelector('.told');
 const choose = element.querySelector('input'), pen = canvas.getContext('2d');
-let drawn = false, chosen = [], last = null, sent = '', key = {x: 140, y: 140, down: false};
+let drawn = false, chosen = [], last = null, sent = '', cleared = 0, key = {x: 140, y: 140, down: false};
 
 function blank() {
   pen.fillStyle = '#fff'; pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.strokeStyle = '#000'; pen.lineWidth = 14; pen.lineCap = 'round'; pen.lineJoin = 'round';
-  drawn = false; chosen = []; last = null; files.replaceChildren(); told.textContent = '';
+  drawn = false; chosen = []; last = null; cleared += 1; files.replaceChildren(); told.textContent = '';
 }
 function publish() {
   const all = drawn ? [canvas.toDataURL('image/png'), ...chosen] : chosen;
@@ -55,13 +55,19 @@ async function small(file) {
   return page.toDataURL(file.type === 'image/png' ? 'image/png' : 'image/jpeg', 0.92);
 }
 async function take(list) {
-  const bad = [];
-  for (const file of list) {
-    if (chosen.length >= MOST) { bad.push(`only ${MOST} pictures at once`); break; }
+  const bad = [], before = cleared;
+  if (!list.length) bad.push('Only image files can be dropped here: save the image first');
+  for (const [k, file] of list.entries()) {
+    if (chosen.length >= MOST) { bad.push(`only ${MOST} images at once: ${list.length - k} were skipped`); break; }
     try {
       const url = await small(file), shown = document.createElement('img');
-      chosen.push(url); shown.src = url; shown.alt = file.name || 'picture'; files.append(shown);
-    } catch { bad.push(`${file.name || 'what was given'} is no picture that can be read`); }
+      if (cleared !== before) {  // what comes late must not get into the next class
+        told.textContent = `${list.length - k} images were still loading and were skipped: add them again`;
+        return;
+      }
+      if (chosen.length >= MOST) { bad.push(`only ${MOST} images at once: ${list.length - k} were skipped`); break; }
+      chosen.push(url); shown.src = url; shown.alt = file.name || 'image'; files.append(shown);
+    } catch { bad.push(`${file.name || 'what was given'} can't be read as an image`); }
   }
   told.textContent = bad.join('; ');
   if (chosen.length) publish();

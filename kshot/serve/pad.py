@@ -1,6 +1,6 @@
-"""Where a picture comes from on the page: drawn, dropped, pasted or chosen. Its value is JSON, a list of data URLs.
+"""Where an image comes from on the page: drawn, dropped, pasted or chosen. Its value is JSON, a list of data URLs.
 
-Pictures from files are made small by the browser, so that a photo of a phone is a few kilobytes on its way. A canvas is
+Images from files are made small by the browser, so that a photo of a phone is a few kilobytes on its way. A canvas is
 drawn on with a finger, a pen, a mouse, or the arrow keys (space puts the pen down and takes it up).
 """
 
@@ -28,11 +28,11 @@ def pictures(value: object, most: int) -> list[bytes]:
     if not value:
         return []
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError("what was sent is no list of pictures, or too large")
+        raise ValueError("what was sent is no list of images, or too large")
     try:
         urls = json.loads(value)
         if not isinstance(urls, list):
             raise ValueError("no list")
         return [base64.b64decode(str(url).partition(";base64,")[2], validate=True) for url in urls]
     except (ValueError, RecursionError, binascii.Error) as error:
-        raise ValueError("what was sent is no list of pictures") from error
+        raise ValueError("what was sent is no list of images") from error

@@ -68,7 +68,11 @@ def test_from_pictures_to_answers_and_back_from_the_file() -> None:
     answers = client.post(f"{at}/predict", files=sent([*asked, b"nothing"])).json()["answers"]
     assert np.mean([a["label"] == t for a, t in zip(answers, truth, strict=False)]) > 0.6
     assert all(abs(sum(a["probabilities"].values()) - 1) < 1e-6 for a in answers[:-1])
+    for answer in answers[:-1]:
+        assert abs(sum(answer["p_classes"].values()) + answer["p_none"] - 1) < 1e-6
+        assert answer["p_none"] == 0  # without open_set
     assert answers[-1]["label"] is None
+    assert answers[-1]["p_none"] is None
     assert answers[-1]["error"]
     file = client.get(f"{at}/file").content
     again = client.post("/v1/classifiers/load", files={"file": ("a.kshot", file)})
