@@ -261,10 +261,17 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
 
         def begin(held: str) -> dict[Any, Any]:
             """A tab has opened the page."""
-            key, _ = _memory(held)
-            own = visits.get(key) if key else None
-            own = own or Visit(first.twin())
+            key, has = _memory(held)
+            if has and visits.get(key) is None:
+                return forgotten(key)
+            own = (visits.get(key) if key else None) or Visit(first.twin())
             return {**all_of(own), keep: _keep(own), memory: _memory_of(key or visits.name(), own)}
+
+        def forgotten(key: str) -> dict[Any, Any]:
+            own, minutes = Visit(first.twin()), round(limits.seconds / 60)
+            text = f"This visit was forgotten: it was unused for {minutes} minutes, or the server was restarted, or "
+            text += "there was no more room. What you taught is gone: load your saved file, or begin again."
+            return {**all_of(own, text, False, asked=text), keep: _keep(own), memory: _memory_of(key, own)}
 
         def begun(act: Any) -> Any:
             def alone(held: str, *given: Any) -> dict[Any, Any]:
@@ -272,11 +279,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
                 if not key:
                     return {told: _message("the page was still loading: try again", False)}
                 if has and visits.get(key) is None:
-                    own = Visit(first.twin())
-                    minutes = round(limits.seconds / 60)
-                    text = f"This visit was forgotten: it was unused for {minutes} minutes, or the server was started "
-                    text += "anew or had no more room. What you taught is gone: load your saved file, or begin again."
-                    return {**all_of(own, text, False, asked=text), keep: _keep(own), memory: _memory_of(key, own)}
+                    return forgotten(key)
                 own = visits.get(key, lambda: Visit(first.twin()))
                 assert own is not None
                 with own.session.lock:  # two events of a visit may come at once

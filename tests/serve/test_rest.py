@@ -83,6 +83,34 @@ def test_from_pictures_to_answers_and_back_from_the_file() -> None:
     assert client.get(at).status_code == 404
 
 
+def test_none_and_the_classes_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REST and the page give P(none) and P(class), which sum to 1; the page shows the best and the sum of the rest."""
+    from kshot.serve import app, page
+
+    for module in (app, page):
+        monkeypatch.setattr(module, "p_none_of", lambda answer: 0.25)
+    client, some = TestClient(create_app(page=False)), letters(7, 1)
+    at = f"/v1/classifiers/{client.post('/v1/classifiers', json={}).json()['id']}"
+    session = Session("omniglot")
+    for label, pictures in some.items():
+        client.post(f"{at}/fit", data={"label": label}, files=sent(pictures))
+        session.add(label, pictures)
+    asked = next(iter(some.values()))
+    (said,) = client.post(f"{at}/predict", files=sent(asked)).json()["answers"]
+    assert said["p_none"] == 0.25
+    assert sum(said["p_classes"].values()) == pytest.approx(0.75)
+    assert said["p_classes"] == pytest.approx({name: 0.75 * p for name, p in said["probabilities"].items()})
+    assert sum(said["probabilities"].values()) == pytest.approx(1)
+    answers, images, _ = session.judge(asked)
+    assert images[0] is not None
+    text = page._answer(session, answers[0], images[0])
+    shown = [float(p) for p in re.findall(r"<meter[^>]* value='([\d.]+)'", text)]
+    assert len(shown) == page.SHOWN + 2
+    assert sum(shown) == pytest.approx(1, abs=1e-3)
+    assert 0.25 in shown
+    assert "2 other classes" in text
+
+
 def test_what_is_refused() -> None:
     small = Limits(classes=2, pictures=4, at_once=3, bytes=2000, pixels=10_000, request=50_000, sessions=2)
     client, some = TestClient(create_app(page=False, limits=small)), letters(2, 4)
