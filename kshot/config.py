@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import nn
 from kshot import checkpoint, functions, learners, settings
 from kshot import nn as knn
 from kshot.core import Learner
-from kshot.data import load
+from kshot.data import Bank, load, scripts
 from kshot.seeding import seeded
 from kshot.tasks import Augment, Episodes, Sinusoid
 from kshot.tasks.base import TaskDistribution
@@ -208,9 +209,18 @@ def rebuild(
 
 
 def tasks(
-    recipe: Recipe, split: str, *, training: bool = False, data_root: Path | str | None = None
+    recipe: Recipe,
+    split: str,
+    *,
+    training: bool = False,
+    data_root: Path | str | None = None,
+    without: Collection[str] = (),
 ) -> TaskDistribution:
-    """The task distribution of a recipe on a split; `training` uses its training sizes and task augmentation."""
+    """The task distribution of a recipe on a split; `training` uses its training sizes and task augmentation.
+
+    With `without`, names of classes "DATA SET/CLASS", only classes of scripts that these are not written in are left
+    (see `kshot.data.scripts`).
+    """
     if recipe.regression and recipe.data != "sinusoid":
         return functions.make(
             recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, splits=recipe.splits
@@ -223,6 +233,8 @@ def tasks(
     bank = load(
         recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **_data_options(recipe)
     )
+    if without:
+        bank = _unseen(bank, without, recipe.ways)
     mixes = recipe.augment_classes if training and recipe.augment_task > 0 else None
     queries = recipe.augment_queries if training and recipe.augment_queries != "none" else None
     augment = None
@@ -236,6 +248,16 @@ def tasks(
         rotations=recipe.rotations,
         augment=augment,
     )
+
+
+def _unseen(bank: Bank, trained: Collection[str], ways: int) -> Bank:
+    left = scripts.unseen([f"{bank.name}/{name}" for name in bank.classes], trained)
+    if len(left) < ways:
+        raise ValueError(
+            f"{len(left)} of the {bank.num_classes} classes of {bank.name} {bank.split!r} are of scripts that were not "
+            f"trained on, too few for ways={ways}: leave out --unseen-scripts, or test other data"
+        )
+    return bank.subset([name.removeprefix(f"{bank.name}/") for name in left])
 
 
 def _data_options(recipe: Recipe) -> dict[str, Any]:

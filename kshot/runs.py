@@ -19,6 +19,7 @@ from torch import nn
 from kshot import checkpoint, config, learners, pretrain, seeding, tree
 from kshot.config import Recipe
 from kshot.core import Learner
+from kshot.data import scripts
 from kshot.evaluate import Result, evaluate_modes
 from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
@@ -28,7 +29,10 @@ from kshot.tasks.base import TaskDistribution
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Run", "Test", "classes_of", "draw", "floors", "load_run", "recipe_of", "score"]
+__all__ = [
+    "Run", "Test", "classes_of", "draw", "floors", "known_scripts", "load_run", "pixel_floor", "recipe_of", "score",
+    "tasks_of",
+]  # fmt: skip
 
 FLOOR_TASKS = 100
 """Training from scratch takes 100 steps per task: it is tested on at most this many, and its row says so."""
@@ -54,10 +58,13 @@ class Test:
         augment: support images per shot at adaptation, augmented ones included; 1 is none (needs kshot[augment]).
         seed: of the test tasks.
         data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
-        floors: show the floors beside the learner: 1-nearest neighbour on pixels, training on the support set from
-            scratch, and a new last layer on a body that was pre-trained to tell the training classes apart.
+        floors: show the floors beside the learner: the nearest neighbour or class mean on pixels, training on the
+            support set from scratch, and a new last layer on a body that was pre-trained to tell the training classes
+            apart.
         pretrain: steps of that pre-training, once per run (it is kept beside the checkpoints); 0 leaves the floor out.
         seen: allow test classes that were trained on; the result tells how many they are.
+        unseen_scripts: of characters: test only those of scripts that no training class is written in, by hand or in
+            print (`kshot.data.scripts`).
         device: "cpu", "cuda", ...
     """
 
@@ -77,6 +84,7 @@ class Test:
     floors: bool = True
     pretrain: int = 1000
     seen: bool = False
+    unseen_scripts: bool = False
     device: str = "cpu"
 
 
@@ -109,6 +117,32 @@ def classes_of(tasks: TaskDistribution) -> tuple[str, ...]:
     if not isinstance(tasks, Episodes):
         return ()
     return tuple(f"{tasks.bank.name}/{name}" for name in tasks.bank.classes)
+
+
+def tasks_of(run: Run, test: Test, shots: int | None = None) -> TaskDistribution:
+    """The tasks of a test.
+
+    Raises:
+        ValueError: a split with too few classes or images, or (`unseen_scripts`) too few of scripts not trained on.
+    """
+    return _tasks(run, test, recipe_of(run.recipe, test, shots))
+
+
+def _tasks(run: Run, test: Test, shown: Recipe) -> TaskDistribution:
+    if test.unseen_scripts and shown.regression:
+        raise ValueError("functions have no scripts: leave out --unseen-scripts")
+    without = run.classes if test.unseen_scripts else ()
+    return config.tasks(shown, test.split, data_root=test.data_root, without=without)
+
+
+def known_scripts(run: Run, test: Test) -> dict[str, int]:
+    """`{script: test classes}` of scripts that training held, in whatever form, where another data set is tested."""
+    if test.data in (None, run.recipe.data) or test.unseen_scripts:
+        return {}
+    classes = classes_of(tasks_of(run, test))
+    held = {scripts.family(name) for name in run.classes} - {None}
+    found = [family for name in classes if (family := scripts.family(name)) in held]
+    return {str(family): found.count(family) for family in sorted(set(found), key=str)}
 
 
 def recipe_of(recipe: Recipe, test: Test, shots: int | None = None) -> Recipe:
@@ -145,11 +179,14 @@ def score(
             )
         if not learners.REGISTRY[recipe.learner].head:
             learner.ways = max(trained_ways, shown.ways)  # type: ignore[assignment]  metric learners read it at call time
-    tasks = config.tasks(shown, test.split, data_root=test.data_root)
+    tasks = _tasks(run, test, shown)
     settings: dict[str, Any] = {
         name: getattr(shown, name) for name in ("data", "ways", "shots", "queries", "rotations", "augment")
     }
     settings["split"] = test.split
+    if test.unseen_scripts:
+        families = [str(scripts.family(name)) for name in classes_of(tasks)]
+        settings["unseen_scripts"] = {family: families.count(family) for family in sorted(set(families))}
     seen = set(run.classes) & set(classes_of(tasks))
     if seen and not test.seen:
         raise ValueError(
@@ -161,7 +198,8 @@ def score(
     steps = recipe.test_steps if test.steps is None else test.steps
     rows: list[tuple[str, Learner, int | None]] = [(name or recipe.learner, learner, steps)]
     if test.floors and not recipe.regression:
-        rows += [(label, floor, None) for label, floor in floors(run, shown, test)]
+        assert isinstance(tasks, Episodes)
+        rows += [(label, floor, None) for label, floor in floors(run, shown, test, tasks.bank.ink)]
     results = []
     for label, one, count in rows:
         options: dict[str, Any] = {"name": label, "steps": count, "settings": settings, "device": test.device}
@@ -174,8 +212,21 @@ def score(
     return results
 
 
-def floors(run: Run, shown: Recipe, test: Test) -> list[tuple[str, Learner]]:
-    """Learners without meta-training: what it has to beat. `shown` is the recipe of the test."""
+def pixel_floor(ways: int, inputs: int, ink: bool) -> Learner:
+    """The strongest classifier of raw pixels, by the validation classes (`benchmarks/results/pixels.json`).
+
+    Args:
+        ways: the largest number of classes of a task.
+        inputs: numbers of an image: C * H * W.
+        ink: drawings: the nearest neighbour by cosine; else photos: the nearest class mean by euclidean distance.
+    """
+    if ink:
+        return learners.build("pixels", None, ways, distance="cosine")
+    return learners.build("protonet", nn.Flatten(), ways, features=inputs)
+
+
+def floors(run: Run, shown: Recipe, test: Test, ink: bool) -> list[tuple[str, Learner]]:
+    """Learners without meta-training: what it has to beat. `shown` is the recipe of the test, `ink` as in `Bank`."""
     # The strided network, since 100 steps per task take seconds on the pooled one.
     scratch = replace(
         shown,
@@ -190,8 +241,8 @@ def floors(run: Run, shown: Recipe, test: Test) -> list[tuple[str, Learner]]:
         later=None,
         options={},
     )
-    pixels = replace(scratch, learner="pixels", network="none")
-    rows = [("floor: pixels", config.build(pixels)), ("floor: from scratch", config.build(scratch))]
+    pixels = pixel_floor(shown.ways, shown.channels * shown.size**2, ink)
+    rows = [("floor: pixels", pixels), ("floor: from scratch", config.build(scratch))]
     if test.pretrain > 0:
         head = pretrain.Classifier(_pretrained(run, test), shown.ways)
         rows.append(("floor: pre-trained", FineTune(head, ways=shown.ways, fresh_head=True, mode="head")))
@@ -222,7 +273,7 @@ def draw(run: Run, test: Test, path: Path, max_queries: int = 5) -> None:
     from kshot import plots
 
     shown = recipe_of(run.recipe, test, test.shots[0] if test.shots else None)
-    tasks = config.tasks(replace(shown, queries=min(shown.queries, max_queries)), test.split, data_root=test.data_root)
+    tasks = _tasks(run, test, replace(shown, queries=min(shown.queries, max_queries)))
     task = tree.index(tasks.sample(seeding.generator(test.seed, "picture"), 1), 0)
     run.learner.eval()
     if run.recipe.regression:

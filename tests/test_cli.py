@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kshot import checkpoint, cli, learners, recipes, runs
+from kshot import checkpoint, cli, config, learners, recipes, runs
 from kshot.cli.scores import Figures
 from kshot.config import Recipe
+from kshot.data import Bank
 from kshot.runs import Test as Scoring
 from kshot.train import Outer
 
@@ -299,6 +300,34 @@ def test_cross_domain(proto: Path, photos: Path, tmp_path: Path, capsys: pytest.
     assert "folder:" in out
     assert json.loads((tmp_path / "x.json").read_text())["results"][0]["settings"]["data"] == f"folder:{photos}"
     assert "4-way 1-shot, 2 queries" in out
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_scripts_that_training_held_are_counted_and_left_out(
+    proto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    """Trained on glyphs, among them Latin and Arabic in print; tested on alphabets by hand."""
+    names = [f"{a}/character{c:02d}" for a in ("Latin", "Malay_(Jawi_-_Arabic)", "Bengali")[:known]
+             for c in (1, 2)] + [f"Tibetan/character{c:02d}" for c in range(1, 6)]  # fmt: skip
+    images = torch.arange(len(names) * 4, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28).contiguous()
+    bank = Bank(images, torch.arange(len(names)).repeat_interleave(4), tuple(names), "omniglot", "test", ink=True)
+    monkeypatch.setattr(config, "load", lambda *_, **__: bank)
+    test = ("evaluate", proto, "--data", "omniglot", "--tasks", 2, "--queries", 2, "--no-floors")
+    out = " ".join(evaluated(capsys, *test).split())
+    assert ("2 of Arabic, 2 of Latin, Greek and Cyrillic. --unseen-scripts leaves them out" in out) == bool(known)
+    file = tmp_path / "x.json"
+    out = evaluated(capsys, *test, "--unseen-scripts", "--json", file)
+    assert "scripts not trained on" in out
+    assert "leaves them out" not in out
+    own = json.loads(file.read_text())["results"][0]["settings"]["unseen_scripts"]
+    assert own == {"Tibetan": 5, **({"Bengali": 2} if known else {})}
+
+
+def test_unseen_scripts_need_scripts(proto: Path, photos: Path, sinusoid: Path, fails: Any) -> None:
+    few = ("evaluate", proto, "--tasks", 2, "--unseen-scripts")
+    assert "not of" in fails(*few, "--data", f"folder:{photos}", "--ways", 4, "--queries", 2)
+    assert "functions have no scripts" in fails("evaluate", sinusoid, "--tasks", 2, "--unseen-scripts")
+    assert "0 of the" in fails(*few, "--split", "train", "--seen")
 
 
 def test_sinusoid(sinusoid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

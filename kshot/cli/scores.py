@@ -78,7 +78,8 @@ def titles(recipe: Recipe, test: Test) -> list[str]:
     titles = []
     for shots in test.shots or (None,):
         shown = runs.recipe_of(recipe, test, shots)
-        what = f"{shown.data} {test.split}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
+        data = f"{shown.data} {test.split}{', scripts not trained on' if test.unseen_scripts else ''}"
+        what = f"{data}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
         if recipe.regression:
             what = f"{shown.data}, {shown.shots} points" if shown.data == "sinusoid" else shown.data
         titles.append(f"{what}, {test.tasks} tasks (seed {test.seed})")
@@ -102,6 +103,11 @@ class Evaluate:
         settings = {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
         training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
         show(scored(run, self.test), self.test, self.figures, titles(run.recipe, self.test), training)
+        if held := runs.known_scripts(run, self.test):
+            names = ", ".join(f"{count} of {name}" for name, count in held.items())
+            console().print(
+                f"Classes of scripts that training held in another form: {names}. --unseen-scripts leaves them out."
+            )
         if self.figures.picture is not None:
             draw(run, self.test, self.figures.picture)
         return 0

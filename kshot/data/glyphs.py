@@ -3,11 +3,12 @@
 Every letter and digit of DejaVu Sans, Serif and Mono and of STIX General is a class. Its 20 examples are its renders in
 all faces that have it (upright, bold, oblique), each bent, turned, sheared, moved and thickened at random by a fixed
 seed. The Unicode scripts are the alphabets: training, validation and test scripts are disjoint, so a test class comes
-from a script that was never seen.
+from a script that was never trained on. `kshot.data.scripts` says the same of other data sets.
 
-Many letters look alike across scripts (Latin A, Greek Alpha, Cyrillic A). A letter whose clean render equals an earlier
-one's is dropped, and so is a validation or test letter that nearly equals one of an earlier split; otherwise the split
-would leak. Left out: modifier letters, mathematical and compatibility variants of Latin and Greek.
+Many letters look alike across scripts (Latin A, Greek Alpha, Cyrillic A; Latin L and Canadian ᒻ, which is a smaller L).
+A letter whose clean render equals an earlier one's is dropped, and so is a validation or test letter that nearly equals
+one of an earlier split, at its own size or once both are scaled to one size, in any face; otherwise the split would
+leak. Left out: modifier letters, mathematical and compatibility variants of Latin and Greek.
 
 The fonts: DejaVu (Bitstream Vera licence), STIX (SIL Open Font License), in matplotlib's mpl-data/fonts/ttf.
 """
@@ -30,7 +31,7 @@ from kshot.data.bank import Bank, cached
 __all__ = ["EXAMPLES", "SCRIPTS", "build", "class_splits", "load_all"]
 
 EXAMPLES = 20  # of each class, as Omniglot
-VERSION = 3  # of the drawing; raise it when the images change
+VERSION = 4  # of the drawing; raise it when the images change
 FACES = (
     *(f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{s}" for s in ("", "-Bold", "-Italic", "-BoldItalic")),
@@ -42,7 +43,9 @@ SCRIPTS = {  # the first word of a character's Unicode name -> split; other scri
     "val": ("GEORGIAN", "HEBREW"),
     "test": ("ARMENIAN", "CANADIAN", "LAO", "NKO", "TIFINAGH", "OGHAM"),
 }
+SIDE = 20  # of what two letters are compared at once they are scaled to one size
 NEAR = 0.95  # cosine of two blurred clean renders above which they count as the same letter across splits
+NEAR_SCALED = 0.97  # the same of two renders that were scaled to one size; chosen by looking at the pairs
 
 
 def class_splits(classes: Iterable[str]) -> dict[str, list[str]]:
@@ -76,22 +79,30 @@ def build(size: int = 28, seed: int = 0, limit: int | None = None) -> Bank:
     letters: list[tuple[str, list[Tensor]]] = []  # name, its uint8 [canvas, canvas] render in each face
     exact: set[bytes] = set()
     earlier = torch.zeros(0, 196)  # blurred clean renders of the splits before
+    shapes = torch.zeros(0, SIDE * SIDE)  # and those of all their faces, scaled to one size
     for split, scripts in SCRIPTS.items():
         kept: list[Tensor] = []
+        scaled: list[Tensor] = []
         for code in [c for script in scripts for c in table.get(script, [])][:limit]:
             renders = [_render(faces[face], chr(code), canvas) for face in table[code]]
             renders = [r for r in renders if r is not None]
             if not renders or renders[0].numpy().tobytes() in exact:
                 continue
-            look = _look(renders[0])
-            if split != "train" and len(earlier) and float((earlier @ look).max()) > NEAR:
+            look, shape = _look(renders[0]), _shapes(renders)
+            if (
+                split != "train"
+                and len(earlier)
+                and (float((earlier @ look).max()) > NEAR or float((shapes @ shape.T).max()) > NEAR_SCALED)
+            ):
                 continue
             exact.add(renders[0].numpy().tobytes())
             kept.append(look)
+            scaled.append(shape)
             script = unicodedata.name(chr(code)).split()[0].title()
             letters.append((f"{script}/{chr(code)} U+{code:04X}", renders))
         if kept:
             earlier = torch.cat([earlier, torch.stack(kept)])
+            shapes = torch.cat([shapes, *scaled])
     generator = torch.Generator().manual_seed(seed)
     images = [
         _distort(torch.stack([renders[i % len(renders)] for _, renders in part for i in range(EXAMPLES)]), generator)
@@ -166,6 +177,26 @@ def _look(render: Tensor) -> Tensor:
     """A unit vector [196] in which near-identical letters have a cosine close to 1."""
     look = F.adaptive_avg_pool2d(render[None].float(), 14).flatten()
     return look / look.norm()
+
+
+def _shapes(renders: list[Tensor]) -> Tensor:
+    """Unit vectors `[K, SIDE * SIDE]` of K renders, each scaled so that its ink fills the side, and blurred."""
+    from PIL import Image
+
+    pages = []
+    for render in renders:
+        image = Image.fromarray(render.numpy())
+        image = image.crop(image.getbbox())
+        scale = SIDE / max(image.size)
+        width, height = (max(1, round(scale * side)) for side in image.size)
+        page = Image.new("L", (SIDE, SIDE))
+        page.paste(
+            image.resize((width, height), Image.Resampling.BILINEAR), ((SIDE - width) // 2, (SIDE - height) // 2)
+        )
+        pages.append(torch.from_numpy(np.array(page)))
+    line = torch.exp(-torch.arange(-3, 4.0).square() / 2)
+    blurred = F.conv2d(torch.stack(pages)[:, None].float(), (line[:, None] * line)[None, None], padding=3).flatten(1)
+    return blurred / blurred.norm(dim=1, keepdim=True)
 
 
 def _distort(renders: Tensor, generator: torch.Generator) -> Tensor:

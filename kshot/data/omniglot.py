@@ -2,7 +2,7 @@
 
 Two class splits are frozen in the package (`splits/*.json`, each with its source): `vinyals`, the usual one of few-shot
 papers, and `lake`, the original one, whose test alphabets are never seen in training. Rotations, which the papers count
-as further classes, are made by the episode sampler, not here.
+as further classes, are made by the episode sampler, not here. `one_shot_runs` are the 20 runs of the original test.
 
 B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, Human-level concept learning through probabilistic program induction,
 Science 350 (2015). Data: https://github.com/brendenlake/omniglot (MIT).
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from kshot.data.images import open_image
 from kshot.data.sources import Source
 from kshot.places import data_dir
 
-__all__ = ["DRAWINGS", "FILES", "class_splits", "download", "load_all"]
+__all__ = ["DRAWINGS", "FILES", "Run", "class_splits", "download", "load_all", "one_shot_runs"]
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 FILES = {  # the official zips and their md5
@@ -43,12 +44,49 @@ def class_splits(splits: str = "vinyals") -> dict[str, list[str]]:
     """
     if splits not in ("vinyals", "lake"):
         raise ValueError(f"omniglot has the splits 'vinyals' and 'lake', not {splits!r}")
-    table = json.loads((resources.files("kshot.data") / "splits" / f"omniglot_{splits}.json").read_text("utf-8"))
+    table = _frozen(splits)
     names: dict[str, list[str]] = {}
     for split, alphabets in table["splits"].items():
         names[split] = [f"{a}/character{c:02d}" for a, numbers in alphabets.items() for c in _numbers(numbers)]
     names["trainval"] = sorted(names["train"] + names["val"])
     return names
+
+
+class Run(NamedTuple):
+    """A run of the one-shot classification test of Lake et al. (2015): which of 20 characters of an alphabet is it?
+
+    Attributes:
+        alphabet: of the evaluation set.
+        characters: 20 class names; the drawings of each have the bank's rows `20 * class + drawer`.
+        example, question: drawers, 0..19: one draws the example of each character, the other what is asked.
+    """
+
+    alphabet: str
+    characters: tuple[str, ...]
+    example: int
+    question: int
+
+
+def one_shot_runs() -> list[Run]:
+    """The 20 official runs, two of each of 10 alphabets; each asks 20 questions, one of each character.
+
+    >>> run = one_shot_runs()[0]
+    >>> run.alphabet, run.characters[:2], run.example, run.question
+    ('Atlantean', ('Atlantean/character01', 'Atlantean/character02'), 4, 7)
+    """
+    return [
+        Run(
+            row["alphabet"],
+            tuple(f"{row['alphabet']}/character{c:02d}" for c in row["characters"]),
+            row["example"] - 1,
+            row["question"] - 1,
+        )
+        for row in _frozen("lake_runs")["runs"]
+    ]
+
+
+def _frozen(name: str) -> Any:
+    return json.loads((resources.files("kshot.data") / "splits" / f"omniglot_{name}.json").read_text("utf-8"))
 
 
 def _numbers(numbers: list[int] | str) -> list[int]:

@@ -46,8 +46,13 @@ def test_look_alikes_are_dropped(monkeypatch):
     split = glyphs.class_splits(bank.classes)
     # exact numbers hold for one version of the fonts and of FreeType
     assert len(split["train"]) > 1700
-    assert len(split["val"]) > 150
-    assert len(split["test"]) > 500
+    assert len(split["val"]) > 100
+    assert len(split["test"]) > 450
+    # the same shape at another size: l, L, z, X, n, m, o and a barred o
+    other = {"Canadian/ᑊ U+144A", "Canadian/ᒻ U+14BB", "Canadian/ᙆ U+1646", "Canadian/ᕁ U+1541", "Armenian/ռ U+057C",
+             "Armenian/տ U+057F", "Tifinagh/ⵔ U+2D54", "Tifinagh/ⴱ U+2D31"}  # fmt: skip
+    assert not names & other
+    assert names & {"Canadian/ᑫ U+146B", "Lao/ຂ U+0E82", "Ogham/ᚁ U+1681"}  # not everything is
 
 
 def test_load_caches(tmp_path, monkeypatch, bank):

@@ -245,7 +245,7 @@ def test_protonet_is_the_nearest_neighbour_in_one_shot():
     distance = torch.cdist(learner.body(query.x), learner.body(support.x))
     close(scores(learner, support, query.x), -distance.square())
     plain = ProtoNet(nn.Flatten(), ways=WAYS, features=6)
-    close(scores(Pixels(ways=WAYS), support, query.x), scores(plain.double(), support, query.x))
+    close(scores(Pixels(ways=WAYS, distance="euclidean"), support, query.x), scores(plain.double(), support, query.x))
 
 
 def test_protonet_is_the_nearest_centroid():
@@ -266,12 +266,18 @@ def test_protonet_cosine():
         make("protonet", distance="manhattan")
 
 
-def test_pixels_is_the_nearest_neighbour():
-    neighbors = pytest.importorskip("sklearn.neighbors").KNeighborsClassifier(1)
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_pixels_is_the_nearest_neighbour(distance):
+    neighbors = pytest.importorskip("sklearn.neighbors").KNeighborsClassifier(1, metric=distance)
     support, query = batch(shape=(2, 3)), batch(50, (2, 3))
     neighbors.fit(support.x.flatten(1).numpy(), support.y.numpy())
-    found = scores(Pixels(ways=WAYS), support, query.x).argmax(1)
+    found = scores(Pixels(ways=WAYS, distance=distance), support, query.x).argmax(1)
     assert (neighbors.predict(query.x.flatten(1).numpy()) == found.numpy()).all()
+    if distance == "cosine":  # the default; how strong the ink of a picture is does not count
+        stronger = support._replace(x=support.x * torch.linspace(0.1, 9, len(support.y))[:, None, None])
+        assert torch.equal(scores(Pixels(ways=WAYS), stronger, query.x).argmax(1), found)
+    with pytest.raises(ValueError, match="unknown distance 'manhattan'"):
+        Pixels(ways=WAYS, distance="manhattan")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
