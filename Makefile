@@ -27,7 +27,7 @@ $(INSTALLED): $(CORE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(CORE)  ## learn letters of scripts never met, from one example each (minutes on 2 cores)
+demo: $(CORE)  ## learn letters of scripts never trained on, from one example each (minutes on 2 cores)
 	$(BIN)/kshot demo
 
 lint: $(INSTALLED)  ## style and types

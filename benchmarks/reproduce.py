@@ -37,6 +37,7 @@ class Job:
 THOUSAND = ("--tasks", "1000")
 ALONE = (*THOUSAND, "--no-floors")  # where another learner's table has the floors of the same tasks
 SHORT = ("--tasks", "600", "--no-floors")
+UNSEEN = ("--data", "glyphs", "--unseen-scripts")  # scripts that Omniglot's training characters do not hold
 AUGMENT4 = (*ALONE, "--augment", "4")
 ONE_QUERY = ("--tasks", "4000", "--queries", "1", "--no-floors")  # MAML's protocol: as many queries as shots
 TWENTY = (*THOUSAND, "--ways", "20", "--queries", "5")  # protonet trains on the same episodes for 5 and 20 ways
@@ -171,7 +172,7 @@ JOBS = [
         tests={
             "": THOUSAND,
             "-20way": TWENTY,
-            "-on-glyphs": (*THOUSAND, "--data", "glyphs"),
+            "-on-glyphs": (*ALONE, *UNSEEN),
             "-augment4": AUGMENT4,
         },
     ),
@@ -180,7 +181,7 @@ JOBS = [
         tests={
             "": THOUSAND,
             "-1query": ONE_QUERY,
-            "-on-glyphs": (*THOUSAND, "--data", "glyphs"),
+            "-on-glyphs": (*ALONE, *UNSEEN),
             "-augment4": AUGMENT4,
         },
     ),

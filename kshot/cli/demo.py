@@ -18,7 +18,7 @@ __all__ = ["Demo"]
 
 @dataclass(frozen=True)
 class Demo:
-    """Learn letters of scripts never met, from one example each: train on embedded glyphs, test on unseen scripts."""
+    """Learn letters of scripts never trained on, from one example each: embedded glyphs, no download."""
 
     out: Path = Path("runs/demo")
     """Folder for the checkpoint, the table and the pictures."""
