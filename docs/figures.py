@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-SETS = {"omniglot": "hand-written characters", "glyphs": "printed letters", "grocery": "photos of groceries"}
+SETS = {"omniglot": "hand-written characters", "grocery": "photos of groceries"}
 
 
 def main() -> None:
