@@ -94,8 +94,10 @@ def _why(error: OSError) -> tuple[str, str]:
     return f"it cannot be written ({error})", "Make the folder writable"
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` for a file beside `path`, flush it, and move it into place in one step.
+def write_beside(path: Path, write: Callable[[Path], object], flush: bool = True) -> None:
+    """Call `write(temporary)` for a file beside `path`, flush it to the disk, and move it into place in one step.
+
+    What is no file (/dev/stdout) is written as it is.
 
     Raises:
         CheckpointError: the disk is full or not writable. What stood at `path` is untouched.
@@ -106,11 +108,15 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
         return "the one that was there is untouched" if path.is_file() else "nothing was left behind"
 
     with writing(path, kept):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            write(path)
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            if flush:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:  # also Ctrl-C
             with contextlib.suppress(OSError):

@@ -7,10 +7,13 @@ code 2; an interrupted training saves, says how to go on and ends with 130 (SIGI
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import io
+import os
 import re
+import signal
 import sys
 import warnings
 from dataclasses import fields, replace
@@ -139,6 +142,13 @@ def _options(learner: str) -> dict[str, Any]:
     return {name: value for name, value in learners.options(learner).items() if name not in taken}
 
 
+def _said(error: BaseException) -> str:
+    """An error in a line: that of a full disk below the output names no file."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the output'} cannot be written: the disk is full. Free some space, then try again"
+    return str(error)
+
+
 def main() -> None:
     """The entry point of the command `kshot`."""
     arguments = sys.argv[1:]
@@ -161,9 +171,16 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: print(f"kshot: warning: {message}", file=sys.stderr)
     try:
-        raise SystemExit(_parse(arguments).run())
+        code = _parse(arguments).run()
+        sys.stdout.flush()
+        raise SystemExit(code)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, ImportError, CheckpointError, NonFiniteLoss, OSError, OutOfMemory, RankLost) as error:
-        print(f"kshot: {error}", file=sys.stderr)
+        print(f"kshot: {_said(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk below the output, which is told already
+            sys.stdout.flush()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("kshot: interrupted", file=sys.stderr)

@@ -15,7 +15,17 @@ from typing import Any
 
 from kshot.checkpoint import write_beside
 
-__all__ = ["InputError", "again", "command", "console", "interruptible", "machine", "tensorboard", "write_json"]
+__all__ = [
+    "InputError",
+    "again",
+    "command",
+    "console",
+    "interruptible",
+    "machine",
+    "tensorboard",
+    "writable",
+    "write_json",
+]
 
 
 class InputError(ValueError):
@@ -95,6 +105,24 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores"
+
+
+def writable(*paths: Path | None) -> None:
+    """Refuse files that cannot be written, before the work is done; None are passed over.
+
+    Raises:
+        InputError: a folder, or a file below what is no folder or may not be written.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file in it")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise InputError(f"{path} cannot be written: {above} is no folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{path} cannot be written: {above} is read-only; make it writable, or choose another")
 
 
 def write_json(path: Path, value: Any) -> None:

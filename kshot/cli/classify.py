@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from kshot.cli._shared import InputError, command, console, machine, write_json
+from kshot.checkpoint import append, locked, write_beside, writing
+from kshot.cli._shared import InputError, command, console, machine, writable, write_json
 
 if TYPE_CHECKING:
     from kshot.estimators import FewShotClassifier
@@ -52,6 +54,7 @@ class Fit:
         from kshot.data.images import frames, open_image, square
         from kshot.evaluate import proportion95
 
+        writable(self.out, self.json)
         if not self.support.is_dir():
             raise InputError(f"{self.support} is no folder: give one that has a folder of pictures for each class")
         found = folder.survey(self.support)
@@ -145,6 +148,9 @@ class Predict:
 
         from kshot.data.sources import gather
 
+        writable(self.csv)
+        if self.sort_into is not None:
+            writable(self.sort_into / "CLASS")
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
@@ -157,8 +163,13 @@ class Predict:
             console().print(f"skipped: {text}")
         say, count, bad, began = console(), 0, 0, time.monotonic()
         head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
-        table = _Table(self.csv, head, self.resume)
-        with Progress(console=say, disable=not say.is_terminal) as bar:
+        with contextlib.ExitStack() as alone:
+            if self.csv is not None:
+                alone.enter_context(locked(self.csv.parent, self.csv.name))
+            if self.sort_into is not None and not self.dry_run:
+                alone.enter_context(locked(self.sort_into))
+            table = _Table(self.csv, head, self.resume)
+            bar = alone.enter_context(Progress(console=say, disable=not say.is_terminal))
             task = bar.add_task("classifying", total=len(files), completed=len(table.done))
             left = (file for file in files if file not in table.done)
             while chunk := list(itertools.islice(left, CHUNK)):
@@ -194,8 +205,7 @@ class Predict:
         if self.dry_run:
             console().print(f"{file} -> {target}")
         elif not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+            write_beside(target, lambda part: shutil.copy2(file, part), flush=False)
 
 
 @dataclass(frozen=True)
@@ -208,8 +218,7 @@ class Report:
     """The page; it needs nothing else, and can be sent."""
 
     def run(self) -> int:
-        from kshot.checkpoint import write_beside
-
+        writable(self.html)
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not pictures: there is nothing to show")
@@ -243,34 +252,42 @@ class _Table:
         if self.part is None:
             return
         if resume and self.part.exists():
-            whole = 0
-            with open(self.part, "rb") as lines:
-                for number, line in enumerate(lines):
-                    if not line.endswith(b"\n"):  # it was not finished
-                        break
-                    if number:
-                        self.done.add(json.loads(line)["file"])
-                    elif json.loads(line) != head:
-                        raise InputError(
-                            f"{self.part} was begun with another classifier: leave --resume out to begin anew"
-                        )
-                    whole += len(line)
-            os.truncate(self.part, whole)
-        self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._go_on(self.part, head)
         if not self.done:
-            self.part.write_text(json.dumps(head) + "\n", "utf-8")
+            write_beside(self.part, lambda path: path.write_text(json.dumps(head) + "\n", "utf-8"))
+
+    def _go_on(self, part: Path, head: dict[str, str]) -> None:
+        whole = 0
+        with open(part, "rb") as lines:
+            for number, line in enumerate(lines):
+                if not line.endswith(b"\n"):  # it was not finished
+                    break
+                try:
+                    row = json.loads(line)
+                    if number:
+                        if set(row) != set(COLUMNS) or not all(isinstance(cell, str) for cell in row.values()):
+                            raise TypeError
+                        self.done.add(row["file"])
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise InputError(
+                        f"{part}: line {number + 1} is damaged, so the table cannot be continued: leave --resume out "
+                        "to begin anew"
+                    ) from error
+                if not number and row != head:
+                    raise InputError(f"{part} was begun with another classifier: leave --resume out to begin anew")
+                whole += len(line)
+        os.truncate(part, whole)
 
     def add(self, rows: list[dict[str, str]]) -> None:
-        if self.part is not None:
-            with open(self.part, "a", encoding="utf-8") as out:
-                out.writelines(json.dumps(row) + "\n" for row in rows)
+        if self.part is None or self.path is None:
+            return
+        with writing(self.path, lambda: f"what was classified is kept in {self.part}, and --resume goes on with it"):
+            append(self.part, "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self, files: set[str]) -> None:
         """The CSV, of the rows of these files."""
         if self.path is None or self.part is None:
             return
-        from kshot.checkpoint import write_beside
-
         part = self.part
 
         def write(path: Path) -> None:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from kshot import checkpoint
-from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
+from kshot.cli._shared import (
+    InputError,
+    again,
+    command,
+    console,
+    interruptible,
+    machine,
+    tensorboard,
+    writable,
+    write_json,
+)
 from kshot.rl import recipe as recipes
 from kshot.rl.recipe import ControlRecipe, PolicyRun
 
@@ -51,6 +61,7 @@ class TrainControl:
         from kshot.settings import check_limits
         from kshot.train import refuse_a_run_in
 
+        writable(self.json)
         recipe, began = self.settings, time.monotonic()
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError(
@@ -149,6 +160,7 @@ class EvaluateControl:
     def run(self) -> int:
         from kshot.rl.train import evaluate, over_seeds
 
+        writable(self.json, self.plot, self.learning_curve)
         for picture in (self.plot, self.learning_curve):
             if picture is not None:
                 _picture(picture)
@@ -259,6 +271,7 @@ class Video:
         from kshot import seeding
         from kshot.rl.video import film
 
+        writable(self.out)
         run = recipes.load_run(self.folder)
         if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
             raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")

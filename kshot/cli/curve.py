@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kshot import seeding
 from kshot.checkpoint import write_beside
-from kshot.cli._shared import InputError, console, one_thread
+from kshot.cli._shared import InputError, console, one_thread, writable
 
 if TYPE_CHECKING:
     from kshot.estimators.fitting import Fitted
@@ -92,9 +92,8 @@ class Curve:
             raise InputError(f"--samples {self.samples}: give 0 to 100")
         if self.samples and self.out is None and self.plot is None:
             raise InputError("--samples are written to files alone: give --out or --plot")
+        writable(self.out, self.plot)
         for path, kinds in ((self.out, ()), (self.plot, (".png", ".svg", ".pdf"))):
-            if path is not None and path.is_dir():
-                raise InputError(f"{path} is a folder: give the name of a file in it")
             if path is not None and kinds and path.suffix.lower() not in kinds:
                 raise InputError(f"{path.name}: pictures end in .png, .svg or .pdf")
         table = read_csv(self.file, self.x, self.y or None, self.id, self.value, delimiter)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kshot import checkpoint, runs
-from kshot.cli._shared import InputError, console
+from kshot.cli._shared import InputError, console, writable
 from kshot.cli.scores import Figures, draw, scored, show, titles
 from kshot.cli.train import Train
 from kshot.config import Recipe
@@ -36,6 +36,7 @@ class Demo:
     def run(self) -> int:
         from kshot import recipes
 
+        writable(self.json)
         began = time.monotonic()
         recipe = recipes.get("glyphs-5way-1shot-protonet", "quick")
         assert isinstance(recipe, Recipe)

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from kshot import checkpoint, functions, learners, runs, seeding, tree
-from kshot.cli._shared import InputError, command, console, machine, write_json
+from kshot.cli._shared import InputError, command, console, machine, writable, write_json
 from kshot.cli.scores import counting
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class EvaluateFunctions:
     def run(self) -> int:
         from kshot import likelihood, plots
 
+        writable(self.json, self.plot, self.context)
         loaded = [runs.load_run(folder) for folder in (self.folder, *self.beside)]
         first = loaded[0].recipe
         if other := [run for run in loaded if run.recipe.data != first.data]:

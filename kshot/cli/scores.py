@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from kshot import runs
-from kshot.cli._shared import InputError, command, console, machine, write_json
+from kshot.cli._shared import InputError, command, console, machine, writable, write_json
 from kshot.config import Recipe
 from kshot.runs import Run, Test
 
@@ -99,6 +99,7 @@ class Evaluate:
     figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
+        writable(self.figures.json, self.figures.plot, self.figures.picture)
         run = runs.load_run(self.folder)
         settings = {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
         training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
@@ -123,6 +124,7 @@ class Compare:
     figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
+        writable(self.figures.json, self.figures.plot)
         if not self.folders:
             raise InputError("nothing to compare: give at least one folder of 'kshot train --out'")
         if self.figures.picture is not None:

@@ -12,7 +12,17 @@ import torch
 import tyro
 
 from kshot import checkpoint, memory, runs, settings
-from kshot.cli._shared import InputError, again, command, console, interruptible, machine, tensorboard, write_json
+from kshot.cli._shared import (
+    InputError,
+    again,
+    command,
+    console,
+    interruptible,
+    machine,
+    tensorboard,
+    writable,
+    write_json,
+)
 from kshot.config import Recipe
 
 if TYPE_CHECKING:
@@ -73,6 +83,7 @@ class Train:
         from kshot import config
         from kshot.train import refuse_a_run_in
 
+        writable(self.json)
         recipe = self.settings
         job = os.environ.get("TORCHELASTIC_RUN_ID")
         run = replace(self, device=device, resume=self.resume or (world.restarts > 0 and _is_of(self.out, job)))

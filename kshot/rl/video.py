@@ -7,7 +7,9 @@ OpenGL without a window comes from EGL (a driver's, or Mesa's) or OSMesa; the en
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,9 +208,23 @@ def film(
         else:
             sizes: Any = {"macro_block_size": 2}  # H.264 with 4:2:0 colours wants no more than even numbers
             imageio.imwrite(file, pictures, extension=".mp4", fps=rate, output_params=["-f", "mp4"], **sizes)
+            _check_whole(file, imageio)
 
     checkpoint.write_beside(path, write)
     return paid[0], paid[1]
+
+
+def _check_whole(file: Path, imageio: Any) -> None:
+    """ffmpeg's process ends well where the disk was full, and leaves a film without its index.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        imageio.immeta(file, extension=".mp4")
+    except OSError as error:
+        full = shutil.disk_usage(file.parent).free < 1 << 16
+        raise OSError(errno.ENOSPC if full else errno.EIO, "ffmpeg did not write all of it", str(file)) from error
 
 
 def _titled(frame: Any, text: str) -> Any:

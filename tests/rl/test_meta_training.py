@@ -79,6 +79,18 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         next(meta_train(learner(), Short(), SMALL, out=tmp_path, resume=True, batch=5))
 
 
+def test_a_folder_is_one_trainings_at_a_time(tmp_path: Path) -> None:
+    first = meta_train(learner(), Short(), SMALL, out=tmp_path, steps=2, save_every=1)
+    next(first)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="is being written by this very process"):
+            next(meta_train(learner(), Short(), SMALL, out=tmp_path, steps=2, resume=resume))
+    assert [r.step for r in first] == [2]  # nobody took its files away
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "records.jsonl"]
+    with pytest.raises(CheckpointError, match="holds a run already: add --resume"):
+        next(meta_train(learner(), Short(), SMALL, out=tmp_path, overwrite=False, steps=2))
+
+
 def test_it_learns_where_the_points_are() -> None:
     """Goals in one corner are learned by the start itself, within a few outer steps."""
 
