@@ -14,8 +14,8 @@ from kshot.core import Task, Trajectory
 from kshot.rl.learner import surrogate
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import Gaussian, GaussianMLP
-from kshot.rl.returns import Steps, advantages, baseline, digest, discounted
-from kshot.rl.trust import Curvature, Region, conjugate_gradient, improve
+from kshot.rl.returns import Steps, advantages, baseline, digest, discounted, features, standardised
+from kshot.rl.trust import Curvature, Region, _few, conjugate_gradient, improve
 
 D, A = 3, 2
 
@@ -122,6 +122,42 @@ def test_baseline_fits_what_is_linear_in_its_features() -> None:
     alive[:, 0, 3:] = False  # what did not take place has no say
     ruined = torch.where(alive, returns, 1e6)
     torch.testing.assert_close(baseline(x, ruined, alive) * alive, returns * alive, atol=1e-3, rtol=1e-3)
+
+
+def test_features_by_hand() -> None:
+    """Observations within -10..10, their squares, the first three powers of time (steps / 100), and 1 (Duan et al.)."""
+    x = torch.tensor([[[[0.5], [-20.0], [3.0]]]])
+    expected = [[0.5, 0.25, 0, 0, 0, 1], [-10, 100, 0.01, 1e-4, 1e-6, 1], [3, 9, 0.02, 4e-4, 8e-6, 1]]
+    torch.testing.assert_close(features(x)[0, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_standardised_advantages_by_hand() -> None:
+    """Temporal differences of a ridge regression of discounted returns, of mean 0 and deviation 1 over each task."""
+    g = seeding.generator(2)
+    alive = torch.ones(2, 3, 7, dtype=torch.bool)
+    alive[0, 1, 4:] = False
+    x, rewards = torch.randn(2, 3, 7, D, generator=g), torch.randn(2, 3, 7, generator=g)
+    zeros = torch.zeros(2, 3, 7, A)
+    found, weights = standardised(Trajectory(x, zeros, rewards, alive, zeros, torch.zeros(2, 1, A)), 0.8, 0.6)
+    for t in range(2):
+        lengths = [int(row.sum()) for row in alive[t]]
+        back = [[sum(0.8 ** (k - h) * float(rewards[t, r, k]) for k in range(h, n)) for h in range(n)]
+                for r, n in enumerate(lengths)]  # fmt: skip
+        rows = torch.cat([features(x)[t, r, :n] for r, n in enumerate(lengths)])
+        eye = torch.eye(rows.shape[1], dtype=torch.float64)
+        targets = torch.tensor([value for row in back for value in row], dtype=torch.float64)
+        values = rows @ torch.linalg.solve(rows.mT @ rows + 1e-5 * eye, rows.mT @ targets)
+        own: list[float] = []
+        for r, (n, value) in enumerate(zip(lengths, values.split(lengths), strict=True)):
+            follows = [*value[1:].tolist(), 0.0]
+            errors = [float(rewards[t, r, h]) + 0.8 * follows[h] - float(value[h]) for h in range(n)]
+            own += [sum(0.48 ** (k - h) * errors[k] for k in range(h, n)) for h in range(n)]
+        good = torch.tensor(own, dtype=torch.float64)
+        expected = ((good - good.mean()) / good.std(correction=0)).float()
+        torch.testing.assert_close(found[t][alive[t]], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(weights[t][alive[t]], torch.full((sum(lengths),), 1 / sum(lengths)))
+    assert not found[~alive].any()
+    assert not weights[~alive].any()
 
 
 def test_baseline_of_an_ants_size_with_several_threads() -> None:
@@ -396,6 +432,8 @@ def test_the_outer_step_is_the_natural_gradient(rates: bool) -> None:
     assert 0 < update.kl <= 1e-7
     assert float(divergence(own, tasks, flat(own.parameters()))) == pytest.approx(update.kl, rel=1e-6)
     assert update.norm == pytest.approx(float(gradient.norm()))
+    acted = [tree.index(tasks.query, t).acted.entropy().sum() for t in range(4)]  # equal for all observations
+    assert update.entropy == pytest.approx(float(sum(acted)) / 4)
 
 
 @pytest.mark.parametrize("first_order", [True, False])
@@ -421,6 +459,27 @@ def test_a_step_that_makes_nothing_better_is_not_taken() -> None:
     update = improve(own, nothing, Region(), seeding.generator(0))
     assert torch.equal(flat(own.parameters()), before)
     assert update.tries == 16
+    assert (update.after, update.kl) == (update.before, 0.0)
+
+
+def test_products_are_taken_over_a_share_of_each_sides_rows() -> None:
+    """Drawn without replacement, their weights of sum 1 again, and no row beside another's action."""
+    batch = steps(2, 40)
+    weights = torch.rand(2, 40, generator=seeding.generator(5), dtype=torch.float64)
+    batch = batch._replace(weights=weights / weights.sum(1, keepdim=True))
+    other = steps(2, 30, seed=1)
+    generator = seeding.generator(0)
+    for _ in range(2):
+        for few, all_of in zip(_few(Task(batch, other), 1, 0.2, generator), (batch, other), strict=True):
+            rows = [int((all_of.x[1] == x).all(1).nonzero()) for x in few.x]
+            assert len(set(rows)) == len(rows) == round(0.2 * all_of.x.shape[1])
+            for name in ("actions", "advantages", "mean"):
+                assert torch.equal(getattr(few, name), getattr(all_of, name)[1, rows])
+            drawn = all_of.weights[1, rows]
+            torch.testing.assert_close(few.weights, drawn / drawn.sum())
+    whole = _few(Task(batch, other), 1, 1.0, generator)
+    assert torch.equal(whole[0].x, batch.x[1])
+    assert torch.equal(whole[1].x, other.x[1])
 
 
 def test_a_step_beyond_the_bound_is_not_taken_though_it_is_better() -> None:
