@@ -194,6 +194,12 @@ def test_copies_of_many_go_on_from_the_same_state(name: str) -> None:
     for _ in range(20):
         envs.step(envs.action_space.sample())
     copies = [copy.deepcopy(envs), pickle.loads(pickle.dumps(envs)), copy.copy(envs.unwrapped)]
+    for other in copies if name == "AntDirection" else ():
+        for array in ("qpos", "qvel", "ctrl", "was", "com", "com_velocity", "rotation", "contact_forces"):
+            found, right = (getattr(one.unwrapped._sim.physics, array) for one in (other, envs))
+            np.testing.assert_array_equal(found, right)
+            assert right.any()
+        np.testing.assert_array_equal(*(one.unwrapped._sim.physics.batch.state for one in (other, envs)))
     expected = _again(envs, 20)
     for other in copies:
         for value, right in zip(_again(other, 20), expected, strict=True):
@@ -233,6 +239,7 @@ def test_a_divergence_is_seen_in_a_copy_too() -> None:
             simulator.step(np.zeros((2, 6)))
         assert copy.copy(simulator).lost.tolist() == [True, False]
         assert copy.copy(simulator).alive.tolist() == [False, True]
+        np.testing.assert_array_equal(copy.copy(simulator).physics.diverged.sum(1), simulator.faults)
 
 
 WRONG: dict[str, Any] = {

@@ -84,7 +84,7 @@ def test_each_loss_has_a_gradient_in_its_own_networks_alone() -> None:
         learner.log_temperature.fill_(math.log(0.2))
     task = Task(some(5, 1), some(7, 2))  # pyright: ignore
     query: Transitions = task.query  # pyright: ignore
-    found, _ = engine.meta_gradient(learner, tree.map_(lambda leaf: leaf[None], task), "loop")
+    found, outcome = engine.meta_gradient(learner, tree.map_(lambda leaf: leaf[None], task), "loop")
 
     def q(net: nn.Module, x: torch.Tensor, a: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return net(torch.cat([x, a, z.expand(len(x), -1)], 1))[:, 0]
@@ -113,6 +113,46 @@ def test_each_loss_has_a_gradient_in_its_own_networks_alone() -> None:
     assert len(own) == len(expected)
     for a, b in zip(own, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+    torch.testing.assert_close(outcome.metrics["kl"][0], belief.kl())
+    torch.testing.assert_close(outcome.metrics["entropy"][0], -density.mean())
+
+
+def test_rows_of_weight_0_change_nothing() -> None:
+    """Neither the belief nor a loss nor its metrics."""
+    learner, support, query = made().eval(), some(5, 1), some(7, 2)
+
+    def filled(rows: Transitions) -> Transitions:
+        more = some(3, 9)._replace(weights=torch.zeros(3, dtype=torch.float64))
+        return Transitions(*(torch.cat([a, 5 * b]) for a, b in zip(rows, more, strict=True)))
+
+    for a, b in zip(*(learner.adapt(learner.init(), rows) for rows in (support, filled(support))), strict=True):
+        torch.testing.assert_close(a, b)
+    plain, other = (learner.loss(Task(*pair)) for pair in ((support, query), (filled(support), filled(query))))  # pyright: ignore
+    torch.testing.assert_close(plain, other)
+
+
+def test_training_draws_z_from_the_belief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deviation above its mean where the noise is 1, for critics and targets alike."""
+    learner, task = made(), Task(some(5, 1), some(7, 2))  # pyright: ignore
+    monkeypatch.setattr(learner.noise, "forward", torch.ones_like)
+    seen: list[torch.Tensor] = []
+    for net in (*learner.critics, *learner.targets, learner.policy):
+        net.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, -3:]))
+    learner.loss(task)
+    belief = learner.adapt(learner.init(), task.support)  # pyright: ignore
+    normal = torch.distributions.Normal(belief.weighted / belief.precision, belief.precision**-0.5)
+    assert len(seen) == 8
+    for z in seen:
+        torch.testing.assert_close(z, (normal.mean + normal.stddev).expand(7, 3))
+
+
+def test_deviations_of_actions_stay_within_bounds() -> None:
+    """Those of the authors' soft actor-critic: exp(-20) to exp(2)."""
+    learner = made()
+    with torch.no_grad():
+        learner.policy[-1].bias[2:] = torch.tensor([100.0, -100.0])  # pyright: ignore
+    found = learner.acts(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)).log_std
+    assert found.tolist() == [[2.0, -20.0]]
 
 
 def test_targets_follow_the_critics_at_their_rate_and_no_optimiser_moves_them() -> None:

@@ -245,6 +245,16 @@ def test_learned_rates_begin_as_mamls_and_scale_each_tensors_step() -> None:
         PolicyMAML(maml.policy, adapts=False, learn_rates=True)
 
 
+def test_a_policy_that_does_not_adapt_is_scored_before_any_step() -> None:
+    """In `loss` as in `outer`: the paper's "pretrained"."""
+    own = learner(adapts=False)
+    task = Task(*(tree.index(steps(1, 15, seed), 0) for seed in (0, 1)))
+    expected, _ = own.score(own.predict(own.init(), task.query.x), task.query)  # pyright: ignore
+    torch.testing.assert_close(own.loss(task)[0], expected)
+    own.adapts = True
+    assert not torch.allclose(own.loss(task)[0], expected)
+
+
 def test_rows_that_fill_up_change_nothing() -> None:
     own, batch = learner(), steps(2, 9)
     support, query = tree.index(batch, 0), tree.index(batch, 1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from kshot import seeding, tree
 from kshot.core import Task, Trajectory
+from kshot.rl import returns
 from kshot.rl.learner import act
 from kshot.rl.paper import Point
 from kshot.rl.recurrent import RL2, GaussianGRU, Memory, Trials, digest
@@ -109,6 +110,30 @@ def test_trials_keep_their_order_and_their_weights() -> None:
     for t, r in ((0, 0), (2, 5)):
         kept = torch.cat([x.actions[t, r][x.alive[t, r]] for x in found])
         torch.testing.assert_close(trials.actions[t, r, : len(kept)], kept)
+
+
+def test_trials_have_standardised_advantages_of_their_settings() -> None:
+    """Of what the policy took in; every step took place."""
+    own = learner(1)
+    (found,) = rounds(own, Short())
+    for discount, lam in ((0.9, 0.5), (0.9, 1.0), (0.5, 0.5)):
+        good, weights = returns.standardised(found, discount, lam)
+        trials = own.digest(found, discount, lam)
+        assert torch.equal(trials.advantages, good)
+        assert torch.equal(trials.weights, weights)
+
+
+def test_a_rollout_alone_goes_on_from_the_first_trial() -> None:
+    memory = Memory(torch.randn(3, 8), torch.randn(3, 2), torch.randn(3, 1))
+    assert all(torch.equal(leaf, whole[:1]) for leaf, whole in zip(learner().single(memory), memory, strict=True))
+
+
+def test_the_deviation_does_not_go_below_its_least() -> None:
+    policy = GaussianGRU(2, 2, 4, least=0.01)
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([-100.0, -4.0]))
+    found = policy.actions(torch.zeros(1, 4)).log_std
+    torch.testing.assert_close(found, torch.tensor([[math.log(0.01), -4.0]]))
 
 
 def test_nothing_read_leaves_the_memory() -> None:
