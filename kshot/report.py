@@ -1,5 +1,5 @@
-"""A classifier on one page of HTML that needs nothing else: its pictures, what it confuses, its worst mistakes, how
-sure it is and how rightly, a map of its features. All from its own support set, each picture classified by the others.
+"""A classifier on one page of HTML that needs nothing else: its images, a confusion matrix, its worst mistakes, its
+calibration, a map of its features. All from its own support set, by leave-one-out: each image classified by the others.
 """
 
 from __future__ import annotations
@@ -49,22 +49,26 @@ def page(classifier: FewShotClassifier, title: str = "A classifier") -> str:
     said = {i: str(classifier.left_out_[i]) for i in seen}
     known = [i for i in seen if labels[i] in names]
     right = [float(said[i] == labels[i]) for i in known]
-    chances = classifier.left_out_probabilities_
+    none = str(classifier.none_label_)
+    p_none = classifier.left_out_p_none_
+    chances = (1 - p_none[:, None]) * classifier.left_out_probabilities_  # these and p_none sum to 1
+    refused = sum(said[i] == none for i in known) if math.isfinite(classifier.threshold_) else None
+    # Calibration is of the classes' probabilities, given that it is one of them.
+    sure = classifier.left_out_probabilities_[known]
+    best = np.array([names[k] for k in sure.argmax(1)] if known else []) == np.array([labels[i] for i in known])
     parts = [
         f"<h1>{_text(title)}</h1>",
-        _summary(classifier, names, labels, right, chances[known]),
+        _summary(classifier, names, labels, right, refused, sure.max(1), best),
         _support(names, labels, shown),
     ]
     if known:
         parts += [
-            _confusion(names, labels, said, known),
-            _mistakes(names, labels, shown, said, chances, known),
-            _calibration(chances[known], np.array(right)),
+            _confusion(names, [*names, none] if refused else names, labels, said, known),
+            _mistakes(names, labels, shown, said, chances, p_none, none, known),
+            _calibration(sure.max(1), best),
         ]
     else:
-        parts.append(
-            "<h2>How good it is</h2><p>One picture of each class: that cannot be said without a second one.</p>"
-        )
+        parts.append("<h2>Accuracy</h2><p>One image of each class: it cannot be estimated without a second one.</p>")
     parts.append(_map(classifier, labels, shown))
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -78,28 +82,36 @@ def page(classifier: FewShotClassifier, title: str = "A classifier") -> str:
 
 
 def _summary(
-    classifier: FewShotClassifier, names: list[str], labels: list[str], right: list[float], chances: np.ndarray
+    classifier: FewShotClassifier,
+    names: list[str],
+    labels: list[str],
+    right: list[float],
+    refused: int | None,
+    sure: np.ndarray,
+    best: np.ndarray,
 ) -> str:
     counts = [labels.count(name) for name in names]
+    each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    never = f"is never answered{': ' if classifier.why_no_threshold_ else ''}{classifier.why_no_threshold_}"
     rows = {
-        "pictures": f"{sum(counts)} of {len(names)} classes, {min(counts)} to {max(counts)} each",
+        "images": f"{sum(counts)} of {len(names)} class{'es' if len(names) > 1 else ''}, {each} per class",
         "model": f"{classifier.model_.name}, learner {classifier.learner or classifier.model_.kind}",
-        "“none of these”": "may be answered" if math.isfinite(classifier.threshold_) else "is never answered",
+        "“none of these”": "may be answered" if math.isfinite(classifier.threshold_) else never,
         "made with": f"kshot {__version__}",
     }
     if right:
         low, high = proportion95(int(sum(right)), len(right))
-        sure = calibration_error(torch.from_numpy(chances.max(1)), torch.from_numpy(np.array(right, dtype=bool)))
+        error = calibration_error(torch.from_numpy(sure), torch.from_numpy(best))
         rows |= {
-            "each classified by the others": (
-                f"{100 * float(np.mean(right)):.1f} % right of {len(right)}, 95 % interval {100 * low:.0f} to "
-                f"{100 * high:.0f} %"
+            "leave-one-out accuracy": (
+                f"{int(sum(right))}/{len(right)} = {100 * float(np.mean(right)):.1f} % (95 % CI {100 * low:.0f} to "
+                f"{100 * high:.0f} %){'' if refused is None else f', {refused} refused as “none of these”'}"
             ),
-            "calibration error": f"{float(sure):.3f}",
+            "expected calibration error": f"{float(error):.3f}",
         }
     body = "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{_text(v)}</td></tr>"
                    for k, v in rows.items())  # fmt: skip
-    hint = "<p class='hint'>Pictures that are alike make these figures too good; test on pictures of another day.</p>"
+    hint = "<p class='hint'>Near-duplicate images inflate these figures; test on images of another day.</p>"
     return f"<table>{body}</table>{hint if right else ''}"
 
 
@@ -108,62 +120,72 @@ def _support(names: list[str], labels: list[str], shown: list[str]) -> str:
     for name in names:
         own = [i for i, label in enumerate(labels) if label == name]
         more = f" <span class='hint'>and {len(own) - MOST_SHOWN} more</span>" if len(own) > MOST_SHOWN else ""
-        pictures = "".join(_figure(shown[i], f"{name}, picture {i + 1}", "") for i in own[:MOST_SHOWN])
+        pictures = "".join(_figure(shown[i], f"{name}, image {i + 1}", "") for i in own[:MOST_SHOWN])
         parts.append(f"<h3>{_text(name)} ({len(own)})</h3><div>{pictures}{more}</div>")
     if free := [i for i, label in enumerate(labels) if label not in names]:
-        pictures = "".join(_figure(shown[i], f"unlabelled, picture {i + 1}", "") for i in free[:MOST_SHOWN])
+        pictures = "".join(_figure(shown[i], f"unlabelled, image {i + 1}", "") for i in free[:MOST_SHOWN])
         parts.append(f"<h3>Unlabelled ({len(free)})</h3><div>{pictures}</div>")
     return "".join(parts)
 
 
-def _confusion(names: list[str], labels: list[str], said: dict[int, str], known: list[int]) -> str:
+def _confusion(names: list[str], answers: list[str], labels: list[str], said: dict[int, str], known: list[int]) -> str:
     pairs = Counter((labels[i], said[i]) for i in known)
-    parts = ["<h2>What it confuses</h2>"]
+    parts = ["<h2>Confusion matrix</h2>"]
     if len(names) <= MOST_CLASSES:
-        across = "".join(f"<th class='across' scope='col'>{_text(name)}</th>" for name in names)
+        across = "".join(f"<th class='across' scope='col'>{_text(name)}</th>" for name in answers)
         body = []
         for true in names:
-            total = sum(pairs[true, name] for name in names) or 1
+            total = sum(pairs[true, name] for name in answers) or 1
             cells = []
-            for name in names:
+            for name in answers:
                 n, hue = pairs[true, name], 140 if name == true else 0
                 colour = f" style='background:hsla({hue},70%,45%,{0.75 * n / total:.2f})'" if n else ""
                 cells.append(f"<td{colour}>{n or ''}</td>")
             body.append(f"<tr><th scope='row'>{_text(true)}</th>{''.join(cells)}</tr>")
         parts.append(
-            "<p class='hint'>A row is what a picture is, a column what the others say that it is.</p>"
+            "<p class='hint'>Rows are the true classes, columns what the other images say.</p>"
             f"<div class='scroll'><table><tr><th></th>{across}</tr>{''.join(body)}</table></div>"
         )
     wrong = [(n, true, guess) for (true, guess), n in pairs.items() if true != guess]
     most = sorted(wrong, key=lambda row: (-row[0], row[1:]))[:10]
     lines = "".join(f"<li>{_text(true)} taken for {_text(guess)}: {n}</li>" for n, true, guess in most)
-    parts.append(f"<ul>{lines}</ul>" if lines else "<p>Nothing.</p>")
+    parts.append(f"<ul>{lines}</ul>" if lines else "<p>No confusions.</p>")
     return "".join(parts)
 
 
 def _mistakes(
-    names: list[str], labels: list[str], shown: list[str], said: dict[int, str], chances: np.ndarray, known: list[int]
+    names: list[str],
+    labels: list[str],
+    shown: list[str],
+    said: dict[int, str],
+    chances: np.ndarray,
+    p_none: np.ndarray,
+    none: str,
+    known: list[int],
 ) -> str:
     wrong = [i for i in known if said[i] != labels[i]]
     wrong.sort(key=lambda i: (chances[i, names.index(labels[i])], i))
     if not wrong:
-        return "<h2>Its worst mistakes</h2><p>None.</p>"
+        return "<h2>Worst mistakes</h2><p>No mistakes.</p>"
+
+    def sure(i: int) -> float:
+        return 100 * (p_none[i] if said[i] == none else chances[i].max())
+
     figures = "".join(
         _figure(
             shown[i],
-            f"{labels[i]}, picture {i + 1}",
-            f"is {_text(labels[i])}<br>taken for {_text(said[i])} ({100 * chances[i].max():.0f} %)",
+            f"{labels[i]}, image {i + 1}",
+            f"is {_text(labels[i])}<br>taken for {_text(said[i])} ({sure(i):.0f} %)",
         )
         for i in wrong[:MOST_MISTAKES]
     )
     return (
-        f"<h2>Its worst mistakes</h2><p class='hint'>{len(wrong)} of {len(known)}; a picture that is labelled wrongly "
-        f"stands here too.</p><div class='mistake'>{figures}</div>"
+        f"<h2>Worst mistakes</h2><p class='hint'>{len(wrong)} of {len(known)}; a wrong label shows up here too.</p>"
+        f"<div class='mistake'>{figures}</div>"
     )
 
 
-def _calibration(chances: np.ndarray, right: np.ndarray) -> str:
-    sure = chances.max(1)
+def _calibration(sure: np.ndarray, right: np.ndarray) -> str:
     edges = np.linspace(0, 1, 11)
     bars, size = [], 260
     for low, high in itertools.pairwise(edges):
@@ -173,20 +195,21 @@ def _calibration(chances: np.ndarray, right: np.ndarray) -> str:
             radius = 3 + 9 * math.sqrt(n / len(sure))
             bars.append(
                 f"<circle cx='{40 + size * x:.1f}' cy='{10 + size * (1 - y):.1f}' r='{radius:.1f}' fill='#2563eb' "
-                f"fill-opacity='.7'><title>{n} pictures: {100 * x:.0f} % sure, {100 * y:.0f} % right</title></circle>"
+                f"fill-opacity='.7'><title>{n} images: confidence {100 * x:.0f} %, accuracy "
+                f"{100 * y:.0f} %</title></circle>"
             )
     frame = (
         f"<rect x='40' y='10' width='{size}' height='{size}' fill='none' stroke='#9ca3af'/>"
         f"<line x1='40' y1='{10 + size}' x2='{40 + size}' y2='10' stroke='#9ca3af' stroke-dasharray='4'/>"
-        f"<text x='{40 + size / 2}' y='{size + 40}' text-anchor='middle' fill='currentColor'>how sure</text>"
+        f"<text x='{40 + size / 2}' y='{size + 40}' text-anchor='middle' fill='currentColor'>confidence</text>"
         f"<text x='16' y='{10 + size / 2}' text-anchor='middle' fill='currentColor' "
-        f"transform='rotate(-90 16 {10 + size / 2})'>share right</text>"
+        f"transform='rotate(-90 16 {10 + size / 2})'>accuracy</text>"
     )
     return (
-        "<h2>How sure, and how rightly</h2><p class='hint'>On the dashed line it is right as often as it says; below, "
-        "it is too sure. Large circles are many pictures.</p>"
-        f"<svg viewBox='0 0 {size + 60} {size + 50}' width='{size + 60}' role='img' aria-label='how sure it is, and "
-        f"how often right'>{frame}{''.join(bars)}</svg>"
+        "<h2>Calibration (reliability diagram)</h2><p class='hint'>On the dashed line it is right as often as it says; "
+        "below, it is overconfident. Large circles are many images.</p>"
+        f"<svg viewBox='0 0 {size + 60} {size + 50}' width='{size + 60}' role='img' "
+        f"aria-label='reliability diagram: accuracy against confidence'>{frame}{''.join(bars)}</svg>"
     )
 
 
@@ -211,12 +234,12 @@ def _map(classifier: FewShotClassifier, labels: list[str], shown: list[str]) -> 
         hue = 360 * names.index(labels[row]) / len(names)
         left, top = 10 + a * (width - side - 20), 10 + (1 - b) * (height - side - 20)
         marks.append(
-            f"<g><title>{_text(labels[row])}, picture {row + 1}</title><rect x='{left - 2:.1f}' y='{top - 2:.1f}' "
+            f"<g><title>{_text(labels[row])}, image {row + 1}</title><rect x='{left - 2:.1f}' y='{top - 2:.1f}' "
             f"width='{side + 4}' height='{side + 4}' rx='4' fill='hsl({hue:.0f},70%,45%)'/><image x='{left:.1f}' "
             f"y='{top:.1f}' width='{side}' height='{side}' href='{shown[row]}'/></g>"
         )
     return (
-        "<h2>A map of its features</h2><p class='hint'>Pictures that the body finds alike lie near each other; a "
+        "<h2>Map of the features</h2><p class='hint'>Images that the backbone finds alike lie near each other; a "
         f"colour is a class. Two principal components, {share:.0f} % of the variance.</p>"
         f"<svg viewBox='0 0 {width} {height}' width='{width}' role='img' aria-label='map of the features'>"
         f"{''.join(marks)}</svg>"
@@ -224,7 +247,8 @@ def _map(classifier: FewShotClassifier, labels: list[str], shown: list[str]) -> 
 
 
 def _text(words: Any) -> str:
-    return html.escape(str(words))
+    """Escaped; a name that is no UTF-8 (of an old archive) with a replacement character for what cannot be written."""
+    return html.escape(str(words).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def _figure(source: str, words: str, below: str) -> str:

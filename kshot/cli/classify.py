@@ -7,6 +7,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Predict", "Report"]
 
 CHUNK = 256
-COLUMNS: tuple[str, ...] = ("file", "label", "probability", "runner_up", "runner_up_probability", "error")
+COLUMNS: tuple[str, ...] = ("file", "label", "probability", "runner_up", "runner_up_probability", "p_none", "error")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Fit:
     learner: str | None = None
     """"protonet", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was trained with."""
     open_set: bool = True
-    """Let 'kshot predict' answer "none of these"."""
+    """Let 'kshot predict' answer "none of these", where each class has two images or more."""
     finetune: int = 0
     """Steps by which the body itself is fitted to the pictures (needs kshot[augment]); small bodies lose by it."""
     on_bad: Literal["skip", "refuse"] = "skip"
@@ -94,15 +95,20 @@ class Fit:
             f"model {classifier.model_.name}, learner {self.learner or classifier.model_.kind}: {self.out}"
         )
         values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": problems}
+        if classifier.why_no_threshold_:
+            say.print(f"'none of these' is never answered: {classifier.why_no_threshold_}")
+        values["why_no_threshold"] = classifier.why_no_threshold_
+        none = classifier.none_label_
         seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
         if len(seen) > 1:
             right = [float(true == guess) for true, guess in seen]
             mean, (low, high) = sum(right) / len(right), proportion95(int(sum(right)), len(right))
+            refused = sum(guess == none for _, guess in seen)
             say.print(
-                f"each classified by the others: {100 * mean:.1f} % right of {len(right)} (95 % interval "
-                f"{100 * low:.0f} to {100 * high:.0f}); pictures that are alike make this too good"
+                f"leave-one-out accuracy: {int(sum(right))}/{len(right)} = {100 * mean:.1f} % (95 % CI {100 * low:.0f} "
+                f"to {100 * high:.0f} %), {refused} refused as {none!r}; near-duplicate images inflate it"
             )
-            values |= {"left_out_accuracy": mean, "interval95": [low, high], "left_out": len(right)}
+            values |= {"left_out_accuracy": mean, "interval95": [low, high], "left_out": len(right), "refused": refused}
             pairs: dict[str, int] = {}
             for true, guess in seen:
                 if true != guess:
@@ -112,7 +118,7 @@ class Fit:
                 say.print(f"most confused: {', '.join(f'{what} ({n})' for what, n in most)}")
             values["confused"] = dict(most)
         else:
-            say.print("one picture per class: how good it is cannot be said without more")
+            say.print("one image per class: its accuracy cannot be estimated without a second one")
         same, odd = _duplicates(classifier, X), _odd(classifier, X)
         for a, b in same:
             say.print(f"the same picture twice: {a} and {b}")
@@ -133,7 +139,9 @@ class Predict:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files, folders (with all below them) and patterns such as 'photos/*.jpg'."""
     csv: Path | None = None
-    """Write a table to this file."""
+    """Write a table to this file: probabilities of all classes and of "none of these" sum to 1."""
+    all_classes: bool = False
+    """With --csv: a column of probabilities for each class, "p: CLASS"."""
     resume: bool = False
     """Go on with the table that was broken off."""
     sort_into: Path | None = None
@@ -161,37 +169,47 @@ class Predict:
             raise InputError("; ".join([f"no image in {', '.join(self.paths)}", *problems]))
         for text in problems:
             console().print(f"skipped: {text}")
-        say, count, bad, began = console(), 0, 0, time.monotonic()
-        head = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
+        say, count, bad, none, began = console(), 0, 0, 0, time.monotonic()
+        head: dict[str, Any] = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
+        columns = [f"p: {name}" for name in classifier.classes_] if self.all_classes else []
+        head |= {"columns": columns} if columns else {}
         with contextlib.ExitStack() as alone:
             if self.csv is not None:
                 alone.enter_context(locked(self.csv.parent, self.csv.name))
             if self.sort_into is not None and not self.dry_run:
                 alone.enter_context(locked(self.sort_into))
-            table = _Table(self.csv, head, self.resume)
+            table = _Table(self.csv, head, self.resume, [*COLUMNS, *columns])
             bar = alone.enter_context(Progress(console=say, disable=not say.is_terminal))
             task = bar.add_task("classifying", total=len(files), completed=len(table.done))
             left = (file for file in files if file not in table.done)
             while chunk := list(itertools.islice(left, CHUNK)):
-                rows = _rows(classifier, chunk)
+                rows, refused = _rows(classifier, chunk, self.all_classes)
+                none += refused
                 for row in rows:
                     if row["error"] and self.on_bad == "refuse":
                         raise InputError(f"{row['file']}: {row['error']}. Fix or remove it, or --on-bad skip")
                     if row["error"]:
                         bad += 1
-                        say.print(f"{row['file']}: left out, {row['error']}")
+                        say.print(f"{row['file']}: skipped, {row['error']}")
                     elif self.csv is None and self.sort_into is None:
-                        say.print(f"{row['file']}: {row['label']} ({row['probability']}), then {row['runner_up']}")
+                        after = (
+                            f", then {row['runner_up']} ({row['runner_up_probability']})" if row["runner_up"] else ""
+                        )
+                        say.print(f"{row['file']}: {row['label']} ({row['probability']}){after}")
                     if self.sort_into is not None and not row["error"]:
                         self._copy(Path(row["file"]), row["label"])
                 table.add(rows)  # after the copies: what is broken off in between is copied again, and found there
                 count += len(chunk)
                 bar.advance(task, len(chunk))
             table.finish(set(files))
-        if self.csv is not None:
-            speed = count / max(time.monotonic() - began, 1e-9)
-            before = f", {len(files) - count} before" if count < len(files) else ""
-            say.print(f"{count} files{before}, {bad} of them not readable, {speed:.0f} a second: {self.csv}")
+        speed = count / max(time.monotonic() - began, 1e-9)
+        before = f", {len(files) - count} before" if count < len(files) else ""
+        never = f" (it never is: {classifier.why_no_threshold_})" if classifier.why_no_threshold_ else ""
+        place = f": {self.csv}" if self.csv is not None else ""
+        say.print(
+            f"{count - bad} files classified{before}, {none} of them as {classifier.none_label_!r}{never}, {bad} "
+            f"skipped ({speed:.0f} files/s){place}"
+        )
         return 0
 
     def _copy(self, file: Path, label: str) -> None:
@@ -246,8 +264,8 @@ class _Table:
         done: the files whose rows are there.
     """
 
-    def __init__(self, path: Path | None, head: dict[str, str], resume: bool):
-        self.path, self.done = path, set[str]()
+    def __init__(self, path: Path | None, head: dict[str, Any], resume: bool, columns: list[str]):
+        self.path, self.done, self.columns = path, set[str](), columns
         self.part = path.with_name(f".{path.name}.part") if path is not None else None
         if self.part is None:
             return
@@ -295,7 +313,7 @@ class _Table:
                 open(part, encoding="utf-8") as lines,
                 open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as out,
             ):
-                table = csv.DictWriter(out, COLUMNS)
+                table = csv.DictWriter(out, self.columns)
                 table.writeheader()
                 table.writerows(
                     _plain(row) for row in map(json.loads, itertools.islice(lines, 1, None)) if row["file"] in files
@@ -316,22 +334,27 @@ def _plain(row: dict[str, str]) -> dict[str, str]:
     return row
 
 
-def _rows(classifier: FewShotClassifier, files: list[str]) -> list[dict[str, str]]:
-    """A row of the table for each file."""
-    names = classifier.classes_.tolist()
-    rows = []
+def _rows(classifier: FewShotClassifier, files: list[str], all_classes: bool) -> tuple[list[dict[str, str]], int]:
+    """A row of the table for each file, and how many of them are of no class."""
+    names = [str(name) for name in classifier.classes_]
+    none = str(classifier.none_label_)
+    rows, refused = [], 0
     for file, answer in zip(files, classifier.judge(files, nearest=1), strict=True):
-        row = dict.fromkeys(COLUMNS, "")
-        row |= {"file": file, "error": answer.error}
+        row = {"file": file, "error": answer.error}
         if not answer.error:
-            chance = answer.probabilities
-            order = sorted(range(len(names)), key=lambda k: -chance[k])
-            row |= {"label": str(answer.label), "probability": f"{chance[order[0]]:.4f}"}
-            second = order[0] if answer.none else order[1] if len(order) > 1 else None
-            if second is not None:
-                row |= {"runner_up": str(names[second]), "runner_up_probability": f"{chance[second]:.4f}"}
-        rows.append(row)
-    return rows
+            refused += answer.none
+            chances = dict(zip(names, (1 - answer.p_none) * answer.probabilities, strict=True))
+            row |= {f"p: {name}": f"{chance:.4f}" for name, chance in chances.items()} if all_classes else {}
+            if math.isfinite(classifier.threshold_):
+                chances[none] = answer.p_none
+                row["p_none"] = f"{answer.p_none:.4f}"
+            label = str(answer.label)
+            row |= {"label": label, "probability": f"{chances.pop(label):.4f}"}
+            if chances:
+                second = max(chances, key=lambda name: chances[name])
+                row |= {"runner_up": second, "runner_up_probability": f"{chances[second]:.4f}"}
+        rows.append({**dict.fromkeys(COLUMNS, ""), **row})
+    return rows, refused
 
 
 def _duplicates(classifier: FewShotClassifier, files: list[str]) -> list[list[str]]:

@@ -99,6 +99,10 @@ class MatchingNet(Learner):
     def _state_from(self, features: Tensor, y: Tensor) -> Examples:
         return Examples(_embed.unit(features), losses.one_hot(y, self.ways, features.dtype))
 
+    def geometry(self, features: Tensor) -> Tensor:
+        """Features `[N, D]` of length one: the scores are of cosines."""
+        return _embed.unit(features)
+
     def _scores(self, state: Examples, features: Tensor) -> Tensor:
         similarity = self.log_scale.exp() * (_embed.unit(features) @ state.features.T)  # [M, N]
         # log sum exp over the examples of each class; a row that is not labelled is in no class.

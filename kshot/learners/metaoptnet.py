@@ -108,9 +108,16 @@ class MetaOptNet(Learner):
     def _state_from(self, features: Tensor, y: Tensor) -> Machine:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
         x = features * labels.sum(1, keepdim=True)  # rows with y < 0 become zeros
-        gram = x @ x.T + self.ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
+        gram = x @ x.T
+        # Beside the rounding of large features a small ridge is none, and the matrix no longer positive definite.
+        ridge = (4 * torch.finfo(x.dtype).eps * gram.detach().diagonal().sum()).clamp_min(self.ridge)
+        gram = gram + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
         dual = solve_dual(gram, labels, self.cost, self.smoothing, self.iterations)
         return Machine(x.T @ dual, labels.sum(0))
+
+    def geometry(self, features: Tensor) -> Tensor:
+        """Features `[N, D]` of length one: the scores are inner products."""
+        return _embed.unit(features)
 
     def _scores(self, state: Machine, features: Tensor) -> Tensor:
         return _embed.only_present(self.scale * (features @ state.weights), state.counts)

@@ -108,6 +108,10 @@ class ProtoNet(Learner):
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
         return Prototypes(labels.T @ features, labels.sum(0))
 
+    def geometry(self, features: Tensor) -> Tensor:
+        """Features `[N, D]` in the space whose squared distances the scores are."""
+        return _embed.unit(features) if self.distance == "cosine" else features
+
     def _scores(self, state: Prototypes, features: Tensor) -> Tensor:
         prototypes = state.sums / state.counts.clamp_min(1)[:, None]  # [W, D]
         if self.distance == "cosine":

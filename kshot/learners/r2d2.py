@@ -55,6 +55,7 @@ class R2D2(Learner):
         ways: the largest number of classes of a task, W.
         penalty: initial weight of the squared norm, > 0, learned by its logarithm. 50: the authors' code.
         scale: initial factor of the scores, learned. 10: the authors' code on Omniglot.
+        balanced: classes weigh equally, whatever the numbers of their examples.
         features: D, where the body does not tell it as `out_features`.
 
     Raises:
@@ -65,6 +66,8 @@ class R2D2(Learner):
     times as much; ours does not grow with N. The penalty is learned by its logarithm, so that it stays
     positive; the authors' configuration for few-shot classification keeps it fixed.
     No shift (beta there): it is the same for all classes, so that the cross-entropy is blind to it.
+    Differs from the paper where classes have unequal numbers of examples: they weigh equally (`balanced`; an example
+    counts N / (W n) where n are of its class), or else the class with fewest would hardly ever be the answer.
     """
 
     permutation_equivariant = True
@@ -76,6 +79,7 @@ class R2D2(Learner):
         ways: int,
         penalty: float = 50.0,
         scale: float = 10.0,
+        balanced: bool = True,
         features: int | None = None,
     ):
         super().__init__()
@@ -83,6 +87,7 @@ class R2D2(Learner):
             raise ValueError(f"penalty={penalty}: the penalty of a ridge regression must be positive")
         self.body = _embed.require_body(body, "R2D2")
         self.ways = ways
+        self.balanced = balanced
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
@@ -106,9 +111,17 @@ class R2D2(Learner):
 
     def _state_from(self, features: Tensor, y: Tensor) -> Ridge:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
-        known = labels.sum(1, keepdim=True)  # [N, 1]: 0 for a row with y < 0
-        x = _with_ones(features) * known
-        return Ridge(ridge(x, labels, self.log_penalty.exp()), labels.sum(0))
+        counts = labels.sum(0)  # [W]
+        share = torch.ones_like(counts)
+        if self.balanced:  # 1 where all are equal
+            share = counts.sum() / ((counts > 0).sum().clamp_min(1) * counts.clamp_min(1))  # [W]
+        weight = (labels @ share)[:, None].sqrt()  # [N, 1]: 0 for a row with y < 0
+        x = _with_ones(features) * weight
+        return Ridge(ridge(x, labels * weight, self.log_penalty.exp()), counts)
+
+    def geometry(self, features: Tensor) -> Tensor:
+        """Features `[N, D]` of length one: the scores are inner products."""
+        return _embed.unit(features)
 
     def _scores(self, state: Ridge, features: Tensor) -> Tensor:
         scores = self.scale * (_with_ones(features) @ state.weights)  # [M, W]

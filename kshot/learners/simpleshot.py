@@ -106,6 +106,10 @@ class SimpleShot(Learner):
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
         return Prototypes(labels.T @ _embed.unit(features - self.mean), labels.sum(0))
 
+    def geometry(self, features: Tensor) -> Tensor:
+        """Features `[N, D]` in the space whose squared distances the scores are: centred, of length one."""
+        return _embed.unit(features - self.mean)
+
     def _scores(self, state: Prototypes, features: Tensor) -> Tensor:
         prototypes = state.sums / state.counts.clamp_min(1)[:, None]  # [W, D]
         scores = -self.scale * _embed.squared_distance(_embed.unit(features - self.mean), prototypes)

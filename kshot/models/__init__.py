@@ -108,13 +108,16 @@ class Model:
             parts = [body(part) for part in x.split(BATCH)]
         return torch.cat(parts) if parts else x.new_zeros(0, body.out_features)
 
-    def learner(self, ways: int, name: str | None = None, features: int | None = None) -> Learner:
+    def learner(
+        self, ways: int, name: str | None = None, features: int | None = None, settings: dict[str, Any] | None = None
+    ) -> Learner:
         """A learner for what `encode` gives.
 
         Args:
             ways: classes.
             name: one of `METRIC`; None: the one that the model was trained with ("protonet" for "features").
             features: D, for "features".
+            settings: further ones of the learner, for one on features.
 
         Raises:
             ValueError: a learner that needs a body of its own, or more classes than a trained one has room for.
@@ -133,7 +136,7 @@ class Model:
         if name not in METRIC:
             raise ValueError(f"learner {name!r} cannot take a body of features: choose from {', '.join(METRIC)}")
         size = features if features is not None else self.trained.body.out_features  # pyright: ignore
-        own = learners.build(name, Features(int(size)), ways)  # pyright: ignore
+        own = learners.build(name, Features(int(size)), ways, **(settings or {}))  # pyright: ignore
         if name == self.kind and self.trained is not None:
             rest = {n: t for n, t in self.trained.state_dict().items() if not n.startswith("body.")}
             own.load_state_dict(rest, strict=False)
