@@ -13,7 +13,7 @@ import time
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +28,8 @@ from kshot.checkpoint import packed as safetensors_of
 from kshot.data import load
 from kshot.estimators import FewShotClassifier
 from kshot.serve import Limits, Session, create_app
-from kshot.serve.session import Refused
+from kshot.serve import session as session_module
+from kshot.serve.session import Refused, Store
 
 
 def png(picture: Any) -> bytes:
@@ -177,11 +178,68 @@ def test_a_session_forgets_what_is_taken_away() -> None:
         session.judge(asked)
 
 
+def test_numbers_of_images_do_not_change_hands() -> None:
+    """Who asks for the removal of an image that went meanwhile is refused, and no other image goes in its place."""
+    (one, first), (two, second) = letters(2, 2).items()
+    session = Session("omniglot")
+    session.add(one, first)
+    session.add(two, second)
+    assert session.ids == [0, 1, 2, 3]
+    session.remove([1])
+    with pytest.raises(Refused, match="there is no picture 1"):
+        session.remove([1, 2])
+    assert session.classes == {one: 1, two: 2}
+    session.undo()
+    assert session.ids == [0, 1, 2, 3]
+    with pytest.raises(Refused, match="nothing to undo"):
+        session.undo()
+    twin, images = session.twin(), session.decoded(first[:1])[0]
+    session.remove([3])
+    assert session.learn(one, images) == [4]  # 3 is not given again
+    session.remove([0])
+    session.undo()  # the last change alone
+    assert session.ids == [0, 1, 2, 4]
+    assert session.labels == [one, one, two, one]
+    assert (twin.ids, len(twin.thumbs), twin.classes) == ([0, 1, 2, 3], 4, {one: 2, two: 2})
+
+
+def test_what_is_kept_for_many_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
+
+    class Thing(NamedTuple):
+        pictures: int
+
+    store = Store[Thing](Limits(sessions=3, kept=10, seconds=100))
+    for name in "abc":
+        store.put(name, Thing(3))
+    assert store.get("a") == Thing(3)  # used, so it is not the one that goes
+    store.put("d", Thing(1))
+    assert [store.get(name) is not None for name in "abcd"] == [True, False, True, True]
+    store.put("d", Thing(9))  # 3 + 3 + 9 are more than 10
+    assert [store.get(name) is not None for name in "acd"] == [False, False, True]
+    store.put("e", Thing(1000))  # one that is larger than all may be stays alone
+    assert [store.get(name) is not None for name in "de"] == [False, True]
+    now[0] = 100.0
+    assert store.get("e") is not None
+    now[0] = 201.0
+    assert store.get("e") is None
+    assert store.get("e", lambda: Thing(2)) is store.get("e", lambda: Thing(3))
+    assert store.remove("e")
+    assert not store.remove("e")
+
+
 def test_other_sites_and_other_names_are_refused() -> None:
     client = TestClient(create_app(page=False, hosts=("testserver",)))
     assert client.post("/v1/classifiers", json={}, headers={"Origin": "http://testserver"}).status_code == 201
     assert client.post("/v1/classifiers", json={}, headers={"Origin": "http://evil.example"}).status_code == 403
     assert client.get("/v1/health", headers={"Host": "evil.example"}).status_code == 403
+    for odd in ("http://[", "null", "http://testserver.evil.example"):
+        assert client.post("/v1/classifiers", json={}, headers={"Origin": odd}).status_code == 403, odd
+    assert client.get("/v1/health", headers={"Host": "["}).status_code == 403
+    headers = client.get("/v1/health").headers
+    assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_files_of_strangers_may_ask_for_little(tmp_path: Path) -> None:
