@@ -24,7 +24,7 @@ from starlette.formparsers import MultiPartParser
 
 from kshot import __version__, models
 from kshot.serve.guard import Guard
-from kshot.serve.session import LIMITS, Limits, Refused, Session, Store, p_none_of
+from kshot.serve.session import LIMITS, Limits, Refused, Session, Store
 
 __all__ = ["create_app"]
 
@@ -239,7 +239,6 @@ def create_app(
         names, labels = [str(c) for c in own.classes_], [str(label) for label in own.labels_]
         said = []
         for picture, answer in zip(pictures, answers, strict=True):
-            p_none = p_none_of(answer)
             chance = {} if answer.error else dict(zip(names, map(float, answer.probabilities), strict=True))
             said.append(
                 Said(
@@ -248,8 +247,8 @@ def create_app(
                     none=answer.none,
                     probability=max(chance.values()) if chance else None,
                     probabilities=chance,
-                    p_none=None if answer.error else p_none,
-                    p_classes={name: (1 - p_none) * p for name, p in chance.items()},
+                    p_none=None if answer.error else answer.p_none,
+                    p_classes={name: (1 - answer.p_none) * p for name, p in chance.items()},
                     nearest=[labels[row] for row in answer.nearest],
                     error=answer.error,
                 )

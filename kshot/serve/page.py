@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 
+from kshot.estimators import Answer
 from kshot.serve import pad
-from kshot.serve.session import Limits, Refused, Session, Store, p_none_of, resized
+from kshot.serve.session import Limits, Refused, Session, Store, resized
 
 __all__ = ["mounted"]
 
@@ -345,11 +346,15 @@ def _images(count: int) -> str:
 def _learned(session: Session, wrong: list[str]) -> tuple[str, bool]:
     bad = [text for text in wrong if text]
     text = f"Taught: {_images(len(wrong) - len(bad))}."
-    found = session.left_out()
-    if found is not None:
+    classifier, found = session.classifier, session.left_out()
+    if classifier is not None and found is not None:
         mean, (low, high), of = found
         text += f" Leave-one-out accuracy: {round(mean * of)}/{of} = {100 * mean:.0f} % (95 % CI {100 * low:.0f} to "
-        text += f"{100 * high:.0f} %)."
+        text += f"{100 * high:.0f} %)"
+        refused = sum(guess == classifier.none_label_ for guess in classifier.left_out_)
+        text += f", {refused} of them refused as “{classifier.none_label_}”." if refused else "."
+    if classifier is not None and classifier.why_no_threshold_:
+        text += f" “{classifier.none_label_}” is not answered yet: {classifier.why_no_threshold_}."
     if bad:
         text += f" Skipped: {_images(len(bad))} ({'; '.join(sorted(set(bad)))})."
     return text, not bad
@@ -380,23 +385,21 @@ def _shelf(session: Session) -> str:
     return "".join(parts)
 
 
-def _row(rows: list[dict[str, str]], answer: Any) -> dict[str, str]:
+def _row(rows: list[dict[str, str]], answer: Answer) -> dict[str, str]:
     """A row of the table of answers."""
     number = str(int(rows[-1]["number"]) + 1 if rows else 1)
     if answer.error:
         return {"number": number, "label": "", "probability": "", "p_none": "", "error": answer.error}
-    none = p_none_of(answer)
-    best = none if answer.none else (1 - none) * float(max(answer.probabilities))
-    return {
-        "number": number, "label": str(answer.label), "probability": f"{best:.4f}", "p_none": f"{none:.4f}", "error": ""
-    }  # fmt: skip
+    best = answer.p_none if answer.none else (1 - answer.p_none) * float(max(answer.probabilities))
+    said = {"label": str(answer.label), "probability": f"{best:.4f}", "p_none": f"{answer.p_none:.4f}"}
+    return {"number": number, **said, "error": ""}
 
 
-def _answer(session: Session, answer: Any, image: np.ndarray) -> str:
+def _answer(session: Session, answer: Answer, image: np.ndarray) -> str:
     """What is said of an image: P(none of the classes) and P(class) of the best classes, which sum to 1 over all."""
     classifier = session.classifier
     assert classifier is not None
-    none = p_none_of(answer)
+    none = answer.p_none
     chances = [(str(c), (1 - none) * float(p)) for c, p in zip(classifier.classes_, answer.probabilities, strict=True)]
     chances.sort(key=lambda pair: -pair[1])
     best, rest = chances[:SHOWN], chances[SHOWN:]

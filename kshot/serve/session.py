@@ -24,7 +24,7 @@ from kshot.data.images import FORMATS, open_image, square
 from kshot.estimators import Answer, FewShotClassifier, FileLimits
 from kshot.evaluate import proportion95
 
-__all__ = ["LIMITS", "Limits", "Refused", "Session", "Store", "p_none_of", "resized"]
+__all__ = ["LIMITS", "Limits", "Refused", "Session", "Store", "resized"]
 
 SIDE = 224  # pixels of what a body is given of a picture: none takes more
 THUMB = 96  # of what is shown of it
@@ -413,11 +413,6 @@ class Store(Generic[T]):
         while len(self._kept) > 1 and (len(self._kept) > self.limits.sessions or held > self.limits.kept):
             _, (_, gone) = self._kept.popitem(last=False)
             held -= gone.pictures
-
-
-def p_none_of(answer: Answer) -> float:
-    """Probability that an image is of none of the classes."""
-    return float(getattr(answer, "p_none", answer.none))
 
 
 def resized(image: np.ndarray) -> np.ndarray:
