@@ -39,7 +39,7 @@ def png(picture: Any) -> bytes:
 
 
 def letters(ways: int = 3, each: int = 4) -> dict[str, list[bytes]]:
-    """Letters of scripts that the shipped body never saw, black on white."""
+    """Printed letters, black on white."""
     bank, rng = load("glyphs", "test"), np.random.default_rng(0)
     found = {}
     for c in rng.choice([c for c in range(len(bank.classes)) if bank.counts[c] >= each], ways, replace=False):
