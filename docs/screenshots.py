@@ -1,4 +1,4 @@
-"""Make docs/page-wide.png and docs/page-phone.png: the page in Chromium, with printed letters, its body has learned from handwriting.
+"""Make docs/page-wide.png and docs/page-phone.png: the page in Chromium, with printed letters.
 
 python docs/screenshots.py          # needs kshot[web], playwright and Debian's chromium
 """
