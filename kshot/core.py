@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
+from kshot import checks, losses
 
 __all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "Trajectory"]
 
@@ -104,6 +104,8 @@ class Learner(nn.Module, ABC):
                                   moves each by minus its meta-gradient, whatever the optimiser and its rate
         surrogate                 (where defined) the gradient of `loss` is an estimator and not its derivative: first
                                   order, Reptile, iMAML
+        closed_set                a query is of a class that has a support example: outputs of other classes are never
+                                  the answer (`losses.absent`), and tasks with such queries are refused
         maps                      `torch.vmap` maps it over tasks; where not, the engine takes one task after another
         transductive              predictions of one query depend on the other queries (batch statistics); an
                                   instance attribute where it can be switched
@@ -115,6 +117,7 @@ class Learner(nn.Module, ABC):
     folds: bool = False
     frozen: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
+    closed_set: bool = True
     maps: bool = True
     transductive: bool = False
 
@@ -148,29 +151,15 @@ class Learner(nn.Module, ABC):
         return losses.metrics(prediction.detach(), y)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
-        """The meta-objective of ONE task: adapt on the support set, score the query set."""
+        """The meta-objective of ONE task: adapt on the support set, score the query set.
+
+        Raises:
+            ValueError: shapes, dtypes or class ids that would be misunderstood (`kshot.checks`).
+        """
+        task = checks.task(self, task)
         state = self.adapt(self.init(), task.support)
         prediction = self.predict(state, task.query.x)
         return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
-
-
-def check_ways(learner: Learner, tasks: Task) -> None:
-    """Refuse classification tasks with more classes than the learner has room for (`learner.ways`, where it has one).
-
-    Under `vmap` such a class would be dropped in silence: its rows would have no loss and no score.
-
-    Raises:
-        ValueError: with both numbers.
-    """
-    ways, most = getattr(learner, "ways", None), None
-    for batch in tasks:
-        if not batch.y.is_floating_point() and batch.y.numel():
-            most = max(most or 0, int(batch.y.max()) + 1)
-    if ways is not None and most is not None and most > ways:
-        raise ValueError(
-            f"the tasks have {most} classes but the learner has ways={ways}: pass ways={most} to the learner, or draw "
-            f"tasks of at most {ways} ways"
-        )
 
 
 def to(task: Task, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:

@@ -39,7 +39,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kshot import memory, tree
+from kshot import checks, memory, tree
 from kshot import nn as knn
 from kshot.core import Learner, Metrics, Task, to
 
@@ -51,6 +51,7 @@ __all__ = [
     "Strategy",
     "Trial",
     "calibrate",
+    "checked",
     "choose",
     "draws_numbers",
     "in_threads",
@@ -143,6 +144,43 @@ def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "th
 def _unmapped(learner: Learner) -> Literal["loop", "threads"]:
     """The strategy for tasks that are not mapped."""
     return "threads" if _on_cpu(learner) and torch.get_num_threads() > 1 else "loop"
+
+
+_WIDTHS: weakref.WeakKeyDictionary[Learner, dict[tuple[object, ...], int | None]] = weakref.WeakKeyDictionary()
+
+
+def checked(learner: Learner, tasks: Task, count: int | None = None, ask: bool = True) -> Task:
+    """The tasks, compared with what the learner takes (`kshot.checks.tasks`), arrays as tensors.
+
+    Args:
+        learner: its outputs are found by one prediction, on the first task that it meets.
+        tasks: a leading T on every leaf.
+        count: how many were asked for.
+        ask: find the outputs of a learner that was not met before.
+
+    Raises:
+        ValueError: what would be misunderstood: shapes, dtypes, class ids, a network of fewer outputs than classes.
+    """
+    if checks.is_trusted():
+        return tasks
+    key = (getattr(learner, "ways", None), *map(type, learner.modules()))
+    known = _WIDTHS.setdefault(learner, {})
+    tasks = checks.tasks(learner, tasks, count, known.get(key))
+    if key in known or not ask or not hasattr(tasks.query, "y"):
+        return tasks
+    device, dtype = knn.place(learner)
+    one = to(tree.index(tasks, 0), device, dtype)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        prediction = learner.predict(learner.adapt(learner.init(), one.support), one.query.x)
+    width = None
+    if isinstance(prediction, Tensor):
+        classes = not one.query.y.is_floating_point()
+        checks.outputs(type(learner).__name__, one.query.x, prediction, key[0] if classes else None)
+        if classes:
+            width = prediction.shape[-1]
+            checks.tasks(learner, tasks, count, width)
+    known[key] = width
+    return tasks
 
 
 def resolve(
@@ -304,9 +342,13 @@ def meta_loss(
         chunk_size: tasks mapped at a time by "vmap" (None: all).
 
     Raises:
-        ValueError: an unknown strategy, or "vmap" for a learner that cannot be mapped.
+        ValueError: an unknown strategy, or "vmap" for a learner that cannot be mapped; tasks that would be
+            misunderstood (`checked`).
     """
-    return _losses(learner, tasks, resolve(learner, tasks, strategy, chunk_size, gradient=False))
+    tasks = checked(learner, tasks)
+    how = resolve(learner, tasks, strategy, chunk_size, gradient=False)
+    with checks.trusted():
+        return _losses(learner, tasks, how)
 
 
 def _losses(learner: Learner, tasks: Task, how: Plan) -> Outcome:
@@ -335,6 +377,7 @@ def meta_gradient(
             random numbers.
         OutOfMemory: the machine has not enough.
     """
+    tasks = checked(learner, tasks)
     how = resolve(learner, tasks, strategy, chunk_size)
     try:
         return _meta_gradient(learner, tasks, how)
@@ -409,8 +452,10 @@ def spread(
     (see the module); otherwise one call comes after another.
     """
 
+    tasks = checked(learner, tasks)
+
     def part(own: Learner, share: Task) -> list[Found]:
-        with torch.no_grad():
+        with torch.no_grad(), checks.trusted():
             return [function(own, tree.index(share, i)) for i in range(len(share.query.x))]
 
     threads = _threads(learner, tasks, Plan(choose(learner, strategy)))
@@ -465,7 +510,7 @@ def _summed(
     learner: Learner, tasks: Task, step: int, mapped: bool, frugal: bool = False
 ) -> tuple[dict[str, Tensor], Outcome]:
     """What `meta_gradient` returns, from `step` tasks after `step` tasks."""
-    with memory.frugal(frugal):
+    with memory.frugal(frugal), checks.trusted():
         return _accumulated(learner, tasks, step, mapped)
 
 
@@ -538,6 +583,7 @@ def calibrate(learner: Learner, tasks: Task) -> None:
     learner without such normalisations is left as it is.
     """
     if any(isinstance(m, knn.BatchNorm) and m.population for m in learner.modules()):
-        with knn.recording(learner), torch.no_grad():
+        tasks = checks.tasks(learner, tasks)
+        with knn.recording(learner), torch.no_grad(), checks.trusted():
             for i in range(len(tasks.query.x)):
                 learner.loss(tree.index(tasks, i))

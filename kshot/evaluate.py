@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from kshot import checkpoint, core, engine, seeding, tree
+from kshot import checkpoint, checks, core, engine, seeding, tree
 from kshot import nn as knn
 from kshot.core import Batch, Learner, State, Task
 from kshot.tasks.base import TaskDistribution
@@ -198,7 +198,8 @@ def evaluate(
         progress: called as `progress(tasks done, num_tasks)` after each batch.
 
     Raises:
-        ValueError: fewer than two tasks, a batch of none, tasks without queries, or with more classes than the learner.
+        ValueError: fewer than two tasks, a batch of none, tasks without queries, or that would be
+            misunderstood (`kshot.engine.checked`): with more classes than the learner, of other shapes, ...
     """
     if num_tasks < 2:
         raise ValueError(f"num_tasks={num_tasks}: an interval needs at least 2 tasks; 600 or more are usual")
@@ -210,19 +211,19 @@ def evaluate(
     metric, mode = "accuracy", "inductive"
     with _evaluating(learner, device) as (where, dtype), torch.no_grad():
         how = engine.Plan(engine.choose(learner, strategy))  # an unknown one is refused before any work
-        for chunk, heads in _drawn(tasks, num_tasks, seed, batch):
+        for chunk, heads in _drawn(learner, tasks, num_tasks, seed, batch):
             for head in heads:  # the first task of each block stands for the block
                 for leaf in head.query:
                     digest.update(leaf.contiguous().numpy().tobytes())
-            core.check_ways(learner, chunk)
-            chunk = core.to(chunk, where, dtype)
+            if done == 0 and not chunk.query.x.shape[1]:
+                raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
+            chunk = core.to(engine.checked(learner, chunk), where, dtype)
             if done == 0:
-                if not chunk.query.x.shape[1]:
-                    raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
                 metric = "mse" if chunk.query.y.is_floating_point() else "accuracy"
                 mode = "transductive" if _depends(learner, tree.index(chunk, 0)) else "inductive"
                 how = engine.resolve(learner, chunk, strategy, gradient=False)
-            scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, how.strategy)
+            with checks.trusted():
+                scores, confidence, took = _scores(learner, chunk, steps, per_step, metric, how.strategy)
             if not values:
                 values = [[] for _ in scores]
             for column, score in zip(values, scores, strict=True):
@@ -276,7 +277,8 @@ def evaluate_modes(
         return {result.mode: result}
     results: dict[Mode, Result] = {}
     try:
-        probe = tree.index(tasks.sample(seeding.generator(seed, "evaluate", 0), _block(tasks)), 0)
+        first = tasks.sample(seeding.generator(seed, "evaluate", 0), _block(tasks))
+        probe = tree.index(checks.tasks(learner, first, _block(tasks)), 0)
         measured = {}
         for choice in (False, True):
             learner.transductive = choice
@@ -298,7 +300,7 @@ def is_transductive(learner: Learner, task: Task) -> bool:
     is nothing to compare, and the learner's own claim (`learner.transductive`) is returned.
     """
     with _evaluating(learner, None) as (where, dtype), torch.no_grad():
-        return _depends(learner, core.to(task, where, dtype))
+        return _depends(learner, core.to(checks.task(learner, task), where, dtype))
 
 
 def interval95(
@@ -471,7 +473,9 @@ def _block(tasks: TaskDistribution) -> int:
     return _BLOCK if getattr(tasks, "independent", False) else 1
 
 
-def _drawn(tasks: TaskDistribution, num_tasks: int, seed: int, batch: int) -> Iterator[tuple[Task, list[Task]]]:
+def _drawn(
+    learner: Learner, tasks: TaskDistribution, num_tasks: int, seed: int, batch: int
+) -> Iterator[tuple[Task, list[Task]]]:
     """Batches of independent tasks of one shape, each with the first tasks of the blocks that were drawn for it.
 
     Whole blocks are drawn, each from a generator of its own, so task i depends on neither `batch` nor `num_tasks`. A
@@ -483,6 +487,7 @@ def _drawn(tasks: TaskDistribution, num_tasks: int, seed: int, batch: int) -> It
         want, heads, other = min(batch, num_tasks - given), [], None
         while sum(len(part.query.x) for part in parts) < want and other is None:
             drawn = tasks.sample(seeding.generator(seed, "evaluate", block), _block(tasks))
+            drawn = checks.tasks(learner, drawn, _block(tasks))
             block += 1
             heads.append(tree.index(drawn, 0))
             if parts and _shapes(drawn) != _shapes(parts[0]):

@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from kshot import kernels
+from kshot.checks import transformed
 
 __all__ = [
     "MLP",
@@ -200,13 +201,6 @@ def _standardised(x: Tensor, axes: tuple[int, ...], eps: float, weight: Tensor |
     found = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
     found = found if weight is None else found * weight
     return (found if bias is None else found + bias).to(kind)
-
-
-def transformed() -> bool:
-    """Whether this runs inside a transform of `torch.func` (grad, vmap, ...) or is being compiled."""
-    # There is no public way to ask.
-    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return stack is not None or torch.compiler.is_compiling()
 
 
 def _plain(mask: Tensor | None) -> bool:

@@ -61,6 +61,7 @@ def plan(
         OutOfMemory: not even one task fits; with an estimate and what to change.
         ValueError: an unknown strategy, or "vmap" alone for a learner that cannot be mapped.
     """
+    tasks = engine.checked(learner, tasks)
     own, limit = key(learner, tasks, strategy, chunk_size, memory_limit), memory_limit
     if limit is None:
         free = memory.available(tasks.query.x.device)

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import torch
 
-from kshot import checkpoint, engine, planning, seeding, tree
+from kshot import checkpoint, checks, engine, planning, seeding, tree
 from kshot import nn as knn
-from kshot.core import Learner, Task, check_ways, to
+from kshot.core import Learner, Task, to
 from kshot.evaluate import evaluate
 from kshot.parallel import ALONE, RankLost, World
 from kshot.tasks.base import TaskDistribution
@@ -213,6 +213,7 @@ def meta_train(
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
+        ValueError: tasks that would be misunderstood (`kshot.engine.checked`), a setting out of its range.
         CheckpointError: a checkpoint that cannot be written or read; another process trains in `out`.
         OutOfMemory: a meta-gradient does not fit; with what to change.
         RankLost: another process is gone; what was done is saved.
@@ -297,7 +298,7 @@ def _trained(
 
     def draw(step: int, whose: World = world) -> Task:
         drawn = tasks.sample(seeding.generator(outer.seed, "train", step), outer.batch)
-        check_ways(learner, drawn)
+        drawn = engine.checked(learner, drawn, outer.batch, ask=step == start)
         shared = whose.share(drawn)
         if device.type == "cuda":
             shared = tree.map_(lambda leaf: leaf.pin_memory() if leaf.device.type == "cpu" else leaf, shared)
@@ -341,7 +342,7 @@ def _trained(
         if hasattr(learner, "set_progress"):
             learner.set_progress(step / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
         noise = (step, world.rank) if world.rank else (step,)
-        with seeding.seeded(outer.seed, "noise", *noise), casting():  # dropout and the like
+        with seeding.seeded(outer.seed, "noise", *noise), casting(), checks.trusted():  # dropout and the like
             gradients, outcome = engine.meta_gradient(learner, batch, how)
         stopped = stop is not None and stop()
         try:

@@ -22,27 +22,28 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint planning "
-    "parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models estimators report "
-    "serve settings testing"
+    "checks core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint "
+    "planning parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models "
+    "estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
     room: set(allowed.split())
     for room, allowed in {
+        "checks": "",
         "tree": "",
-        "losses": "",
+        "losses": "checks",
         "seeding": "",
-        "core": "losses",
+        "core": "losses checks",
         "distributions": "",
         "places": "",
         "kernels": "places",
-        "nn": "kernels",
+        "nn": "kernels checks",
         "memory": "nn",
         "data": "checkpoint places seeding",
-        "tasks": "core data losses seeding tree",
-        "learners": "core distributions losses memory nn seeding tree",
-        "engine": "core memory nn tree",
+        "tasks": "core data losses seeding tree checks",
+        "learners": "core distributions losses memory nn seeding tree checks",
+        "engine": "core memory nn tree checks",
         "checkpoint": "",
         "settings": "",
         "planning": "checkpoint core engine kernels memory nn places tree",
@@ -50,9 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "functions": "data tasks",
         "joint": "core learners",
         "likelihood": "checkpoint core distributions evaluate joint learners nn seeding tasks tree",
-        "evaluate": "checkpoint core engine losses nn seeding tasks tree",
+        "evaluate": "checkpoint core engine losses nn seeding tasks tree checks",
         "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
-        "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree",
+        "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree checks",
         "pretrain": "checkpoint data nn seeding train",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kshot import checks, losses
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, State, Task
 from kshot.learners import _body
 
 __all__ = [
-    "absent",
     "batch_statistics",
     "feature_size",
     "features",
@@ -38,12 +38,12 @@ def require_body(body: nn.Module | None, learner: str) -> nn.Module:
 def feature_size(body: nn.Module, features: int | None) -> int:
     """D: `features` where given, else `body.out_features`."""
     size = getattr(body, "out_features", None) if features is None else features
-    if not isinstance(size, int):
+    if size is None:
         raise ValueError(
             f"{type(body).__name__} does not say how many features it gives: pass features=D, or give it the attribute"
             " `out_features`"
         )
-    return size
+    return checks.whole("features", size, 1)
 
 
 def batch_statistics(body: nn.Module) -> bool:
@@ -59,12 +59,26 @@ def zeros(module: nn.Module, *shape: int) -> Tensor:
 
 def features(body: nn.Module, x: Tensor) -> Tensor:
     """Features `[M, D]` of inputs `[M, ...]`."""
-    return _body.call(body, None, x)
+    x = checks.tensor(body, x)
+    found = _body.call(body, None, x)
+    checks.outputs(type(body).__name__, x, found)
+    return found
 
 
-def support_features(body: nn.Module, support: Batch) -> Tensor:
-    """Features `[N, D]` of a support set; rows with y < 0 take no part in batch statistics."""
-    return _body.call(body, None, support.x, support.y >= 0)
+def support_features(learner: Learner, support: Batch) -> tuple[Tensor, Tensor]:
+    """Features `[N, D]` and class ids `[N]` of a support set, compared (`kshot.checks.support`).
+
+    Rows with y < 0 take no part in batch statistics.
+    """
+    support = checks.support(learner, support)
+    if support.y.is_floating_point():
+        raise ValueError(
+            f"support.y is {support.y.dtype}: {type(learner).__name__} learns classes, whose ids are integers, y.long()"
+        )
+    body = learner.get_submodule("body")
+    found = _body.call(body, None, support.x, support.y >= 0)
+    checks.outputs(type(body).__name__, support.x, found)
+    return found, support.y
 
 
 def jointly(body: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
@@ -95,6 +109,7 @@ def joint_loss(
     """
     if not learner.training:
         return Learner.loss(learner, task)
+    task = checks.task(learner, task)
     support, query = jointly(learner.get_submodule("body"), task)
     prediction = scores(state_from(support, task.support.y), query)
     return learner.criterion(prediction, task.query.y), learner.metrics(prediction, task.query.y)
@@ -110,11 +125,6 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
 
 
-def absent(scores: Tensor) -> float:
-    """The score of a class that has no examples: never predicted, yet finite, so that gradients stay finite."""
-    return torch.finfo(scores.dtype).min / 4
-
-
 def only_present(scores: Tensor, counts: Tensor) -> Tensor:
     """Scores `[M, W]`, with `absent` for the classes whose count `[W]` is zero."""
-    return torch.where(counts > 0, scores, absent(scores))
+    return torch.where(counts > 0, scores, losses.absent(scores))

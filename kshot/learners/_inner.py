@@ -1,24 +1,26 @@
 """The inner loop that the gradient-based learners share: a state and a few pure functions, no base class.
 
-    state = start(body)                              # the meta-parameters, no support set yet
-    loss = support_loss(body, criterion, support)    # params -> scalar
+    state = start(learner)                           # the meta-parameters, no support set yet
+    state, support = begin(learner, state, support)  # compared, and remembered
+    loss = support_loss(learner, support, state)     # params -> scalar
     params = descend(loss, state.params, rates)      # one step of gradient descent
-    scores = forward(body, state, x, transductive)   # normalised by x itself, or by the support set
+    scores = forward(learner, state, x)              # normalised by x itself, or by the support set
 
-Rows of the support set with y < 0 take no part in the loss (`kshot.losses`) nor in batch statistics (a mask).
+Rows of the support set with y < 0 take no part in the loss (`kshot.losses`) nor in batch statistics (a mask). Outputs
+of classes without an example are closed, in the inner loss as in predictions: a network of 20 outputs then learns tasks
+of 2 classes, and does not answer with the other 18.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from numbers import Real
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kshot import memory, tree
+from kshot import checks, losses, memory, tree
 from kshot import nn as knn
 from kshot.core import Batch, Learner
 from kshot.learners import _body
@@ -28,23 +30,24 @@ __all__ = [
     "Fast",
     "Learns",
     "adam",
+    "begin",
     "check",
     "descend",
     "end",
     "forward",
     "gradient",
     "head_names",
+    "inner_loss",
     "labelled",
+    "moving",
     "normalises",
     "path",
-    "remember",
     "select",
     "self_contained",
     "start",
     "step",
     "support_loss",
     "surrogate",
-    "whole",
 ]
 
 Params = dict[str, Tensor]
@@ -57,21 +60,30 @@ class Fast(NamedTuple):
         params: `{name: tensor}`, every parameter of the body.
         support_x: `[N, ...]` the support set adapted on last; empty before, and for a body without batch norm.
         support_mask: `[N]` bool, the rows that are labelled.
+        present: `[W]` bool, the classes that had an example; all False before, and in a regression.
     """
 
     params: Params
     support_x: Tensor
     support_mask: Tensor
+    present: Tensor
 
 
 class Learns(Protocol):
     """What `step` asks of a learner."""
 
     body: nn.Module
+    ways: int
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def criterion(self, prediction: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Predicts(Learns, Protocol):
+    """What `forward` asks of a learner."""
+
+    transductive: bool
 
 
 class Descends(Learns, Protocol):
@@ -86,38 +98,48 @@ def check(body: nn.Module) -> None:
     knn.require_functional(body)
 
 
-def whole(name: str, value: float, lowest: int) -> int:
-    """The number as an int: 7.0 of a settings file is 7.
-
-    Raises:
-        ValueError: it is no whole number, or below `lowest`.
-
-    >>> whole("inner_steps", 7.0, 0)
-    7
-    """
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer() or value < lowest:
-        raise ValueError(f"{name}={value!r}: pass an integer >= {lowest}")
-    return int(value)
-
-
 def normalises(body: nn.Module) -> bool:
     """Whether the body has batch statistics, so that a prediction depends on what it is predicted with."""
     return any(isinstance(module, knn.BatchNorm) for module in body.modules())
 
 
 def select(body: nn.Module, prefixes: Iterable[str] | None) -> list[str]:
-    """The names of the body's parameters that begin with one of these prefixes (None: all).
+    """The names of the body's parameters that begin with one of these prefixes (None: those that require a gradient).
+
+    A parameter that is in two places (tied weights) is found by either name, and goes by the first.
+
+    Raises:
+        ValueError: there are none.
 
     >>> select(knn.MLP(1, 2, 1), ["layers.1"])
     ['layers.1.weight', 'layers.1.bias']
     """
-    names = [name for name, _ in body.named_parameters()]
+    params = dict(body.named_parameters())
     if prefixes is None:
-        return names
-    chosen = [name for name in names if name.startswith(tuple(prefixes))]
+        chosen = [name for name, p in params.items() if p.requires_grad]
+        if not chosen:
+            raise ValueError(
+                f"no parameter of {type(body).__name__} requires a gradient, so there is nothing to adapt: unfreeze a "
+                "part of it (requires_grad_(True))"
+            )
+        return chosen
+    if isinstance(prefixes, str) or not all(isinstance(prefix, str) for prefix in prefixes):
+        raise ValueError(f"adapts={prefixes!r}: pass a tuple of prefixes of parameter names, such as ('head',)")
+    prefixes = tuple(prefixes)
+    named = {id(p) for name, p in body.named_parameters(remove_duplicate=False) if name.startswith(prefixes)}
+    chosen = [name for name, p in params.items() if id(p) in named]
     if not chosen:
-        raise ValueError(f"no parameter of the body begins with any of {list(prefixes)}: it has {names}")
+        raise ValueError(f"no parameter of the body begins with any of {list(prefixes)}: it has {list(params)}")
     return chosen
+
+
+def moving(body: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the names whose parameters still require a gradient; all where the whole body was frozen since (a
+    learner that is used and not trained).
+    """
+    names = list(names)
+    own = dict(body.named_parameters())
+    return [name for name in names if own[name].requires_grad] or names
 
 
 def head_names(body: nn.Module, head: str) -> dict[str, str]:
@@ -136,11 +158,12 @@ def head_names(body: nn.Module, head: str) -> dict[str, str]:
     return {within[id(parameter)]: name for name, parameter in body.named_parameters() if id(parameter) in within}
 
 
-def start(body: nn.Module) -> Fast:
+def start(learner: Learns) -> Fast:
     """The state before any support set: the body's own parameters."""
-    params: Params = dict(body.named_parameters())
+    params: Params = dict(learner.body.named_parameters())
     like = next(iter(params.values()))
-    return Fast(params, like.new_zeros(0), like.new_zeros(0, dtype=torch.bool))
+    none = like.new_zeros(0, dtype=torch.bool)
+    return Fast(params, like.new_zeros(0), none, like.new_zeros(learner.ways, dtype=torch.bool))
 
 
 def labelled(batch: Batch) -> Tensor:
@@ -150,19 +173,34 @@ def labelled(batch: Batch) -> Tensor:
     return batch.y >= 0
 
 
-def remember(body: nn.Module, state: Fast, support: Batch) -> Fast:
-    """The state with this support set's rows, in place of an earlier set's, to normalise queries with."""
-    if not normalises(body):
-        return state
-    return state._replace(support_x=support.x, support_mask=labelled(support))
+def begin(learner: Learns, state: Fast, support: Batch) -> tuple[Fast, Batch]:
+    """The state with this support set's rows, in place of an earlier set's, to normalise queries with, and with its
+    classes beside an earlier set's; and the support set, compared (`kshot.checks.support`).
+    """
+    support = checks.support(learner, support)
+    if not support.y.is_floating_point():
+        own = (support.y[:, None] == torch.arange(learner.ways, device=support.y.device)).any(0)  # [W]
+        state = state._replace(present=state.present | own)
+    if normalises(learner.body):
+        state = state._replace(support_x=support.x, support_mask=labelled(support))
+    return state, support
 
 
-def support_loss(
-    body: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], support: Batch
-) -> Callable[[Params], Tensor]:
-    """`params -> criterion(body(support.x), support.y)`."""
+def support_loss(learner: Learns, support: Batch, present: Tensor) -> Callable[[Params], Tensor]:
+    """`params -> criterion(body(support.x), support.y)`, the outputs of classes not `present` `[W]` closed."""
     mask = None if support.y.is_floating_point() else labelled(support)
-    return lambda params: criterion(_body.call(body, params, support.x, mask), support.y)
+
+    def loss(params: Params) -> Tensor:
+        return inner_loss(learner, _body.call(learner.body, params, support.x, mask), support, present)
+
+    return loss
+
+
+def inner_loss(learner: Learns, outputs: Tensor, support: Batch, present: Tensor) -> Tensor:
+    """The criterion of the body's outputs `[N, O]` on the support set."""
+    classes = not support.y.is_floating_point()
+    checks.outputs(type(learner.body).__name__, support.x, outputs, learner.ways if classes else None)
+    return learner.criterion(losses.among(outputs, present) if classes else outputs, support.y)
 
 
 def gradient(
@@ -205,21 +243,25 @@ def self_contained(learner: Learns) -> bool:
 
 
 def step(
-    learner: Learns, params: Params, support: Batch, rates: Mapping[str, float | Tensor], first_order: bool = False
+    learner: Learns,
+    params: Params,
+    support: Batch,
+    present: Tensor,
+    rates: Mapping[str, float | Tensor],
+    first_order: bool = False,
 ) -> Params:
     """`descend` on the support set's loss, whose graph is not kept inside `kshot.memory.frugal`.
 
     It is kept where there is none to save (first order), and where the learner is not `self_contained`.
     """
 
-    def moved(params: Params, support: Batch, rates: Mapping[str, float | Tensor]) -> Params:
-        loss = support_loss(learner.body, learner.criterion, support)
-        after = descend(loss, params, rates, first_order)
+    def moved(params: Params, support: Batch, present: Tensor, rates: Mapping[str, float | Tensor]) -> Params:
+        after = descend(support_loss(learner, support, present), params, rates, first_order)
         return {name: after[name] for name in rates}
 
     if first_order or not self_contained(learner):
-        return {**params, **moved(params, support, rates)}
-    return {**params, **memory.recomputed(moved, params, support, dict(rates))}
+        return {**params, **moved(params, support, present, rates)}
+    return {**params, **memory.recomputed(moved, params, support, present, dict(rates))}
 
 
 def path(
@@ -234,9 +276,10 @@ def path(
 
     After the first step the rates are `later` times `rates`.
     """
-    states = [remember(learner.body, state, support)]
+    state, support = begin(learner, state, support)
+    states = [state]
     for step_rates in _schedule(learner.inner_steps if steps is None else steps, rates, later):
-        params = step(learner, states[-1].params, support, step_rates, learner.first_order)
+        params = step(learner, states[-1].params, support, state.present, step_rates, learner.first_order)
         states.append(states[-1]._replace(params=params))
     return states
 
@@ -252,14 +295,14 @@ def end(
     if len(schedule) < 3 or not saves:
         return path(learner, state, support, rates, None, later)[-1]
 
-    def moved(params: Params, support: Batch, *schedule: dict[str, float | Tensor]) -> Params:
+    def moved(params: Params, support: Batch, present: Tensor, *schedule: dict[str, float | Tensor]) -> Params:
         for step_rates in schedule:
-            params = step(learner, params, support, step_rates)
+            params = step(learner, params, support, present, step_rates)
         return {name: params[name] for name in rates}
 
-    state = remember(learner.body, state, support)
+    state, support = begin(learner, state, support)
     for first in range(0, len(schedule), 2):
-        after = memory.recomputed(moved, state.params, support, *schedule[first : first + 2])
+        after = memory.recomputed(moved, state.params, support, state.present, *schedule[first : first + 2])
         state = state._replace(params={**state.params, **after})
     return state
 
@@ -287,18 +330,21 @@ def adam(
     return {name: direction(m, second[name]) for name, m in first.items()}, first, second
 
 
-def forward(body: nn.Module, state: Fast, x: Tensor, transductive: bool) -> Tensor:
-    """The body's outputs at `x` `[M, ...]` under the state's weights.
+def forward(learner: Predicts, state: Fast, x: Tensor) -> Tensor:
+    """The body's outputs at `x` `[M, ...]` under the state's weights, those of classes without an example closed.
 
-    `transductive`: batch norms use the statistics of `x` itself (all M queries at once). Otherwise those of the
+    `learner.transductive`: batch norms use the statistics of `x` itself (all M queries at once). Otherwise those of the
     support set, so that a query's prediction does not depend on the other queries.
     """
-    count = len(state.support_mask)
-    if transductive or count == 0:
-        return _body.call(body, state.params, x)
-    both = torch.cat([state.support_x, x])  # [N + M, ...]
-    mask = torch.cat([state.support_mask, state.support_mask.new_zeros(len(x))])
-    return _body.call(body, state.params, both, mask)[count:]
+    x, body, count = checks.tensor(learner.body, x), learner.body, len(state.support_mask)
+    if learner.transductive or count == 0:
+        found = _body.call(body, state.params, x)
+    else:
+        both = torch.cat([state.support_x, x])  # [N + M, ...]
+        mask = torch.cat([state.support_mask, state.support_mask.new_zeros(len(x))])
+        found = _body.call(body, state.params, both, mask)[count:]
+    checks.outputs(type(body).__name__, x, found)
+    return losses.among(found, state.present)
 
 
 def surrogate(value: Tensor, params: Params, estimate: Params) -> Tensor:

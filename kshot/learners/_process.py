@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kshot import checks
 from kshot.core import Batch, Learner, Metrics
 from kshot.distributions import Gaussian, LowRank
 
@@ -54,12 +55,8 @@ class Process(Learner):
 
     def __init__(self, inputs: int, outputs: int, least: float, rank: int = 0):
         super().__init__()
-        if inputs < 1 or outputs < 1 or not least > 0 or rank < 0:
-            raise ValueError(
-                f"inputs={inputs}, outputs={outputs}, least={least}, rank={rank}: pass numbers above 0; a rank of 0 is "
-                "an answer without common causes"
-            )
-        self.inputs, self.outputs, self.least, self.rank = inputs, outputs, least, rank
+        self.inputs, self.outputs = checks.whole("inputs", inputs, 1), checks.whole("outputs", outputs, 1)
+        self.least, self.rank = checks.number("least", least, above=True), checks.whole("rank", rank, 0)
 
     @property
     def answers(self) -> int:
@@ -73,6 +70,35 @@ class Process(Learner):
             return plain
         factor = values[:, 2 * self.outputs :].unflatten(1, (self.outputs, self.rank)) / self.rank**0.5
         return LowRank(plain.mean, plain.std, factor)
+
+    def points(self, support: Batch) -> Batch:
+        """Points x `[N, I]`, y `[N, D]`, compared.
+
+        Raises:
+            ValueError: class ids, or other numbers of inputs or outputs.
+        """
+        support = checks.support(self, support)
+        if not support.y.is_floating_point() or support.y.shape[1] != self.outputs:
+            raise ValueError(
+                f"support.y is {list(support.y.shape)}, {support.y.dtype}: {type(self).__name__} learns "
+                f"[N, {self.outputs}] floating values"
+            )
+        self.rows(support.x)
+        return support
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Inputs `[M, ...]` as `[M, I]`.
+
+        Raises:
+            ValueError: other numbers of inputs.
+        """
+        flat = checks.tensor(self, x).flatten(1) if getattr(x, "ndim", 0) > 1 else x
+        if getattr(flat, "ndim", 0) != 2 or flat.shape[1] != self.inputs:
+            raise ValueError(
+                f"x is {list(getattr(x, 'shape', ()))}: {type(self).__name__} takes [M, {self.inputs}], "
+                "x[:, None] for one input of a row"
+            )
+        return flat
 
     def criterion(self, prediction: Any, y: Tensor) -> Tensor:
         """Minus the mean log-density of y `[M, D]`, of all values together where the answer knows it; NaN does not
@@ -103,6 +129,7 @@ class Remembering(Process):
 
     def adapt(self, state: Memory, support: Batch) -> Memory:
         """Remember the points x `[N, I]`, y `[N, D]`."""
+        support = self.points(support)
         new = support.x.flatten(1), support.y.nan_to_num(), there(support)
         return Memory(*(torch.cat(pair) for pair in zip(state, new, strict=True)))
 
@@ -124,6 +151,7 @@ class Summing(Process):
 
     def adapt(self, state: Encodings, support: Batch) -> Encodings:
         """Add the points x `[N, I]`, y `[N, D]`."""
+        support = self.points(support)
         here = there(support)
         encoded = self.encoder(torch.cat([support.x.flatten(1), support.y.nan_to_num()], 1))  # [N, H]
         return Encodings(state.total + here @ encoded, state.points + here.sum())

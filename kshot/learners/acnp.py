@@ -102,7 +102,7 @@ class ACNP(Remembering):
 
     def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
-        x = x.flatten(1)
+        x = self.rows(x)
         values = self.encoder(torch.cat([state.x, state.y], 1))
         found = self.mixed(attend(self.key(x), self.key(state.x), values, state.here, self.heads))
         return self.answer(self.decoder(torch.cat([x, found], 1)))

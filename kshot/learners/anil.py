@@ -19,6 +19,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
+from kshot import checks
 from kshot.core import Batch, Learner
 from kshot.learners import _body, _inner
 from kshot.learners._inner import Fast, Params
@@ -57,18 +58,22 @@ class ANIL(Learner):
         super().__init__()
         _inner.check(body)
         self.body = body
-        self.ways = ways
-        self.inner_lr = inner_lr
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        self.first_order = first_order
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_lr = checks.number("inner_lr", inner_lr)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.first_order = checks.flag("first_order", first_order)
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
-        self.transductive = transductive and _inner.normalises(body)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         self.head = head
-        self.adapts = _inner.head_names(body, head)  # {name within the head: name within the body}
+        names = _inner.head_names(body, head)  # {name within the head: name within the body}
+        asked = {name for name, p in body.named_parameters() if p.requires_grad}
+        self.adapts = {name: full for name, full in names.items() if full in asked}
+        if not self.adapts:
+            raise ValueError(f"no parameter of the head {head!r} requires a gradient: ANIL has nothing to adapt")
 
     def init(self) -> Fast:
         """The meta-parameters."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps of the head on the support set, from the state's weights."""
@@ -77,25 +82,28 @@ class ANIL(Learner):
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
         layer = attrgetter(self.head)(self.body)
+        state, support = _inner.begin(self, state, support)
         features = self._features(layer, state.params, support)  # [N, D]
         if self.first_order:
             features = features.detach()
-        rates = dict.fromkeys(self.adapts, self.inner_lr)
+        still = _inner.moving(self.body, self.adapts.values())
+        names = {name: full for name, full in self.adapts.items() if full in still}
+        rates = dict.fromkeys(names, self.inner_lr)
 
         def loss(head: Params) -> Tensor:
-            return self.criterion(_body.call(layer, head, features), support.y)
+            return _inner.inner_loss(self, _body.call(layer, head, features), support, state.present)
 
-        path = [_inner.remember(self.body, state, support)]
-        head = {name: state.params[full] for name, full in self.adapts.items()}
+        path = [state]
+        head = {name: state.params[full] for name, full in _inner.head_names(self.body, self.head).items()}
         for _ in range(self.inner_steps if steps is None else steps):
             head = _inner.descend(loss, head, rates, self.first_order)
-            adapted = {full: head[name] for name, full in self.adapts.items()}
+            adapted = {full: head[name] for name, full in names.items()}
             path.append(path[-1]._replace(params={**state.params, **adapted}))
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The outputs `[M, W]` or `[M, D]` of the body with the adapted head."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def _features(self, layer: nn.Module, params: Params, support: Batch) -> Tensor:
         """What goes into the last layer when the body sees the support set."""

@@ -93,7 +93,7 @@ class BNP(Remembering):
 
     def predict(self, state: Memory, x: Tensor) -> Mixture:
         """A distribution for each of x `[M, I]`."""
-        return self._bootstrapped(self._in_order(state), x.flatten(1))
+        return self._bootstrapped(self._in_order(state), self.rows(x))
 
     def _bootstrapped(self, state: Memory, x: Tensor) -> Mixture:
         known = self._encoded(*state).summary
@@ -106,8 +106,8 @@ class BNP(Remembering):
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """Of the plain answer and of the mixture, as the paper trains both."""
         state, (x, y) = self._in_order(self.adapt(self.init(), task.support)), task.query
-        plain = self._answer(self._encoded(*state).summary, x.flatten(1))
-        prediction = self._bootstrapped(state, x.flatten(1))
+        plain = self._answer(self._encoded(*state).summary, self.rows(x))
+        prediction = self._bootstrapped(state, self.rows(x))
         return self.criterion(plain, y) + self.criterion(prediction, y), self.metrics(prediction, y)
 
     def criterion(self, prediction: Any, y: Tensor) -> Tensor:

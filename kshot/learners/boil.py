@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kshot import checks
 from kshot.core import Batch, Learner
 from kshot.learners import _inner
 from kshot.learners._inner import Fast
@@ -55,20 +56,23 @@ class BOIL(Learner):
         super().__init__()
         _inner.check(body)
         self.body = body
-        self.ways = ways
-        self.inner_lr = inner_lr
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        self.first_order = first_order
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_lr = checks.number("inner_lr", inner_lr)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.first_order = checks.flag("first_order", first_order)
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
-        self.transductive = transductive and _inner.normalises(body)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         still = set(_inner.head_names(body, head).values())
         self.adapts = [name for name in _inner.select(body, None) if name not in still]
         if not self.adapts:
-            raise ValueError(f"{type(body).__name__} is nothing but its head {head!r}: BOIL has nothing to adapt")
+            raise ValueError(
+                f"{type(body).__name__} is nothing but its head {head!r}, or the rest is frozen: BOIL has nothing to "
+                "adapt"
+            )
 
     def init(self) -> Fast:
         """The meta-parameters."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps of the body on the support set, from the state's weights."""
@@ -80,7 +84,7 @@ class BOIL(Learner):
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The outputs `[M, W]` or `[M, D]` of the adapted body under the meta-learned head."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def _rates(self) -> dict[str, float]:
-        return dict.fromkeys(self.adapts, self.inner_lr)
+        return dict.fromkeys(_inner.moving(self.body, self.adapts), self.inner_lr)

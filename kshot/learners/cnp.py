@@ -53,5 +53,5 @@ class CNP(Summing):
 
     def predict(self, state: Encodings, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
-        x = x.flatten(1)
+        x = self.rows(x)
         return self.answer(self.decoder(torch.cat([x, state.summary.expand(len(x), -1)], 1)))

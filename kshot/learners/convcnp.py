@@ -80,7 +80,7 @@ class ConvCNP(Remembering):
 
     def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, 1]`."""
-        x = x.flatten(1)
+        x = self.rows(x)
         far = x.new_full((1,), torch.inf)
         known = torch.cat([torch.where(state.here > 0, state.x[:, 0], torch.inf), far])
         least, most = known.amin(), -torch.cat([torch.where(state.here > 0, -state.x[:, 0], torch.inf), far]).amin()

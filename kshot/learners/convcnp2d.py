@@ -81,11 +81,12 @@ class ConvCNP2d(Process):
     def _pixel(self, x: Tensor) -> Tensor:
         """The number of the pixel nearest to each place `[M, 2]`: `[M]`."""
         sides = x.new_tensor([self.height - 1, self.width - 1])
-        place = ((x.flatten(1) + 1) / 2 * sides).round().clamp_min(0).minimum(sides).long()
+        place = ((self.rows(x) + 1) / 2 * sides).round().clamp_min(0).minimum(sides).long()
         return place[:, 0] * self.width + place[:, 1]
 
     def adapt(self, state: Picture, support: Batch) -> Picture:
         """Add pixels at x `[N, 2]` of values y `[N, D]`; of one that is told twice the mean counts."""
+        support = self.points(support)
         here, where = there(support), self._pixel(support.x)
         values = torch.cat([support.y.nan_to_num() * here[:, None], here[:, None]], 1)  # [N, D + 1]
         flat = torch.cat([state.total, state.points]).flatten(1)  # [D + 1, H W]

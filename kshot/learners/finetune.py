@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kshot import tree
+from kshot import checks, tree
 from kshot.core import Batch, Learner
 from kshot.learners import _embed, _inner
 from kshot.learners._inner import Fast
@@ -88,12 +88,12 @@ class FineTune(Learner):
             raise ValueError(f"unknown optimizer {optimizer!r}: use 'sgd' or 'adam'")
         body = _embed.require_body(body, "FineTune")
         self.body = body if seed is None else init_seeded(body, seed)
-        self.ways = ways
-        self.steps = _inner.whole("steps", steps, 0)
-        self.lr = lr
-        self.optimizer = optimizer
-        self.momentum = momentum
-        self.transductive = transductive and _inner.normalises(body)
+        self.ways = checks.whole("ways", ways, 0)
+        self.steps = checks.whole("steps", steps, 0)
+        self.lr = checks.number("lr", lr)
+        self.mode, self.optimizer = mode, optimizer
+        self.momentum = checks.number("momentum", momentum)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         self.permutation_equivariant = fresh_head  # of the classes, only a head of zeros makes no difference
         heads = list(_inner.head_names(body, head).values()) if fresh_head or mode == "head" else []
         self.fresh = heads if fresh_head else []
@@ -101,17 +101,19 @@ class FineTune(Learner):
 
     def init(self) -> Fast:
         """The start: detached, so that nothing is learned from a task."""
-        state = tree.detach(_inner.start(self.body))
+        state = tree.detach(_inner.start(self))
         for name in self.fresh:
             state.params[name] = state.params[name].new_zeros(self.ways, *state.params[name].shape[1:])
         return state
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`steps` steps on the support set, from the state's weights."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
+        state, support = _inner.begin(self, state, support)
+        loss = _inner.support_loss(self, support, state.present)
         params = tree.detach(state.params)
-        fixed = {name: p for name, p in params.items() if name not in self.trained}
-        moving = {name: params[name] for name in self.trained}
+        still = self.trained if self.mode == "head" else _inner.moving(self.body, self.trained)
+        fixed = {name: p for name, p in params.items() if name not in still}
+        moving = {name: params[name] for name in still}
         gradient_of = torch.func.grad(lambda moving: loss({**fixed, **moving}))
         first = second = {name: torch.zeros_like(p) for name, p in moving.items()}  # running moments
         for step in range(1, self.steps + 1):
@@ -122,8 +124,8 @@ class FineTune(Learner):
                 continue
             direction, first, second = _inner.adam(gradient, first, second, step)
             moving = tree.axpy(-self.lr, direction, moving)
-        return _inner.remember(self.body, state._replace(params={**params, **moving}), support)
+        return state._replace(params={**params, **moving})
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The trained network's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)

@@ -52,7 +52,7 @@ class FittedGP(Remembering):
             from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         except ImportError as error:
             raise ImportError("a fitted Gaussian process needs scikit-learn: pip install 'kshot[sklearn]'") from error
-        x = x.flatten(1)
+        x = self.rows(x)
         here = state.here > 0
         if not bool(here.any()):
             return Gaussian(x.new_zeros(len(x), self.outputs), x.new_ones(len(x), self.outputs))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kshot import tree
+from kshot import checks, tree
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _inner
 from kshot.learners._inner import Fast, Params
@@ -65,19 +65,18 @@ class IMAML(Learner):
     ):
         super().__init__()
         _inner.check(body)
-        if lam <= 0:
-            raise ValueError(f"lam={lam}: pass a number > 0, or use MAML where nothing should pull towards the start")
         self.body = body
-        self.ways = ways
-        self.inner_lr = inner_lr
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        self.lam = lam
-        self.cg_steps = _inner.whole("cg_steps", cg_steps, 0)
-        self.transductive = transductive and _inner.normalises(body)
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_lr = checks.number("inner_lr", inner_lr)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.lam = checks.number("lam", lam, above=True)  # MAML is what nothing pulls towards the start
+        self.adapts = _inner.select(body, None)
+        self.cg_steps = checks.whole("cg_steps", cg_steps, 0)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
 
     def init(self) -> Fast:
         """The meta-parameters."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` steps on the loss of the support set plus the pull towards the state's own weights."""
@@ -85,41 +84,46 @@ class IMAML(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) steps. The inner gradients of L are constants."""
-        loss = _inner.support_loss(self.body, self.criterion, support)
-        path = [_inner.remember(self.body, state, support)]
+        state, support = _inner.begin(self, state, support)
+        loss = _inner.support_loss(self, support, state.present)
+        path, still = [state], _inner.moving(self.body, self.adapts)
         for _ in range(self.inner_steps if steps is None else steps):
             params = path[-1].params
-            slope = _inner.gradient(loss, params, params, first_order=True)
-            pull = {name: p - state.params[name] for name, p in params.items()}
+            slope = _inner.gradient(loss, params, still, first_order=True)
+            pull = {name: params[name] - state.params[name] for name in still}
             path.append(path[-1]._replace(params=tree.axpy(-self.inner_lr, tree.axpy(self.lam, pull, slope), params)))
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """Value: the query loss. Gradient: v, see the module."""
+        task = checks.task(self, task)
         phi = self.init()
         state = self.adapt(tree.detach(phi), task.support)
-        theta = state.params
+        theta = {name: state.params[name] for name in _inner.moving(self.body, self.adapts)}
 
         def query_loss(params: Params) -> tuple[Tensor, Tensor]:
-            prediction = self.predict(state._replace(params=params), task.query.x)
+            prediction = self.predict(state._replace(params={**state.params, **params}), task.query.x)
             return self.criterion(prediction, task.query.y), prediction
 
         if not torch.is_grad_enabled():
             value, prediction = query_loss(theta)
             return value, self.metrics(prediction, task.query.y)
         g, (value, prediction) = torch.func.grad_and_value(query_loss, has_aux=True)(theta)
-        slope = torch.func.grad(_inner.support_loss(self.body, self.criterion, task.support))
+        whole = _inner.support_loss(self, task.support, state.present)
+        slope = torch.func.grad(lambda params: whole({**state.params, **params}))
 
         def product(v: Params) -> Params:  # (I + H / lam) v, the Hessian-vector product as the gradient of slope . v
             hv = torch.func.grad(lambda params: tree.dot(slope(params), v))(theta)
             return tree.axpy(1 / self.lam, hv, v)
 
         v = conjugate_gradient(product, g, self.cg_steps)
-        return _inner.surrogate(value, phi.params, v), self.metrics(prediction, task.query.y)
+        return _inner.surrogate(value, {name: phi.params[name] for name in v}, v), self.metrics(
+            prediction, task.query.y
+        )
 
 
 def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int) -> Params:

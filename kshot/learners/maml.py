@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kshot import checks
 from kshot.core import Batch, Learner
 from kshot.learners import _inner
 from kshot.learners._inner import Fast
@@ -37,11 +38,12 @@ class MAML(Learner):
         first_order: take the inner gradients as constants.
         transductive: normalise queries by their own batch statistics, as the paper's code does; False: by the support
             set's. May be switched at any time; without effect (and False) for a body without batch norm.
-        adapts: prefixes of the names of the body's parameters that the inner steps change (None: all).
+        adapts: prefixes of the names of the body's parameters that the inner steps change; None: all that require a
+            gradient.
 
     Raises:
-        ValueError: a body with running statistics, prefixes that no parameter has, or `inner_steps` that are no whole
-            number >= 0, or a negative `later`.
+        ValueError: a body with running statistics, prefixes that no parameter has, a body without a parameter that
+            requires a gradient, or a setting out of its range.
     """
 
     def __init__(
@@ -59,20 +61,19 @@ class MAML(Learner):
         super().__init__()
         _inner.check(body)
         self.body = body
-        self.ways = ways
-        self.inner_lr = inner_lr
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        if not later >= 0:
-            raise ValueError(f"later={later}: pass a factor >= 0 of the rate after the first step")
-        self.later = later
-        self.first_order = first_order
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_lr = checks.number("inner_lr", inner_lr)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.later = checks.number("later", later)
+        self.first_order = checks.flag("first_order", first_order)
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
-        self.transductive = transductive and _inner.normalises(body)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         self.adapts = _inner.select(body, adapts)
+        self.asked = adapts is not None  # by name, frozen or not
 
     def init(self) -> Fast:
         """The meta-parameters."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps on the support set, from the state's weights."""
@@ -84,7 +85,8 @@ class MAML(Learner):
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def _rates(self) -> dict[str, float]:
-        return dict.fromkeys(self.adapts, self.inner_lr)
+        names = self.adapts if self.asked else _inner.moving(self.body, self.adapts)
+        return dict.fromkeys(names, self.inner_lr)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kshot import memory
+from kshot import checks, memory
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _inner
@@ -68,17 +68,18 @@ class MAMLpp(Learner):
         super().__init__()
         _inner.check(body)
         self.body = body
-        self.ways = ways
-        self.inner_steps = inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        self.first_order = first_order
-        self.transductive = transductive and _inner.normalises(body)
-        self.multi_step = multi_step
-        self.first_order_share = first_order_share
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_steps = inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.first_order = checks.flag("first_order", first_order)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
+        self.multi_step = checks.number("multi_step", multi_step, most=1)
+        self.first_order_share = checks.number("first_order_share", first_order_share, most=1)
         self.progress = 1.0
         owned = {id(p) for m in body.modules() if isinstance(m, knn.BatchNorm) for p in m.parameters()}
         params = dict(body.named_parameters())
         self.norm_names = [name for name, p in params.items() if id(p) in owned]
-        self.adapts = [name for name, p in params.items() if id(p) not in owned]
+        self.adapts = [name for name in _inner.select(body, None) if id(params[name]) not in owned]
+        inner_lr = checks.number("inner_lr", inner_lr)
         like = next(iter(params.values()))
         self.rates = nn.Parameter(like.new_full((max(inner_steps, 1), len(self.adapts)), inner_lr))  # [K, tensors]
         # The body's own batch norms are step 1's; here are those of the steps 2..K, [K - 1, C] each.
@@ -98,7 +99,7 @@ class MAMLpp(Learner):
 
     def init(self) -> Fast:
         """The meta-learned start; rates and later batch norms are the learner's own."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps on the support set, from the state's weights, as the first of its steps."""
@@ -106,19 +107,23 @@ class MAMLpp(Learner):
 
     def adapt_path(self, state: Fast, support: Batch, steps: int | None = None) -> list[Fast]:
         """The states after 0, 1, ..., `steps` (None: `inner_steps`) gradient steps."""
-        path = [_inner.remember(self.body, state, support)]
+        state, support = _inner.begin(self, state, support)
+        path, still = [state], _inner.moving(self.body, self.adapts)
         for k in range(self.inner_steps if steps is None else steps):
-            rates = dict(zip(self.adapts, self.rates[min(k, len(self.rates) - 1)].unbind(), strict=True))
+            every = zip(self.adapts, self.rates[min(k, len(self.rates) - 1)].unbind(), strict=True)
+            rates = {name: rate for name, rate in every if name in still}
             params = {**path[-1].params, **self._norms(k)}
-            path.append(path[-1]._replace(params=_inner.step(self, params, support, rates, self.surrogate)))
+            params = _inner.step(self, params, support, state.present, rates, self.surrogate)
+            path.append(path[-1]._replace(params=params))
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """The weighted query losses after every step; the metrics are those of the last step."""
+        task = checks.task(self, task)
         path = self.adapt_path(self.init(), task.support)
         prediction = self.predict(path[-1], task.query.x)
         weights = self.weights(len(path) - 1)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
+from kshot import checks, losses
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 
@@ -67,14 +67,13 @@ class MatchingNet(Learner):
         features: int | None = None,
     ):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: the scale of the similarities must be positive")
+        scale = checks.number("scale", scale, above=True)
         self.body = _embed.require_body(body, "MatchingNet")
-        self.ways = ways
+        self.ways = checks.whole("ways", ways, 1)
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
+        if checks.flag("learn_scale", learn_scale):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
@@ -85,7 +84,7 @@ class MatchingNet(Learner):
 
     def adapt(self, state: Examples, support: Batch) -> Examples:
         """Append the support set, x `[N, ...]` and y `[N]`, to the state's features `[N, D]` and labels `[N, W]`."""
-        new = self._state_from(_embed.support_features(self.body, support), support.y)
+        new = self._state_from(*_embed.support_features(self, support))
         return Examples(torch.cat([state.features, new.features]), torch.cat([state.labels, new.labels]))
 
     def predict(self, state: Examples, x: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ class MatchingNet(Learner):
         similarity = self.log_scale.exp() * (_embed.unit(features) @ state.features.T)  # [M, N]
         # log sum exp over the examples of each class; a row that is not labelled is in no class.
         member = state.labels.T > 0  # [W, N]
-        members = torch.where(member, similarity[:, None], _embed.absent(features))  # [M, W, N]
-        nobody = _embed.absent(features) * torch.ones_like(members[:, :, :1])  # so that an empty state has a score too
+        members = torch.where(member, similarity[:, None], losses.absent(features))  # [M, W, N]
+        nobody = losses.absent(features) * torch.ones_like(members[:, :, :1])  # so that an empty state has a score too
         scores = torch.logsumexp(torch.cat([members, nobody], -1), -1)  # [M, W]
         return _embed.only_present(scores - torch.logsumexp(scores, -1, keepdim=True), state.labels.sum(0))

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
+from kshot import checks, losses
 from kshot.core import Batch, Learner, Metrics, Task
-from kshot.learners import _embed, _inner, _linear
+from kshot.learners import _embed, _linear
 
 __all__ = ["Machine", "MetaOptNet", "solve_dual"]
 
@@ -76,15 +76,13 @@ class MetaOptNet(Learner):
         features: int | None = None,
     ):
         super().__init__()
-        for name, value in (("cost", cost), ("ridge", ridge), ("smoothing", smoothing)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: must be positive")
         self.body = _embed.require_body(body, "MetaOptNet")
-        self.ways = ways
-        self.cost = cost
-        self.ridge = ridge
-        self.smoothing = smoothing
-        self.iterations = _inner.whole("iterations", iterations, 0)
+        self.ways = checks.whole("ways", ways, 1)
+        self.cost = checks.number("cost", cost, above=True)
+        self.ridge = checks.number("ridge", ridge, above=True)
+        self.smoothing = checks.number("smoothing", smoothing, above=True)
+        scale = checks.number("scale", scale, above=True)
+        self.iterations = checks.whole("iterations", iterations, 0)
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
@@ -95,7 +93,7 @@ class MetaOptNet(Learner):
 
     def adapt(self, state: Machine, support: Batch) -> Machine:
         """The machine `[D, W]` of this support set, x `[N, ...]` and y `[N]`; the state is forgotten."""
-        return self._state_from(_embed.support_features(self.body, support), support.y)
+        return self._state_from(*_embed.support_features(self, support))
 
     def predict(self, state: Machine, x: Tensor) -> Tensor:
         """Scores `[M, W]` of x `[M, ...]`: the machine's values times the scale."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kshot import checks
 from kshot.core import Batch, Learner
 from kshot.learners import _inner
 from kshot.learners._inner import Fast
@@ -55,17 +56,18 @@ class MetaSGD(Learner):
         super().__init__()
         _inner.check(body)
         self.body = body
-        self.ways = ways
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
-        self.first_order = first_order
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
+        self.first_order = checks.flag("first_order", first_order)
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
-        self.transductive = transductive and _inner.normalises(body)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         self.adapts = _inner.select(body, None)
-        self.rates = nn.ParameterList(torch.full_like(p, inner_lr) for p in body.parameters())  # in order of `adapts`
+        rate, params = checks.number("inner_lr", inner_lr), dict(body.named_parameters())
+        self.rates = nn.ParameterList(torch.full_like(params[name], rate) for name in self.adapts)
 
     def init(self) -> Fast:
         """The meta-learned start; the rates are the learner's own."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` gradient steps on the support set, from the state's weights."""
@@ -77,7 +79,8 @@ class MetaSGD(Learner):
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def _rates(self) -> dict[str, Tensor]:
-        return dict(zip(self.adapts, self.rates, strict=True))
+        still = _inner.moving(self.body, self.adapts)
+        return {name: rate for name, rate in zip(self.adapts, self.rates, strict=True) if name in still}

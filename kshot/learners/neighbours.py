@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.distributions import Gaussian
 from kshot.learners._process import Memory, Remembering
 
@@ -26,15 +27,13 @@ class Neighbours(Remembering):
 
     def __init__(self, *, inputs: int = 1, outputs: int = 1, k: int = 3, least: float = 0.01):
         super().__init__(inputs, outputs, least)
-        if k < 1:
-            raise ValueError(f"k={k}: at least one neighbour is needed")
-        self.k = k
+        self.k = checks.whole("k", k, 1)
 
     def predict(self, state: Memory, x: Tensor) -> Gaussian:
         """A distribution for each of x `[M, I]`; without points a standard normal one, of one point that point's
         value and a spread of 1.
         """
-        x = x.flatten(1)
+        x = self.rows(x)
         nothing = x.new_full((self.k + 1, self.inputs), torch.inf)  # so that there are enough
         at = torch.cat([torch.where(state.here[:, None] > 0, state.x, torch.inf), nothing])
         y = torch.cat([state.y, state.y.new_zeros(self.k + 1, self.outputs)])

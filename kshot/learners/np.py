@@ -65,7 +65,7 @@ class Latent(Process):
     def predict(self, state: Any, x: Tensor) -> Mixture:
         """A distribution for each of x `[M, I]`."""
         known = self.distribution(state)
-        return self.decode(state, known.mean + known.std * self.noise(), x.flatten(1))
+        return self.decode(state, known.mean + known.std * self.noise(), self.rows(x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """The objective of one task."""
@@ -76,7 +76,7 @@ class Latent(Process):
             return self.criterion(prediction, y), self.metrics(prediction, y)
         after = self.distribution(self.adapt(state, task.query))
         z = after.mean + after.std * self.noise()  # [S, Z]
-        prediction = self.decode(state, z, x.flatten(1))
+        prediction = self.decode(state, z, self.rows(x))
         z_of = torch.where(y.isnan()[..., None], 0.0, (y.nan_to_num()[..., None] - prediction.means) / prediction.stds)
         log_std = torch.where(y.isnan()[..., None], 0.0, prediction.stds.log() + 0.5 * math.log(2 * math.pi))
         each = (-0.5 * z_of.square() - log_std).sum((0, 1))  # [S] log p(y* | z)

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kshot import checks, losses
 from kshot.core import Batch, Learner
 from kshot.learners import _embed
 
@@ -57,7 +58,7 @@ class Pixels(Learner):
         super().__init__()
         if distance not in ("cosine", "euclidean"):
             raise ValueError(f"unknown distance {distance!r}: choose 'cosine' or 'euclidean'")
-        self.ways = ways
+        self.ways = checks.whole("ways", ways, 1)
         self.distance = distance
 
     def init(self) -> Stored:
@@ -66,17 +67,19 @@ class Pixels(Learner):
 
     def adapt(self, state: Stored, support: Batch) -> Stored:
         """Append the support set, x `[N, ...]` and y `[N]`, to the stored one."""
+        support = checks.support(self, support)
         if len(state.y) == 0:  # the shape of the inputs, their dtype and device are known from here on
             return Stored(support.x, support.y)
         return Stored(torch.cat([state.x, support.x]), torch.cat([state.y, support.y]))
 
     def predict(self, state: Stored, x: Tensor) -> Tensor:
         """Scores `[M, W]` of x `[M, ...]`: minus the squared distance to the nearest example of each class."""
+        x = checks.tensor(self, x)
         if len(state.y) == 0:
-            return x.new_full((len(x), self.ways), _embed.absent(x))
+            return x.new_full((len(x), self.ways), losses.absent(x))
         queries, stored = x.flatten(1), state.x.flatten(1)
         if self.distance == "cosine":
             queries, stored = _embed.unit(queries), _embed.unit(stored)
         distance = _embed.squared_distance(queries, stored)  # [M, N]
         member = state.y == torch.arange(self.ways, device=x.device)[:, None]  # [W, N]
-        return torch.where(member, -distance[:, None], _embed.absent(x)).amax(-1)  # [M, W, N] -> [M, W]
+        return torch.where(member, -distance[:, None], losses.absent(x)).amax(-1)  # [M, W, N] -> [M, W]

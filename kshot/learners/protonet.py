@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
+from kshot import checks, losses
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 
@@ -74,15 +74,14 @@ class ProtoNet(Learner):
         if distance not in ("euclidean", "cosine"):
             raise ValueError(f"unknown distance {distance!r}: use 'euclidean' or 'cosine'")
         self.body = _embed.require_body(body, "ProtoNet")
-        self.ways = ways
+        self.ways = checks.whole("ways", ways, 1)
         self.distance = distance
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         scale = (1.0 if distance == "euclidean" else 10.0) if scale is None else scale
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: the scale of the scores must be positive")
+        scale = checks.number("scale", scale, above=True)
         log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
+        if checks.flag("learn_scale", learn_scale):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
@@ -93,7 +92,7 @@ class ProtoNet(Learner):
 
     def adapt(self, state: Prototypes, support: Batch) -> Prototypes:
         """Add the support set, x `[N, ...]` and y `[N]`, to the state's sums `[W, D]` and counts `[W]`."""
-        new = self._state_from(_embed.support_features(self.body, support), support.y)
+        new = self._state_from(*_embed.support_features(self, support))
         return Prototypes(state.sums + new.sums, state.counts + new.counts)
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:

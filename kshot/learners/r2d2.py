@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
+from kshot import checks, losses
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed, _linear
 
@@ -83,11 +83,10 @@ class R2D2(Learner):
         features: int | None = None,
     ):
         super().__init__()
-        if not penalty > 0:
-            raise ValueError(f"penalty={penalty}: the penalty of a ridge regression must be positive")
+        penalty, scale = checks.number("penalty", penalty, above=True), checks.number("scale", scale, above=True)
         self.body = _embed.require_body(body, "R2D2")
-        self.ways = ways
-        self.balanced = balanced
+        self.ways = checks.whole("ways", ways, 1)
+        self.balanced = checks.flag("balanced", balanced)
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
@@ -99,7 +98,7 @@ class R2D2(Learner):
 
     def adapt(self, state: Ridge, support: Batch) -> Ridge:
         """The regression `[D + 1, W]` of this support set, x `[N, ...]` and y `[N]`; the state is forgotten."""
-        return self._state_from(_embed.support_features(self.body, support), support.y)
+        return self._state_from(*_embed.support_features(self, support))
 
     def predict(self, state: Ridge, x: Tensor) -> Tensor:
         """Scores `[M, W]` of x `[M, ...]`: the regression's values times the scale."""

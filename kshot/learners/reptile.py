@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kshot import tree
+from kshot import checks, tree
 from kshot.core import PADDING, Batch, Learner, Metrics, Task
 from kshot.learners import _inner
 from kshot.learners._inner import Fast, Params
@@ -78,23 +78,25 @@ class Reptile(Learner):
         if moments not in ("shared", "fresh"):
             raise ValueError(f"moments={moments!r}: use 'shared' or 'fresh'")
         self.body = body
-        self.ways = ways
-        self.inner_lr = inner_lr
-        self.inner_steps = _inner.whole("inner_steps", inner_steps, 0)
+        self.ways = checks.whole("ways", ways, 0)
+        self.inner_lr = checks.number("inner_lr", inner_lr)
+        self.inner_steps = checks.whole("inner_steps", inner_steps, 0)
         self.inner_optimizer = inner_optimizer
-        self.inner_batch = None if inner_batch is None else _inner.whole("inner_batch", inner_batch, 1)
+        self.inner_batch = None if inner_batch is None else checks.whole("inner_batch", inner_batch, 1)
         self.order_invariant = inner_batch is None
+        self.adapts = _inner.select(body, None)
         # Sums of squared gradients and of their weights: their ratio is Adam's second moment without its bias.
         self.second, self.weight = nn.ParameterDict(), None
         if inner_optimizer == "adam" and moments == "shared":
-            for name, p in body.named_parameters():
-                self.second[name.replace(".", "/")] = nn.Parameter(torch.zeros_like(p))
+            params = dict(body.named_parameters())
+            for name in self.adapts:
+                self.second[name.replace(".", "/")] = nn.Parameter(torch.zeros_like(params[name]))
             self.weight = nn.Parameter(torch.zeros_like(next(body.parameters())[..., :1].sum()))
-        self.transductive = transductive and _inner.normalises(body)
+        self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
 
     def init(self) -> Fast:
         """The meta-parameters."""
-        return _inner.start(self.body)
+        return _inner.start(self)
 
     def adapt(self, state: Fast, support: Batch) -> Fast:
         """`inner_steps` steps of the inner optimiser (a fresh one) on the support set, from the state's weights."""
@@ -107,20 +109,24 @@ class Reptile(Learner):
     def _moments(self) -> tuple[Params, Tensor]:
         """Adam's second moments, biased, and their weight, before a task."""
         if self.weight is None:
-            like = {name: torch.zeros_like(p) for name, p in self.body.named_parameters()}
+            params = dict(self.body.named_parameters())
+            like = {name: torch.zeros_like(params[name]) for name in self.adapts}
             return like, next(iter(like.values())).sum()
         return {name.replace("/", "."): v.detach() for name, v in self.second.items()}, self.weight.detach()
 
     def _run(self, state: Fast, support: Batch, steps: int) -> tuple[list[Fast], Params, Tensor]:
         """The states after 0, 1, ... steps; Adam's moments and their weight after the last."""
-        path = [_inner.remember(self.body, state, support)]
+        state, support = _inner.begin(self, state, support)
+        path, still = [state], _inner.moving(self.body, self.adapts)
         second, weight = self._moments()
         for k in range(steps):
             params = path[-1].params
-            loss = _inner.support_loss(self.body, self.criterion, _part(support, k, self.inner_batch))
-            step = _inner.gradient(loss, params, params, first_order=True)
+            loss = _inner.support_loss(self, _part(support, k, self.inner_batch), state.present)
+            step = _inner.gradient(loss, params, still, first_order=True)
             if self.inner_optimizer == "adam":  # beta1 = 0, beta2 = 0.999, epsilon 1e-8
-                second = {name: 0.999 * v + 0.001 * step[name].square() for name, v in second.items()}
+                second = {
+                    name: 0.999 * v + 0.001 * step[name].square() if name in step else v for name, v in second.items()
+                }
                 weight = 0.999 * weight + 0.001
                 step = {name: g / ((second[name] / weight).sqrt() + 1e-8) for name, g in step.items()}
             path.append(path[-1]._replace(params=tree.axpy(-self.inner_lr, step, params)))
@@ -128,10 +134,11 @@ class Reptile(Learner):
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
         """The adapted body's outputs `[M, W]` or `[M, D]`."""
-        return _inner.forward(self.body, state, x, self.transductive)
+        return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """Value: the query loss after adapting on the support set. Gradient: phi - theta, trained on all examples."""
+        task = checks.task(self, task)
         phi = self.init()
         start = tree.detach(phi)
         prediction = self.predict(self.adapt(start, task.support), task.query.x)

@@ -20,8 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kshot import losses
-from kshot import nn as knn
+from kshot import checks, losses
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _embed
 from kshot.learners.protonet import Prototypes
@@ -53,8 +52,8 @@ class SimpleShot(Learner):
     def __init__(self, body: nn.Module | None, *, ways: int, scale: float = 10.0, features: int | None = None):
         super().__init__()
         self.body = _embed.require_body(body, "SimpleShot")
-        self.ways = ways
-        self.scale = scale
+        self.ways = checks.whole("ways", ways, 1)
+        self.scale = checks.number("scale", scale, above=True)
         self.features = _embed.feature_size(self.body, features)
         self.transductive = _embed.batch_statistics(self.body)
         self.register_buffer("mean", _embed.zeros(self.body, self.features))
@@ -91,12 +90,12 @@ class SimpleShot(Learner):
 
     def adapt(self, state: Prototypes, support: Batch) -> Prototypes:
         """Add the support set, x `[N, ...]` and y `[N]`, to the state's sums `[W, D]` and counts `[W]`."""
-        new = self._state_from(_embed.support_features(self.body, support), support.y)
+        new = self._state_from(*_embed.support_features(self, support))
         return Prototypes(state.sums + new.sums, state.counts + new.counts)
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         """Scores `[M, W]` of x `[M, ...]`: minus the squared distance to every prototype, times the scale."""
-        return self._scores(state, knn.call(self.body, None, x))
+        return self._scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""

@@ -77,7 +77,7 @@ class TNPD(Remembering):
 
     def predict(self, state: Memory, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
-        x = x.flatten(1)
+        x = self.rows(x)
         points = torch.cat([state.x, state.y, torch.ones_like(state.x[:, :1])], 1)
         asked = torch.cat([x, x.new_zeros(len(x), self.outputs + 1)], 1)
         tokens = self.embed(torch.cat([points, asked]))  # [N + M, width]

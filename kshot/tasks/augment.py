@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.core import UNLABELLED, Batch, Task
 from kshot.tasks.base import TaskDistribution
 
@@ -82,8 +83,7 @@ class Augment:
         task: Literal["cutmix", "mixup", "rotate"] | None = None,
         task_probability: float = 0.5,
     ):
-        if isinstance(support, bool) or not isinstance(support, int) or support < 1:
-            raise ValueError(f"support={support!r}: pass an integer >= 1, the rows per support image")
+        support = checks.whole("support", support, 1)  # rows per support image
         if unknown := [op for op in ops if op not in _OPERATIONS]:
             raise ValueError(f"ops={tuple(ops)!r} has the unknown {unknown}: choose from {_OPERATIONS}")
         if queries is not None and queries not in _QUERIES:

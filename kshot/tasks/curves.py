@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kshot.checks import whole
 from kshot.core import Batch, Task
-from kshot.tasks.functions import deal, interval_of_sizes, not_negative, whole
+from kshot.tasks.functions import deal, interval_of_sizes, not_negative
 
 __all__ = ["Augmentation", "CurveTable", "Curves", "Scale", "canadian", "growth", "lynx_hare", "places_of", "read_csv"]
 

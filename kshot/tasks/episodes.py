@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.core import PADDING, UNLABELLED, Batch, Task
 from kshot.tasks.augment import Augment
 
@@ -95,13 +96,13 @@ class Episodes:
         self.bank = bank
         self.shots_range = _range("shots_range", shots_range, lowest=1)
         self.ways_range = _range("ways_range", ways_range, lowest=2)
-        self.ways = _at_least("ways", ways if self.ways_range is None else self.ways_range[1], 2)
-        self.shots = _at_least("shots", shots if self.shots_range is None else self.shots_range[1], 1)
-        self.queries = _at_least("queries", queries, 1)
-        self.unlabelled = _at_least("unlabelled", unlabelled, 0)
-        self.distractors = _at_least("distractors", distractors, 0)
-        self.rotations = rotations
-        self.balanced = balanced
+        self.ways = checks.whole("ways", ways if self.ways_range is None else self.ways_range[1], 2)
+        self.shots = checks.whole("shots", shots if self.shots_range is None else self.shots_range[1], 1)
+        self.queries = checks.whole("queries", queries, 1)
+        self.unlabelled = checks.whole("unlabelled", unlabelled, 0)
+        self.distractors = checks.whole("distractors", distractors, 0)
+        self.rotations = rotations = checks.whole("rotations", rotations, 1)
+        self.balanced = checks.flag("balanced", balanced)
         self.augment = augment
         self.independent = augment is None or (isinstance(augment, Augment) and augment.task is None)
         self.input_shape: tuple[int, ...] = tuple(bank.images.shape[1:])
@@ -142,7 +143,7 @@ class Episodes:
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` episodes: x `[T, rows, C, H, Wd]` float32, y `[T, rows]` int64, on the generator's device."""
-        _at_least("num_tasks", num_tasks, 1)
+        checks.whole("num_tasks", num_tasks, 1)
         t, w, s, u, q, device = num_tasks, self.ways, self.shots, self.unlabelled, self.queries, generator.device
         start, count = self._start.to(device), self._count.to(device)  # [kept]
 
@@ -243,15 +244,7 @@ class Episodes:
         )
 
 
-def _at_least(name: str, value: int, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(f"{name}={value!r}: pass an integer >= {lowest}")
-    return value
-
-
 def _range(name: str, value: tuple[int, int] | None, lowest: int) -> tuple[int, int] | None:
     if value is None:
         return None
-    if len(value) != 2 or not all(isinstance(v, int) for v in value) or not lowest <= value[0] <= value[1]:
-        raise ValueError(f"{name}={value!r}: pass (low, high) with {lowest} <= low <= high, both included")
-    return value[0], value[1]
+    return checks.sizes(name, value, lowest)

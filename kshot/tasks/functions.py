@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.core import Batch, Task
 
 __all__ = ["Sawtooth", "Sinusoid", "Step", "Steps", "Wave"]
@@ -54,14 +55,11 @@ class Sinusoid:
         phase: tuple[float, float] = (0.0, math.pi),
         x: tuple[float, float] = (-5.0, 5.0),
     ):
-        for name, number in (("shots", shots), ("queries", queries)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name}={number!r}: pass an integer >= 1")
         for name, interval in (("amplitude", amplitude), ("phase", phase), ("x", x)):
             if len(interval) != 2 or not all(map(math.isfinite, interval)) or not interval[0] <= interval[1]:
                 raise ValueError(f"{name}={interval!r}: pass (low, high) with low <= high, both finite")
-        self.shots = shots
-        self.queries = queries
+        self.shots = checks.whole("shots", shots, 1)
+        self.queries = checks.whole("queries", queries, 1)
         self.amplitude = amplitude
         self.phase = phase
         self.x = x
@@ -74,8 +72,7 @@ class Sinusoid:
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` sine waves: a Task with a leading T."""
-        if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks!r}: pass an integer >= 1")
+        num_tasks = checks.whole("num_tasks", num_tasks, 1)
 
         def uniform(interval: tuple[float, float], *shape: int) -> Tensor:
             low, high = interval
@@ -144,12 +141,12 @@ class Sawtooth:
         inputs: int = 1,
         ragged: bool = False,
     ):
-        self.context, self.targets = interval_of_sizes("context", context), whole("targets", targets, 1)
+        self.context, self.targets = interval_of_sizes("context", context), checks.whole("targets", targets, 1)
         self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
         self.frequency = interval("frequency", frequency, above=0.0)
         self.noise, self.ragged = not_negative("noise", noise), ragged
         self.independent = ragged or context[0] == context[1]
-        self.input_shape: tuple[int, ...] = (whole("inputs", inputs, 1),)
+        self.input_shape: tuple[int, ...] = (checks.whole("inputs", inputs, 1),)
 
     def __repr__(self) -> str:
         return (
@@ -163,7 +160,7 @@ class Sawtooth:
 
     def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Wave]:
         """The same, and what they were drawn with."""
-        t, uniform = whole("num_tasks", num_tasks, 1), uniform_of(generator)
+        t, uniform = checks.whole("num_tasks", num_tasks, 1), uniform_of(generator)
         x, there = _points(self, generator, t)
         frequency = uniform(self.frequency, t)
         direction = _normal(generator, t, self.input_shape[0])
@@ -223,7 +220,7 @@ class Step:
         noise: float = 0.02,
         ragged: bool = False,
     ):
-        self.context, self.targets = interval_of_sizes("context", context), whole("targets", targets, 1)
+        self.context, self.targets = interval_of_sizes("context", context), checks.whole("targets", targets, 1)
         self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
         self.jumps = interval_of_sizes("jumps", jumps)
         self.noise, self.ragged = not_negative("noise", noise), ragged
@@ -241,7 +238,7 @@ class Step:
 
     def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Steps]:
         """The same, and what they were drawn with."""
-        t, uniform, (least, most) = whole("num_tasks", num_tasks, 1), uniform_of(generator), self.jumps
+        t, uniform, (least, most) = checks.whole("num_tasks", num_tasks, 1), uniform_of(generator), self.jumps
         x, there = _points(self, generator, t)
         both = self.x + (self.target_x or self.x)
         jumps = torch.randint(least, most + 1, (t, 1), generator=generator, device=generator.device)
@@ -340,13 +337,6 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def whole(name: str, value: int, least: int) -> int:
-    """The value, or a ValueError if it is no integer >= least."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: pass an integer >= {least}")
-    return value
-
-
 def not_negative(name: str, value: float) -> float:
     """The value, or a ValueError if it is not a finite number >= 0."""
     if not (math.isfinite(value) and value >= 0):
@@ -356,9 +346,7 @@ def not_negative(name: str, value: float) -> float:
 
 def interval_of_sizes(name: str, value: tuple[int, int], least: int = 0) -> tuple[int, int]:
     """The value, or a ValueError if it is no (low, high) of integers, `least` <= low <= high."""
-    if len(value) != 2 or not all(isinstance(v, int) for v in value) or not least <= value[0] <= value[1]:
-        raise ValueError(f"{name}={value!r}: pass (least, most) with {least} <= least <= most, both included")
-    return value[0], value[1]
+    return checks.sizes(name, value, least)
 
 
 def interval(name: str, value: tuple[float, float], above: float | None = None) -> tuple[float, float]:

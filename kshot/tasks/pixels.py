@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kshot.checks import whole
 from kshot.core import Batch, Task
-from kshot.tasks.functions import deal, interval_of_sizes, whole
+from kshot.tasks.functions import deal, interval_of_sizes
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank

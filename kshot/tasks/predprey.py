@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kshot.checks import whole
 from kshot.core import Batch, Task
 from kshot.tasks.curves import Scale
-from kshot.tasks.functions import deal, interval, interval_of_sizes, not_negative, uniform_of, whole
+from kshot.tasks.functions import deal, interval, interval_of_sizes, not_negative, uniform_of
 
 __all__ = ["PredatorPrey"]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.core import Batch, Task
 
 __all__ = ["GaussianProcess", "Hyper", "Kernel", "Mixture", "Oracle", "posterior"]
@@ -101,15 +102,14 @@ class GaussianProcess:
     ):
         if kernel not in get_args(Kernel):
             raise ValueError(f"unknown kernel {kernel!r}: choose from {', '.join(get_args(Kernel))}")
-        if isinstance(inputs, bool) or not isinstance(inputs, int) or inputs < 1:
-            raise ValueError(f"inputs={inputs!r}: pass an integer >= 1")
+        inputs, total = checks.whole("inputs", inputs, 1), checks.whole("total", total, 1)
+        context = checks.sizes("context", context, 0)
         if inputs > 1 and "periodic" in kernel:
             raise ValueError(
                 f"kernel={kernel!r} with inputs={inputs}: it is no covariance of the distance between points of a "
                 "plane; pass inputs=1, or one of 'rbf', 'matern12', 'matern32', 'matern52'"
             )
-        if targets is not None and (isinstance(targets, bool) or not isinstance(targets, int) or targets < 1):
-            raise ValueError(f"targets={targets!r}: pass an integer >= 1, or None for sizes up to `total`")
+        targets = None if targets is None else checks.whole("targets", targets, 1)
         if not 0 <= context[0] <= context[1] or (targets is None and context[1] + 3 > total):
             raise ValueError(f"context={context}, total={total}: pass 0 <= least <= most <= total - 3")
         ranges = {"x": x, "target_x": target_x or x, "length": length, "scale": scale, "period": period}
@@ -140,8 +140,7 @@ class GaussianProcess:
 
     def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Hyper]:
         """The same, and the hyper-parameters that they were drawn with."""
-        if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks!r}: pass an integer >= 1")
+        num_tasks = checks.whole("num_tasks", num_tasks, 1)
         device = generator.device
 
         def uniform(interval: tuple[float, float], *shape: int) -> Tensor:
@@ -288,8 +287,7 @@ class Mixture:
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` functions: a Task with a leading T."""
-        if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks!r}: pass an integer >= 1")
+        num_tasks = checks.whole("num_tasks", num_tasks, 1)
         weights = torch.tensor(self.weights, dtype=torch.float64, device=generator.device)
         chosen = torch.multinomial(weights, num_tasks if self.each else 1, True, generator=generator)
         if not self.each:

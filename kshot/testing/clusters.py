@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kshot import checks
 from kshot.core import Batch, Task
 
 
@@ -37,12 +38,8 @@ class Clusters:
         shape: tuple[int, ...] = (8,),
         noise: float = 0.5,
     ):
-        if ways < 2 or shots < 1 or queries < 1 or not noise >= 0:
-            raise ValueError(
-                f"ways={ways}, shots={shots}, queries={queries}, noise={noise}: pass ways >= 2, shots >= 1, "
-                "queries >= 1 and noise >= 0"
-            )
-        self.ways, self.shots, self.queries, self.noise = ways, shots, queries, noise
+        self.ways, self.shots = checks.whole("ways", ways, 2), checks.whole("shots", shots, 1)
+        self.queries, self.noise = checks.whole("queries", queries, 1), checks.number("noise", noise)
         self.input_shape = tuple(shape)
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
