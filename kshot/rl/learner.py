@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kshot.rl.pearl import Squashed
     from kshot.rl.policy import Gaussian
 
-__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "check_fits", "surrogate"]
+__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "check_fits", "check_steps", "surrogate"]
 
 
 class Actor(Protocol):
@@ -170,6 +170,18 @@ def act(
     return found
 
 
+def check_steps(steps: Any, rows: Tensor) -> None:
+    """Refuse `Steps` or `Trials` whose advantages or weights are not one number for each row, as `rows` has.
+
+    Raises:
+        ValueError: with the shapes, which would be broadcast: `[N, 1]` beside `[N]` gives `[N, N]`.
+    """
+    for name in ("advantages", "weights"):
+        found = getattr(steps, name).shape
+        if found != rows.shape:
+            raise ValueError(f"{name} have the shape {list(found)}: one for each step, {list(rows.shape)}, is needed")
+
+
 def surrogate(prediction: Gaussian, query: Any, clip: float | None = None) -> tuple[Tensor, Metrics]:
     """The loss of a policy on what another acted: minus the advantages weighted by the ratio of the two.
 
@@ -180,8 +192,12 @@ def surrogate(prediction: Gaussian, query: Any, clip: float | None = None) -> tu
 
     Returns:
         The loss, and "kl", the divergence from the policy that acted, and "entropy", both in nats.
+
+    Raises:
+        ValueError: actions of another size than the policy's, or not one advantage and one weight for each step.
     """
     ratio = (prediction.log_prob(query.actions) - query.acted.log_prob(query.actions)).exp()
+    check_steps(query, ratio)
     gain = ratio * query.advantages
     if clip is not None:
         gain = torch.minimum(gain, ratio.clamp(1 - clip, 1 + clip) * query.advantages)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kshot.core import Metrics, Task, Trajectory
 from kshot.learners._inner import descend
 from kshot.rl import returns
-from kshot.rl.learner import PolicyLearner, surrogate
+from kshot.rl.learner import PolicyLearner, check_steps, surrogate
 
 if TYPE_CHECKING:
     from kshot.rl.policy import Gaussian, GaussianMLP, Params
@@ -108,6 +108,7 @@ class PolicyMAML(PolicyLearner):
     def inner(self, policy: Gaussian, support: Steps) -> Tensor:
         """The loss of the inner step: minus the likelihood (or ratio) of the actions, weighted by their advantages."""
         gain = policy.log_prob(support.actions)
+        check_steps(support, gain)
         if self.ratio:
             gain = (gain - support.acted.log_prob(support.actions)).exp()
         return -(support.weights * support.advantages * gain).sum()

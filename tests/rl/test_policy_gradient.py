@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def test_gaussian_agrees_with_torchs() -> None:
     torch.testing.assert_close(a.kl(b), kl_divergence(*theirs).sum(-1))
     torch.testing.assert_close(a.entropy().expand(4, 5), theirs[0].entropy().sum(-1))
     torch.testing.assert_close(a.sample(actions), a.mean + actions * a.log_std.exp())
+
+
+def test_the_deviation_does_not_go_below_its_least() -> None:
+    policy = GaussianMLP(D, A, (4,), least=0.01)
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([-100.0, -4.0]))
+    torch.testing.assert_close(policy(torch.zeros(1, D)).log_std, torch.tensor([[math.log(0.01), -4.0]]))
 
 
 def test_each_task_under_its_own_weights() -> None:
@@ -314,6 +322,19 @@ def test_actions_of_another_size_have_no_density() -> None:
     for width in (1, 2, 4):
         with pytest.raises(ValueError, match=f"actions of {width} numbers for a policy of 3"):
             policy.log_prob(torch.zeros(4, width))
+
+
+@pytest.mark.parametrize("name", ["advantages", "weights"])
+def test_advantages_and_weights_are_one_for_each_step(name: str) -> None:
+    """`[N, 1]` would be broadcast to `[N, N]`."""
+    own, support = learner(), tree.index(steps(1, 12), 0)
+    for wrong in (getattr(support, name)[:, None], getattr(support, name)[:1], getattr(support, name)[0]):
+        other = support._replace(**{name: wrong})
+        words = rf"{name} have the shape {re.escape(str(list(wrong.shape)))}: one for each step, \[12\]"
+        with pytest.raises(ValueError, match=words):
+            own.adapt(own.init(), other)
+        with pytest.raises(ValueError, match=words):
+            own.loss(Task(support, other))
 
 
 def test_promps_gradient_is_mamls_where_the_policy_acted_itself() -> None:
