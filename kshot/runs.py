@@ -107,9 +107,9 @@ def load_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     path = checkpoint.best(folder)
-    tensors, info = checkpoint.load(path, ("step", "best", "settings"))
+    tensors, info = checkpoint.load(path, ("step",))
     learner, recipe, classes = config.rebuild(tensors, info, path)
-    return Run(learner, recipe, classes, info, folder)
+    return Run(learner, recipe, classes, {"best": None, **info}, folder)
 
 
 def classes_of(tasks: TaskDistribution) -> tuple[str, ...]:
