@@ -119,19 +119,14 @@ def test_what_a_file_unpacks_to_is_counted_in_all(whole: bytes) -> None:
         FewShotClassifier.from_bytes(bomb, limits=FileLimits(bytes=2_000_000))
 
 
-def test_a_part_that_is_larger_than_it_says_is_refused(whole: bytes) -> None:
-    """The zip's directory says 10 bytes less of it: no more than was said is unpacked."""
-    parts = parts_of(whole)
-    size = len(parts["support.safetensors"])
-    told, lie = size.to_bytes(4, "little"), (size - 10).to_bytes(4, "little")
-    stored = io.BytesIO()
-    with zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-    blob = stored.getvalue()
-    assert blob.count(told) >= 2
-    with pytest.raises(FileError, match=r"the file"):
-        FewShotClassifier.from_bytes(blob.replace(told, lie))
+@pytest.mark.parametrize("more", [-10, 10])
+def test_a_part_of_another_size_than_it_tells_is_refused(whole: bytes, more: int) -> None:
+    """So that what is unpacked is what was counted. Less: zipfile stops there, and its checksum is another one."""
+    size = len(parts_of(whole)["support.safetensors"])
+    told, lie = size.to_bytes(4, "little"), (size + more).to_bytes(4, "little")
+    assert whole.count(told) >= 2
+    with pytest.raises(FileError, match="has another size than it tells" if more > 0 else "damaged one: BadZipFile"):
+        FewShotClassifier.from_bytes(whole.replace(told, lie))
 
 
 def test_names_that_are_not_a_files_own_are_refused(whole: bytes) -> None:
@@ -183,7 +178,7 @@ def test_a_support_set_of_other_tensors_is_refused() -> None:
     for changed in (
         {"support": None},
         {"more": {"dtype": "F32", "shape": [2, 3]}},
-        {"support": {"dtype": "F64", "shape": [2, 3]}},
+        {"support": {"dtype": "F16", "shape": [2, 3]}},
         {"support": {"dtype": "F32", "shape": [3, 3]}},
         {"support": {"dtype": "F32", "shape": []}},
         {"images": {"dtype": "F32", "shape": [2, 1, 4, 4]}},

@@ -127,7 +127,7 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
                 with archive.open(info) as file:
                     parts[info.filename] = file.read(info.file_size + 1)
                 if len(parts[info.filename]) != info.file_size:
-                    raise FileError(f"{path}: {info.filename} is larger than it says")
+                    raise FileError(f"{path}: {info.filename} has another size than it tells")
         manifest = json.loads(parts["manifest.json"])
         version = int(manifest["kshot"])
         if version <= FORMAT:
