@@ -11,6 +11,7 @@ import csv
 import html
 import io
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -410,8 +411,8 @@ def _answer(session: Session, answer: Answer, image: np.ndarray) -> str:
     bars = "".join(
         f"<div class='bar'><span title='{html.escape(name)}'>{html.escape(name)}</span>"
         f"<meter min='0' max='1' value='{p:.4f}' aria-label='{html.escape(name)}'></meter>"
-        f"<span>{100 * p:.0f} %</span></div>"
-        for name, p in best
+        f"<span>{percent} %</span></div>"
+        for (name, p), percent in zip(best, _percents([p for _, p in best]), strict=True)
     )
     labels = session.labels
     near = "".join(_image(session.thumbs[i], f"{i + 1}: {labels[i]}") for i in answer.nearest)
@@ -420,6 +421,16 @@ def _answer(session: Session, answer: Answer, image: np.ndarray) -> str:
         f"<h3>{html.escape(str(answer.label))}</h3>"
         f"{bars}<div class='near'><span class='hint'>Most similar examples:</span><span class='row'>{near}</span></div>"
     )
+
+
+def _percents(parts: list[float]) -> list[int]:
+    """Whole percents of numbers that sum to 1, which sum to 100: the largest remainders are rounded up."""
+    exact = [100 * part for part in parts]
+    whole = [math.floor(number) for number in exact]
+    by_rest = sorted(range(len(exact)), key=lambda k: whole[k] - exact[k])
+    for k in by_rest[: 100 - sum(whole)]:
+        whole[k] += 1
+    return whole
 
 
 def _cards(own: Visit, limits: Limits) -> str:

@@ -112,6 +112,12 @@ def test_none_and_the_classes_share_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(shown) == pytest.approx(1, abs=1e-3)
     assert 0.25 in shown
     assert "2 other classes" in text
+    percents = [int(p) for p in re.findall(r"<span>(\d+) %</span>", text)]
+    assert sum(percents) == 100
+    assert page._percents([0.694, 0.206, 0.066, 0.034]) == [69, 21, 7, 3]  # each rounded: 69, 21, 7, 3
+    assert page._percents([0.686, 0.208, 0.068, 0.038]) == [68, 21, 7, 4]  # each rounded would be 69, 21, 7, 4
+    assert page._percents([1 / 3] * 3) == [34, 33, 33]
+    assert page._percents([1.0, 0.0]) == [100, 0]
 
 
 def test_what_is_refused() -> None:
