@@ -517,6 +517,9 @@ def test_a_step_beyond_the_bound_is_not_taken_though_it_is_better() -> None:
     own = learner()
     tasks = acting(own, 2, 20)
     before = flat(own.parameters())
+    refused = improve(own, tasks, Region(kl=0.1, tries=1), seeding.generator(0))
+    assert torch.equal(flat(own.parameters()), before)
+    assert (refused.after, refused.kl, refused.tries) == (refused.before, 0.0, 2)
     update = improve(own, tasks, Region(kl=0.1), seeding.generator(0))
     assert (update.tries, update.kl <= 0.1) == (2, True)
     first = before + (flat(own.parameters()) - before) / 0.8  # what was tried before
