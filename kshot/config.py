@@ -18,13 +18,13 @@ from torch import nn
 from kshot import checkpoint, functions, learners, settings
 from kshot import nn as knn
 from kshot.core import Learner
-from kshot.data import Bank, load, scripts
+from kshot.data import Bank, load, located, scripts
 from kshot.seeding import seeded
 from kshot.tasks import Augment, Episodes, Sinusoid
 from kshot.tasks.base import TaskDistribution
 from kshot.train import Outer
 
-__all__ = ["Recipe", "body", "build", "from_dict", "rebuild", "tasks"]
+__all__ = ["Recipe", "body", "build", "episodes", "from_dict", "rebuild", "tasks"]
 
 Network = Literal["conv4", "resnet12", "mlp", "none"]
 
@@ -221,20 +221,29 @@ def tasks(
     With `without`, names of classes "DATA SET/CLASS", only classes of scripts that these are not written in are left
     (see `kshot.data.scripts`).
     """
+    recipe = replace(recipe, data=located(recipe.data, data_root))
     if recipe.regression and recipe.data != "sinusoid":
         return functions.make(
             recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, splits=recipe.splits
         )
     if recipe.regression:
-        return Sinusoid(
-            shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,
-            queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
-        )
+        sizes = _sizes(recipe, training)
+        return Sinusoid(shots=sizes["shots"][1], queries=sizes["queries"][1])
     bank = load(
         recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **_data_options(recipe)
     )
     if without:
         bank = _unseen(bank, without, recipe.ways)
+    return episodes(recipe, bank, training=training)
+
+
+def episodes(recipe: Recipe, bank: Bank, *, training: bool = False) -> Episodes:
+    """The episodes of a recipe on a bank; see `tasks`."""
+    sizes = _sizes(recipe, training)
+    if recipe.augment < 1:
+        raise ValueError(f"augment={recipe.augment}: pass an integer >= 1, the support images per shot")
+    if not 0 <= recipe.augment_task <= 1:
+        raise ValueError(f"augment_task={recipe.augment_task}: pass a share from 0 to 1")
     mixes = recipe.augment_classes if training and recipe.augment_task > 0 else None
     queries = recipe.augment_queries if training and recipe.augment_queries != "none" else None
     augment = None
@@ -242,11 +251,12 @@ def tasks(
         augment = Augment(recipe.augment, recipe.augment_ops, queries, mixes, recipe.augment_task)
     return Episodes(
         bank,
-        ways=(recipe.train_ways or recipe.ways) if training else recipe.ways,
-        shots=(recipe.train_shots or recipe.shots) if training else recipe.shots,
-        queries=(recipe.train_queries or recipe.queries) if training else recipe.queries,
+        ways=sizes["ways"][1],
+        shots=sizes["shots"][1],
+        queries=sizes["queries"][1],
         rotations=recipe.rotations,
         augment=augment,
+        names={name: setting for name, (setting, _) in sizes.items()},
     )
 
 
@@ -258,6 +268,18 @@ def _unseen(bank: Bank, trained: Collection[str], ways: int) -> Bank:
             f"trained on, too few for ways={ways}: leave out --unseen-scripts, or test other data"
         )
     return bank.subset([name.removeprefix(f"{bank.name}/") for name in left])
+
+
+def _sizes(recipe: Recipe, training: bool) -> dict[str, tuple[str, int]]:
+    """Of ways, shots and queries the setting that counts, which errors name, and its value."""
+    found = {}
+    for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
+        setting = f"train_{name}" if training and getattr(recipe, f"train_{name}") else name
+        value = getattr(recipe, setting)
+        if value < least and not (name == "ways" and recipe.regression):
+            raise ValueError(f"{setting}={value!r}: pass an integer >= {least}")
+        found[name] = (setting, value)
+    return found
 
 
 def _data_options(recipe: Recipe) -> dict[str, Any]:

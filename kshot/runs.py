@@ -19,7 +19,7 @@ from torch import nn
 from kshot import checkpoint, config, learners, pretrain, seeding, tree
 from kshot.config import Recipe
 from kshot.core import Learner
-from kshot.data import scripts
+from kshot.data import folder, located, scripts
 from kshot.evaluate import Result, evaluate_modes
 from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
@@ -27,7 +27,7 @@ from kshot.tasks import Episodes
 from kshot.tasks.base import TaskDistribution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "Run", "Test", "classes_of", "draw", "floors", "known_scripts", "load_run", "pixel_floor", "recipe_of", "score",
@@ -52,7 +52,8 @@ class Test:
         shots: labelled examples per class; several make a table each, and a plot of accuracy against shots.
         queries: scored examples per class.
         data: another data set than the trained one (cross-domain): "glyphs", "omniglot", "grocery", "folder:PATH", ...
-        split: the split whose classes are tested.
+        split: the split whose classes are tested. None: "test"; of a folder that is not the trained one, and that no
+            train/val/test folders split, all classes that training never held.
         rotations: 4 makes each class into four, by 90 degrees; of another data set than the trained one 1.
         steps: adaptation steps, for learners that take steps.
         augment: support images per shot at adaptation, augmented ones included; 1 is none (needs kshot[augment]).
@@ -75,7 +76,7 @@ class Test:
     shots: tuple[int, ...] = ()
     queries: int | None = None
     data: str | None = None
-    split: str = "test"
+    split: str | None = None
     rotations: int | None = None
     steps: int | None = None
     augment: int | None = None
@@ -125,19 +126,38 @@ def tasks_of(run: Run, test: Test, shots: int | None = None) -> TaskDistribution
     Raises:
         ValueError: a split with too few classes or images, or (`unseen_scripts`) too few of scripts not trained on.
     """
-    return _tasks(run, test, recipe_of(run.recipe, test, shots))
+    return _tasks([run], test, recipe_of(run.recipe, test, shots))[0]
 
 
-def _tasks(run: Run, test: Test, shown: Recipe) -> TaskDistribution:
+def _tasks(runs: Sequence[Run], test: Test, shown: Recipe) -> tuple[TaskDistribution, str]:
+    """The tasks of a test of these runs, and the split that they are of; `shown` is the recipe of the test.
+
+    A folder that nobody split is not halved once more: it is tested with all classes that none of the runs was trained
+    on, unless it is the very folder that one was trained on, whose rest holds the validation classes.
+    """
     if test.unseen_scripts and shown.regression:
         raise ValueError("functions have no scripts: leave out --unseen-scripts")
-    without = run.classes if test.unseen_scripts else ()
-    return config.tasks(shown, test.split, data_root=test.data_root, without=without)
+    own_split = test.split is not None or test.unseen_scripts or shown.class_list or shown.fractions
+    if own_split or not shown.data.startswith("folder:"):
+        split, without = test.split or "test", runs[0].classes if test.unseen_scripts else ()
+        return config.tasks(shown, split, data_root=test.data_root, without=without), split
+    path = shown.data.removeprefix("folder:")
+    if folder.is_split(path):
+        return config.tasks(shown, "test", data_root=test.data_root), "test"
+    bank, names = folder.load_all(path, shown.size, on_bad=shown.on_bad)
+    held = [{name for name in bank.classes if f"{bank.name}/{name}" in run.classes} for run in runs]
+    if any(own and own == set(names.get(run.recipe.train_split, ())) for own, run in zip(held, runs, strict=True)):
+        return config.tasks(shown, "test", data_root=test.data_root), "test"
+    left = [name for name in bank.classes if test.seen or not any(name in own for own in held)]
+    if not left:
+        raise ValueError(f"all {bank.num_classes} classes of {shown.data} were trained on: allow it with --seen")
+    bank = bank.with_channels(shown.channels)
+    return config.episodes(shown, bank if len(left) == bank.num_classes else bank.subset(left)), "all"
 
 
 def known_scripts(run: Run, test: Test) -> dict[str, int]:
     """`{script: test classes}` of scripts that training held, in whatever form, where another data set is tested."""
-    if test.data in (None, run.recipe.data) or test.unseen_scripts:
+    if test.data in (None, run.recipe.data) or test.unseen_scripts or test.data.startswith("folder"):
         return {}
     classes = classes_of(tasks_of(run, test))
     held = {scripts.family(name) for name in run.classes} - {None}
@@ -147,10 +167,12 @@ def known_scripts(run: Run, test: Test) -> dict[str, int]:
 
 def recipe_of(recipe: Recipe, test: Test, shots: int | None = None) -> Recipe:
     """The recipe of a test: the trained one with the test's own settings."""
+    data = None if test.data is None else located(test.data, test.data_root)
     rotations = test.rotations
-    if rotations is None and test.data not in (None, recipe.data):
-        rotations = 1  # rotated classes are Omniglot's custom
-    own = {"ways": test.ways, "shots": shots, "queries": test.queries, "data": test.data, "augment": test.augment}
+    if data not in (None, recipe.data):
+        rotations = 1 if rotations is None else rotations  # rotated classes are Omniglot's custom
+        recipe = replace(recipe, class_list=None, fractions=None)  # of the trained folder
+    own = {"ways": test.ways, "shots": shots, "queries": test.queries, "data": data, "augment": test.augment}
     return config.changed(recipe, rotations=rotations, **own)
 
 
@@ -160,8 +182,11 @@ def score(
     name: str | None = None,
     shots: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    beside: Sequence[Run] = (),
 ) -> list[Result]:
     """Results of the learner, in both modes where they differ, and of the floors, on the same tasks.
+
+    `beside` are the other runs of a comparison: what they were trained on counts too where classes are chosen.
 
     Raises:
         ValueError: test classes that were trained on (without `test.seen`), more ways than the network has outputs,
@@ -172,25 +197,28 @@ def score(
     trained_ways = recipe.train_ways or recipe.ways
     if not recipe.regression:
         if learners.REGISTRY[recipe.learner].head and shown.ways != trained_ways:
+            setting = "train-ways" if recipe.train_ways else "ways"
             raise ValueError(
                 f"{recipe.learner} was trained for {trained_ways} ways and its network has {trained_ways} outputs: it "
-                f"cannot be tested on ways={shown.ways}. Train one with --ways {shown.ways}, or use a metric learner "
-                "(protonet)"
+                f"cannot be tested on ways={shown.ways}. Train one with --{setting} {shown.ways}, or use a metric "
+                "learner (protonet)"
             )
         if not learners.REGISTRY[recipe.learner].head:
             learner.ways = max(trained_ways, shown.ways)  # type: ignore[assignment]  metric learners read it at call time
-    tasks = _tasks(run, test, shown)
+    tasks, split = _tasks([run, *beside], test, shown)
     settings: dict[str, Any] = {
         name: getattr(shown, name) for name in ("data", "ways", "shots", "queries", "rotations", "augment")
     }
-    settings["split"] = test.split
+    settings["split"] = split
     if test.unseen_scripts:
         families = [str(scripts.family(name)) for name in classes_of(tasks)]
         settings["unseen_scripts"] = {family: families.count(family) for family in sorted(set(families))}
+    if isinstance(tasks, Episodes) and (shown.data.startswith("folder:") or shown.data == "grocery"):
+        settings["classes"] = list(tasks.bank.classes)  # which they are does not follow from the name
     seen = set(run.classes) & set(classes_of(tasks))
     if seen and not test.seen:
         raise ValueError(
-            f"{len(seen)} of the {len(set(classes_of(tasks)))} classes of {shown.data} {test.split!r} were trained on "
+            f"{len(seen)} of the {len(set(classes_of(tasks)))} classes of {shown.data} {split!r} were trained on "
             f"(for instance {min(seen)!r}): test another split, or allow it with --seen"
         )
     if seen:
@@ -273,7 +301,7 @@ def draw(run: Run, test: Test, path: Path, max_queries: int = 5) -> None:
     from kshot import plots
 
     shown = recipe_of(run.recipe, test, test.shots[0] if test.shots else None)
-    tasks = _tasks(run, test, replace(shown, queries=min(shown.queries, max_queries)))
+    tasks, _ = _tasks([run], test, replace(shown, queries=min(shown.queries, max_queries)))
     task = tree.index(tasks.sample(seeding.generator(test.seed, "picture"), 1), 0)
     run.learner.eval()
     if run.recipe.regression:

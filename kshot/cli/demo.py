@@ -58,7 +58,8 @@ class Demo:
         test, picture = Test(tasks=self.tasks, pretrain=self.pretrain), self.out / "episode.png"
         run = runs.load_run(self.out)
         figures = Figures(json=self.json or self.out / "demo.json")
-        show(scored(run, test, "protonet"), test, figures, titles(run.recipe, test))
+        tables = scored(run, test, "protonet")
+        show(tables, test, figures, titles(run.recipe, test, tables))
         draw(run, test, picture)
         console().print(f"all of it in {time.monotonic() - began:.0f} s")
         return 0

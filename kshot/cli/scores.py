@@ -15,7 +15,7 @@ from kshot.config import Recipe
 from kshot.runs import Run, Test
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from kshot.evaluate import Result
 
@@ -43,6 +43,11 @@ def show(tables: list[list[Result]], test: Test, figures: Figures, titles: list[
     results = [result for rows in tables for result in rows]
     for rows, title in zip(tables, titles, strict=True):
         console().print(table(rows, title=title))
+    if names := results[0].settings.get("classes"):
+        split, data = results[0].settings["split"], results[0].settings["data"]
+        rest = test.split is None and split == "all" and not test.seen
+        which = "all that training never held" if rest else f"split {split!r}"
+        console().print(f"{len(names)} classes of {data} ({which}): {', '.join(names)}")
     if figures.json is not None:
         values = {"command": command(), "machine": machine(), "training": training}
         write_json(figures.json, {**values, "results": [r.to_dict() for r in results]})
@@ -68,17 +73,19 @@ def counting(what: str) -> Iterator[Callable[[int, int], object]]:
         yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
-def scored(run: Run, test: Test, name: str | None = None) -> list[list[Result]]:
+def scored(run: Run, test: Test, name: str | None = None, beside: Sequence[Run] = ()) -> list[list[Result]]:
     """A list of results for each number of shots."""
     with counting("testing") as progress:
-        return [runs.score(run, test, name, shots, progress) for shots in test.shots or (None,)]
+        return [runs.score(run, test, name, shots, progress, beside) for shots in test.shots or (None,)]
 
 
-def titles(recipe: Recipe, test: Test) -> list[str]:
+def titles(recipe: Recipe, test: Test, tables: list[list[Result]]) -> list[str]:
+    """A title for each table of `scored`."""
     titles = []
-    for shots in test.shots or (None,):
+    for shots, rows in zip(test.shots or (None,), tables, strict=True):
         shown = runs.recipe_of(recipe, test, shots)
-        data = f"{shown.data} {test.split}{', scripts not trained on' if test.unseen_scripts else ''}"
+        split = rows[0].settings["split"]
+        data = f"{shown.data} {split}{', scripts not trained on' if test.unseen_scripts else ''}"
         what = f"{data}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
         if recipe.regression:
             what = f"{shown.data}, {shown.shots} points" if shown.data == "sinusoid" else shown.data
@@ -103,7 +110,8 @@ class Evaluate:
         run = runs.load_run(self.folder)
         settings = {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
         training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
-        show(scored(run, self.test), self.test, self.figures, titles(run.recipe, self.test), training)
+        tables = scored(run, self.test)
+        show(tables, self.test, self.figures, titles(run.recipe, self.test, tables), training)
         if held := runs.known_scripts(run, self.test):
             names = ", ".join(f"{count} of {name}" for name, count in held.items())
             console().print(
@@ -138,7 +146,7 @@ class Compare:
         tables: list[list[Result]] = [[] for _ in test.shots]
         for i, (folder, run) in enumerate(zip(self.folders, loaded, strict=True)):
             name = folder.name or str(folder)
-            more = scored(run, replace(test, floors=test.floors and i == 0), name)
+            more = scored(run, replace(test, floors=test.floors and i == 0), name, loaded)
             for rows, own in zip(tables, more, strict=True):
                 rows += own
         for rows in tables:
@@ -148,5 +156,5 @@ class Compare:
                     "these runs see different tasks (another split of the classes, image size or number of channels), "
                     "so one table would mislead: evaluate them one by one"
                 )
-        show(tables, test, self.figures, titles(loaded[0].recipe, test))
+        show(tables, test, self.figures, titles(loaded[0].recipe, test, tables))
         return 0

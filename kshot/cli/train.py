@@ -81,10 +81,11 @@ class Train:
 
     def _run(self, world: World, device: str) -> int:
         from kshot import config
+        from kshot.data import located
         from kshot.train import refuse_a_run_in
 
         writable(self.json)
-        recipe = self.settings
+        recipe = replace(self.settings, data=located(self.settings.data, self.data_root))
         job = os.environ.get("TORCHELASTIC_RUN_ID")
         run = replace(self, device=device, resume=self.resume or (world.restarts > 0 and _is_of(self.out, job)))
         if not (self.memory_limit == 0 or 1e-6 <= self.memory_limit < 1e6):

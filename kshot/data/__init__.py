@@ -3,7 +3,7 @@
     omniglot        1623 handwritten characters, official zips, splits `vinyals` and `lake`
     glyphs          thousands of letters drawn from matplotlib's fonts, no download
     mnist, fashion-mnist   ten classes, idx files
-    folder:PATH     your images, one folder (in a directory or a .zip) per class
+    folder:PATH     your images, one folder (in a directory or a .zip) per class; or folder, and PATH as the data root
     grocery         81 classes of photos taken in shops, as a folder
 
 Data sets are looked for under `data_root`, else `KSHOT_DATA`, else the user's cache folder. Nothing is downloaded
@@ -38,6 +38,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "load",
+    "located",
     "split_names",
 ]
 
@@ -81,7 +82,8 @@ def load(
     """The bank of one split of a data set.
 
     Args:
-        name: a name of `available()`, or `"folder:/path/to/photos"` (directory or .zip).
+        name: a name of `available()`, or `"folder:/path/to/photos"` (directory or .zip), or `"folder"` with that path
+            as `data_root`.
         split: `"train"`, `"val"`, `"test"`, `"trainval"` (both of the first), or `"all"`; of mnist and fashion-mnist
             `"train"` and `"test"` only, which hold the same classes.
         data_root: where to look; see `data_dir`.
@@ -100,6 +102,7 @@ def load(
     Traceback (most recent call last):
     ValueError: unknown data set 'omnigolt'; did you mean omniglot... There are: ...
     """
+    name = located(name, data_root)
     kind = _kind(name)
     if unknown := set(options) - OPTIONS["folder" if kind == "grocery" else kind]:
         legal = ", ".join(sorted(OPTIONS["folder" if kind == "grocery" else kind]))
@@ -151,6 +154,7 @@ def check(name: str, data_root: Path | str | None = None) -> Report:
     """Read the whole data set and say what each split holds, or what is missing or damaged (named)."""
     import warnings
 
+    name = located(name, data_root)
     kind = _kind(name)
     lines: list[str] = []
     ok = True
@@ -205,6 +209,21 @@ def _grocery_help(path: Path) -> str:
         f"Get the photos from {GROCERY_URL} and put them, one folder per class, into {path} (or use folder:PATH), or "
         "set KSHOT_DATA to a folder that has it."
     )
+
+
+def located(name: str, data_root: Path | str | None) -> str:
+    """The name of a data set that says where it is without `data_root` too: "folder:photos" of "folder" in photos.
+
+    Raises:
+        ValueError: "folder" without a data root; the one of KSHOT_DATA holds data sets, and is not meant.
+    """
+    if name != "folder":
+        return name
+    if data_root is None:
+        raise ValueError(
+            "folder: which one? Give folder:PATH, or the path as data root (--data folder --data-root PATH)"
+        )
+    return f"folder:{data_root}"
 
 
 def _kind(name: str) -> str:

@@ -12,7 +12,7 @@ so that nothing is ever in two places of one class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +50,7 @@ class Episodes:
             classes of the task, so that their shares follow the bank's.
         drop_small: leave out classes with too few images instead of raising an error.
         augment: a function of (task, generator), for instance a `kshot.tasks.Augment`, that every batch passes through.
+        names: what `ways`, `shots` and `queries` are called in errors, where they are settings of another name.
 
     A sample has support rows `[T, W*S + (W + distractors)*U]`, grouped: the shots of class 0, of class 1, ..., then the
     unlabelled rows in the same manner, then the distractors'; and query rows `[T, W*Q]`. Shapes never change. Padding
@@ -92,7 +93,10 @@ class Episodes:
         balanced: bool = True,
         drop_small: bool = False,
         augment: Callable[[Task, torch.Generator], Task] | None = None,
+        names: Mapping[str, str] | None = None,
     ):
+        self._names = {name: name for name in ("ways", "shots", "queries")} | dict(names or {})
+        self._by_settings = names is not None  # of a command, which has fewer of them than this class
         self.bank = bank
         self.shots_range = _range("shots_range", shots_range, lowest=1)
         self.ways_range = _range("ways_range", ways_range, lowest=2)
@@ -219,12 +223,13 @@ class Episodes:
         return x if x.is_floating_point() else x.to(torch.float32).div_(255)
 
     def _too_few(self, large: int, total: int) -> str:
-        needs = f"ways={self.ways}" + (f" and distractors={self.distractors}" if self.distractors else "")
+        ways, shots, queries = (self._names[name] for name in ("ways", "shots", "queries"))
+        needs = f"{ways}={self.ways}" + (f" and distractors={self.distractors}" if self.distractors else "")
         has = f"{large} classes" + (f" of {self.need} or more images (of {total})" if large < total else "")
         has += f", {self.num_classes} with their rotations" if self.rotations > 1 else ""
         most = self.num_classes - self.distractors
-        mend = [f"pass ways<={most}"] if most >= 2 else ["pass fewer distractors"] if self.distractors else []
-        mend += ["lower shots or queries"] if large < total else []
+        mend = [f"pass {ways}<={most}"] if most >= 2 else ["pass fewer distractors"] if self.distractors else []
+        mend += [f"lower {shots} or {queries}"] if large < total else []
         square = len(self.input_shape) == 3 and self.input_shape[1] == self.input_shape[2]
         if self.rotations == 1 and square and 4 * large >= self.ways + self.distractors:
             mend.append("pass rotations=4 (a class turned is a new class)")
@@ -235,12 +240,13 @@ class Episodes:
         small = (counts < self.need).nonzero().flatten().tolist()
         names = ", ".join(f"{self.bank.classes[i]!r} ({int(counts[i])})" for i in small[:8])
         names += f" and {len(small) - 8} more" if len(small) > 8 else ""
-        parts = f"shots={self.shots} + queries={self.queries}"
+        shots, queries = self._names["shots"], self._names["queries"]
+        parts = f"{shots}={self.shots} + {queries}={self.queries}"
         parts += f" + unlabelled={self.unlabelled}" if self.unlabelled else ""
         return (
             f"episodes need {self.need} images per class ({parts}) but {len(small)} of the {len(counts)} classes of "
-            f"{self._origin} have fewer: {names}: lower shots or queries to {int(counts.min())} images per class in "
-            "all, or pass drop_small=True to leave these classes out"
+            f"{self._origin} have fewer: {names}: lower {shots} or {queries} to {int(counts.min())} images per class "
+            f"in all, or {'take these classes out' if self._by_settings else 'pass drop_small=True to leave them out'}"
         )
 
 
