@@ -19,7 +19,7 @@ from torch import nn
 from kshot import checkpoint, config, learners, pretrain, seeding, tree
 from kshot.config import Recipe
 from kshot.core import Learner
-from kshot.data import folder, located, scripts
+from kshot.data import folder, located, scripts, split_names
 from kshot.evaluate import Result, evaluate_modes
 from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
@@ -144,10 +144,15 @@ def _tasks(runs: Sequence[Run], test: Test, shown: Recipe) -> tuple[TaskDistribu
     path = shown.data.removeprefix("folder:")
     if folder.is_split(path):
         return config.tasks(shown, "test", data_root=test.data_root), "test"
-    bank, names = folder.load_all(path, shown.size, on_bad=shown.on_bad)
+    bank, _ = folder.load_all(path, shown.size, on_bad=shown.on_bad)
     held = [{name for name in bank.classes if f"{bank.name}/{name}" in run.classes} for run in runs]
-    if any(own and own == set(names.get(run.recipe.train_split, ())) for own, run in zip(held, runs, strict=True)):
-        return config.tasks(shown, "test", data_root=test.data_root), "test"
+    for run, own in zip(runs, held, strict=True):
+        names = split_names(bank.classes, run.recipe.fractions or folder.FRACTIONS)
+        trained = {"train": names["train"], "trainval": [*names["train"], *names["val"]]}.get(
+            run.recipe.train_split, []
+        )
+        if own and own == set(trained):
+            return config.tasks(replace(shown, fractions=run.recipe.fractions), "test"), "test"
     left = [name for name in bank.classes if test.seen or not any(name in own for own in held)]
     if not left:
         raise ValueError(f"all {bank.num_classes} classes of {shown.data} were trained on: allow it with --seen")

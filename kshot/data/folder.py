@@ -29,6 +29,8 @@ from kshot.data.sources import Skipped, Source, count, printable, tally
 __all__ = ["Survey", "is_split", "load_all", "survey"]
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+FRACTIONS = (0.6, 0.15, 0.25)
+"""Shares of train, val and test where nobody says others."""
 
 
 class Survey(NamedTuple):
@@ -246,7 +248,7 @@ def _split(
     elif fractions is None and found.disjoint:
         names = {k: [c for c in bank.classes if c in found.parts.get(k, ())] for k in ("train", "val", "test")}
     else:
-        names = split_names(bank.classes, fractions or (0.6, 0.15, 0.25), seed)
+        names = split_names(bank.classes, fractions or FRACTIONS, seed)
     if "train" in names and "val" in names:
         names.setdefault("trainval", sorted(names["train"] + names["val"]))
     return names

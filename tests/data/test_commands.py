@@ -125,6 +125,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--out",
             place / "run",
         ]
+        words += ["--fractions", 0.5, 0.25, 0.25]
         patch.setattr(sys, "argv", ["kshot", *map(str, words)])
         with pytest.raises(SystemExit, match="0"):
             cli.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -178,6 +179,22 @@ def test_zips_that_are_encrypted_or_damaged(tmp_path: Path) -> None:
     path.write_bytes(blob[: len(blob) // 2])
     with pytest.raises(DataError, match=r"neither a folder nor a readable \.zip"):
         Source(path)
+
+
+def test_a_zip_that_tells_a_smaller_size(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    blob = zipped(path, ("a/1.png", bytes(32 << 20)), way=zipfile.ZIP_DEFLATED)
+    at = blob.find(b"PK\1\2") + 24
+    blob[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(blob)
+    with Source(path) as source:
+        tracemalloc.start()
+        try:
+            with pytest.raises(images.ImageError, match="damaged in the zip"):
+                source.read("a/1.png")
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_zip_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
