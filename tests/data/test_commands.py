@@ -183,10 +183,10 @@ def test_errors_name_the_setting_that_counts(tmp_path: Path, capsys: pytest.Capt
         (["--train-queries", 0, "--queries", 7], "shots=1 + queries=7"),
         (["--train-shots", 9], "train_shots=9 + train_queries=1"),
         (["--train-ways", 9], "support needs train_ways=9"),
-        (["--train-shots", -1], "train_shots=-1: pass an integer >= 1"),
-        (["--train-ways", 1], "train_ways=1: pass an integer >= 2"),
-        (["--augment", -2], "augment=-2: pass an integer >= 1"),
-        (["--augment-task", 2.5], "augment_task=2.5: pass a share"),
+        (["--train-shots", -1], "train_shots=-1"),
+        (["--train-ways", 1], "train_ways=1"),
+        (["--augment", -2], "augment=-2"),
+        (["--augment-task", 2.5], "augment_task=2.5"),
     ):
         code, _, err = call(capsys, *TRAIN, *where, *words)
         assert code == 2
