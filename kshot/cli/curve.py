@@ -39,7 +39,8 @@ class Curve:
     """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31, 1900-12 or
     19001231; not 31.12.1900 nor 12/31/1900) or days of the year (jan01)."""
     x: str | None = None
-    """The column of the places; None: the first."""
+    """The column of the places; None: the first. A first column without a name, as pandas writes its index, is called
+    index; where it counts the rows, dates in the second column are the places."""
     y: tuple[str, ...] = ()
     """The columns of the series; none: all others."""
     id: str | None = None
@@ -345,6 +346,11 @@ def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     rows = curves.cells_of(path, delimiter)
     header = rows[0][1] if rows else [""]
     at = header.index(table.x_name) if table.x_name in header else 0
+    if not header[at] and len(header) > 1 and table.x_name != curves.INDEX:
+        raise InputError(
+            f"{path}: its first column has no name, as pandas writes an index, and none is {table.x_name!r}: call the "
+            "column of the places so"
+        )
     if rows and not curves.is_place(header[at]):
         rows = rows[1:]
     if not rows:

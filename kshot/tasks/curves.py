@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -253,7 +254,11 @@ class CurveTable(NamedTuple):
         return self.x, self.y, self.names
 
 
-_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "-", "."}
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "-", ".", "<na>", "nat"}
+INDEX = "index"
+"""The name of a first column without one, as pandas and R write theirs (if no other column has it)."""
+_NO_NAME = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")  # the second is what pandas makes of the first
+_COUNT = re.compile(r"\d{1,9}")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d*|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
@@ -282,16 +287,22 @@ def read_csv(
     Wide: a column of x and a column for each curve. Long: a row for each value, with the name of its curve (`id`), x
     and the value; the curves' places are put together, and what a curve lacks is missing. Empty lines are passed
     over, and comments: lines that begin with # above the header (that may begin with # itself, as numpy.savetxt writes
-    it), and below it those that have not as many cells as the header. Empty cells, NA, N/A, #N/A, NaN, null, none, -
-    and . are missing values.
+    it), and below it those that have not as many cells as the header. Empty cells, NA, <NA>, N/A, #N/A, NaN, NaT, null,
+    none, - and . are missing values.
+
+    A first column without a name is the index of pandas (or R's row names) and called "index". It is x, with two
+    exceptions. Where it counts rows (different whole numbers) and the second column is one of dates, or the file is of
+    the long form with another column for x, that column is x and the count is left out. Where it counts rows and the
+    second column grows from row to row, either may be x, so that x has to be named; "index" is the count.
 
     Args:
         path: the file.
-        x: header of x, by default the first column (that is not `id` or `value`). Its cells are numbers, ISO dates or
+        x: header of x, by default the first column (that is not `id` or `value`, nor a count of rows, see above). Its cells are numbers, ISO dates or
             times (which become days since the first; also 1900-12, its first day, and 19001231 or 190012 where all
             cells are such), or a month and a day (which become days of the year, 1..365, or 1..366 where there is a
             feb29). Other dates (31.12.1900, 12/31/1900) are refused.
-        columns: headers of the curves to take; None: all but x. Of the wide form.
+        columns: headers of the curves to take; None: all but x, and but an index that counts rows beside a named x. Of
+            the wide form.
         id, value: headers of the long form; both or none.
         delimiter: what separates cells; None: whichever of comma, semicolon and tab is most in the header. Where it is
             no comma, a comma in a number is a decimal one (and 1.234,5 is 1234.5); a column with decimal commas and
@@ -305,6 +316,7 @@ def read_csv(
     """
     path = Path(path)
     header, rows = _rows(path, delimiter)
+    unnamed = _unnamed(path, header, rows)
     where = {name: number for number, name in enumerate(header)}
 
     def column(name: str, argument: str) -> int:
@@ -326,11 +338,13 @@ def read_csv(
             )
         of_id, of_value = column(id, "id"), column(value, "value")
         free = [n for n in range(len(header)) if n not in (of_id, of_value)]
+        if unnamed == "count" and len(free) > 1 and 0 in free:
+            free.remove(0)
         if x is None and not free:
             raise ValueError(f"{path}: no column is left for x beside {id!r} and {value!r}: add one")
         of_x = free[0] if x is None else column(x, "x")
     else:
-        of_x = 0 if x is None else column(x, "x")
+        of_x = _first(path, header, rows, unnamed) if x is None else column(x, "x")
         of_id = of_value = -1
     places, means = places_of(path, header[of_x], [(line, row[of_x]) for line, row in rows])
     grid = sorted(set(places))
@@ -346,9 +360,9 @@ def read_csv(
             line = next(line for line, row in rows if row[of_id] == "")
             raise ValueError(f"{path}, line {line}, column {header[of_id]!r}: no name of a curve; write one")
     else:
-        taken = [n for n in range(len(header)) if n != of_x] if columns is None else [
-            column(name, "columns") for name in columns
-        ]  # fmt: skip
+        taken = [n for n in range(len(header)) if n != of_x and not (n == 0 and unnamed == "count")]
+        if columns is not None:
+            taken = [column(name, "columns") for name in columns]
         if not taken or len(set(taken)) < len(taken) or of_x in taken:
             raise ValueError(
                 f"{path}: the curves are the columns {[header[n] for n in taken]} beside x, {header[of_x]!r}: give at "
@@ -383,6 +397,44 @@ def read_csv(
         there[c, index[place]] = True
     known = tuple(written[place] for place in grid)
     return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means, known, there)
+
+
+def _unnamed(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> str:
+    """Whether there is a first column without a name, which gets one: "", "index", or "count" where it holds different
+    whole numbers.
+
+    Raises:
+        ValueError: several columns without a name, as pandas writes a MultiIndex.
+    """
+    if not _NO_NAME.fullmatch(header[0]):
+        return ""
+    without = sum(1 for _ in itertools.takewhile(_NO_NAME.fullmatch, header))
+    if without > 1 and len(header) > 2:
+        raise ValueError(
+            f"{path}, columns 1 to {without}: they have no names, which looks like an index of several levels (a "
+            "MultiIndex of pandas): one column says where a value lies. Name the levels and write "
+            "table.reset_index(), and then name the columns: --x, --id and --value (x=, id=, value=)"
+        )
+    if INDEX not in header:
+        header[0] = INDEX
+    cells = [row[0] for _, row in rows]
+    return "count" if all(map(_COUNT.fullmatch, cells)) and len(set(map(int, cells))) == len(cells) else "index"
+
+
+def _first(path: Path, header: list[str], rows: list[tuple[int, list[str]]], unnamed: str) -> int:
+    """Which column is x where nobody says it, see `read_csv`."""
+    if unnamed != "count" or len(header) < 3:
+        return 0
+    places = [_place(row[1]) for _, row in rows]
+    if all(place is not None and place[0] != "number" for place in places):
+        return 1
+    numbers = [place[1] for place in places if place is not None]
+    if len(numbers) == len(rows) > 1 and all(a < b for a, b in itertools.pairwise(numbers)):
+        raise ValueError(
+            f"{path}: its first column has no name and counts the rows, and the second, {header[1]!r}, grows from row to "
+            f"row: say which of them is x, --x {header[1]} or --x {header[0] or INDEX} (x=)"
+        )
+    return 0
 
 
 def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[str]]]:
@@ -496,6 +548,13 @@ def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int,
         raise ValueError(f"{path}, line {first}: one column, {header[0]!r}; {hint}")
     if all(_NUMBER.fullmatch(name) for name in header):
         raise ValueError(f"{path}, line {first}: numbers where the header should be: write a row of names above them")
+    line, below = rows[0] if rows else (0, [""])
+    if not header[0] and not below[0] and any(below) and all(not cell or _place(cell) is None for cell in below):
+        raise ValueError(
+            f"{path}, line {line}: {', '.join(filter(None, below))} below the header looks like columns of several "
+            "levels (a MultiIndex of pandas): write one name for each column, for instance after "
+            "table.columns = ['_'.join(map(str, names)) for names in table.columns]"
+        )
     for number, name in enumerate(header):
         if name and name in header[:number]:
             raise ValueError(
@@ -562,7 +621,9 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         text = f"{cell}01" if months else cell
         found = ("date", _day(text)) if compact or months else _place(cell)
         if found is None or found[1] is None:
-            raise ValueError(f"{here}: {cell!r} is no place; write {_FORMS} in every row")
+            raise ValueError(
+                f"{here}: {cell!r} is no place; write {_FORMS} in every row, or name the column of places (--x, x=)"
+            )
         if kind and found[0] != kind:
             raise ValueError(f"{here}: {cell!r} is a {found[0]} but the cells before are each a {kind}; write one kind")
         kind = found[0]

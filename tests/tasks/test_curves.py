@@ -318,8 +318,58 @@ def test_columns_without_a_name_may_be_left_out(tmp_path: Path) -> None:
     table = read_csv(path, "t", ("a",))
     assert table.x.tolist() == [1, 2]
     assert table.written == ("1", "2")
-    with pytest.raises(ValueError, match="column 1: it has no name"):
-        read_csv(path)
+    with pytest.raises(ValueError, match="column 4: it has no name"):
+        read_csv(path, "t")
+
+
+def test_an_index_without_a_name(tmp_path: Path) -> None:
+    """What pandas' `to_csv` and R's `write.csv` write: the places, or a count of the rows that is no series."""
+
+    def read(text: str, *arguments: str | None, **options: str) -> tuple[str, list[float], tuple[str, ...]]:
+        table = read_csv(write(tmp_path, text), *arguments, **options)
+        return table.x_name, table.x.tolist(), table.names
+
+    dates = ",warm,wet\n2021-01-01,1.5,\n2021-01-03,,2\n"
+    assert read(dates) == ("index", [0, 2], ("warm", "wet"))
+    assert read(dates, "index") == read(dates)
+    with pytest.raises(ValueError, match="'2021-01-01' is no finite number"):  # not a count: left out by --y alone
+        read(",warm,wet\n2021-01-01,1.5,1\n2021-01-03,,2\n", "wet")
+    assert read(",warm\n0,1\n1,\n2,3\n") == ("index", [0, 1, 2], ("warm",))  # a Series
+    assert read(",warm,wet\n0,1,5\n1,,6\n2,3,7\n") == ("index", [0, 1, 2], ("warm", "wet"))
+    assert read("Unnamed: 0,0,1\n0.0,1,5\n0.5,2,6\n") == ("index", [0, 0.5], ("0", "1"))
+    assert read('"","day","a"\n"1","jan02",5\n"2","jan03",6\n') == ("day", [2, 3], ("a",))  # R counts from 1
+    count = ",age,a\n0,1.5,5\n3,2.5,6\n7,4,\n"  # rows were filtered
+    with pytest.raises(ValueError, match=r"second, 'age', grows .* say which of them is x, --x age or --x index"):
+        read(count)
+    assert read(count, "age") == ("age", [1.5, 2.5, 4], ("a",))
+    assert read(count, "index") == ("index", [0, 3, 7], ("age", "a"))
+    assert read(count, "age", ("a", "index")) == ("age", [1.5, 2.5, 4], ("a", "index"))  # as it was asked
+    long = ",child,age,h\n0,ann,1,70\n1,ann,2,\n2,bob,1,71\n"
+    assert read(long, id="child", value="h") == ("age", [1, 2], ("ann", "bob"))
+    assert read(",child,h\n2020,ann,70\n2021,ann,\n", id="child", value="h")[:2] == ("index", [2020, 2021])
+    for text, message in (
+        (",,a\nu,0,1\nu,1,2\n", "columns 1 to 2: they have no names.* MultiIndex.*reset_index"),
+        (",a,a\n,u,v\n0,1,2\n", "line 2: u, v below the header looks like columns of several levels"),
+        (",a\nu,1\nv,2\n", "'u' is no place; .* or name the column of places"),
+        (",a\n2021-01-01,1\n2021-01-01,2\n", "line 3, column 'index': a has this place already"),
+        (",a,\n0,5,1\n1,,2\n", "column 3: it has no name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(text)
+
+
+def test_files_of_pandas(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    days = pandas.date_range("2021-03-27", periods=3, tz="Europe/Rome")
+    table = pandas.DataFrame({"warm": [1.5, None, 2.5]}, index=days)
+    for index in (table.index, table.index.tz_localize(None), pandas.period_range("2021-01", periods=3, freq="M")):
+        table.set_index(index).to_csv(tmp_path / "some.csv")
+        found = read_csv(tmp_path / "some.csv")
+        assert found.written == tuple(str(day) for day in index) or found.written[0] == str(index[0].date())
+        assert found.y.isnan().tolist() == [[False, True, False]]
+    table.set_index(pandas.MultiIndex.from_product([["a"], [0, 1, 2]])).to_csv(tmp_path / "some.csv")
+    with pytest.raises(ValueError, match="MultiIndex"):
+        read_csv(tmp_path / "some.csv")
 
 
 def test_the_cells_of_a_long_file(tmp_path: Path) -> None:
