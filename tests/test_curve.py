@@ -115,6 +115,17 @@ def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_pa
     assert row["seen"] == f"{10 + 3 * np.sin(1 / 4):.4f}"
 
 
+@pytest.mark.parametrize("values", [["5"], ["1", "2"], ["-3e9", "4"], ["7", "7"], ["0", "0", "1"], ["2"] * 9])
+def test_series_that_tell_too_little_for_a_verdict(call: Any, tmp_path: Path, values: list[str]) -> None:
+    """Two standardised values are -1 and 1 whatever they were; one value, a few or equal ones say as little."""
+    rows = "".join(f"{2 * k},{v}\n{2 * k + 1},\n" for k, v in enumerate(values))
+    code, said, err = call(written(tmp_path / "few.csv", f"x,y\n{rows}"))
+    assert code == 0, err
+    assert "unlike" not in said
+    assert "unfamiliar" not in said
+    assert ("nothing tells how much it varies" in said) == (len(set(values)) == 1)
+
+
 def test_without_a_file_the_first_answers_are_shown(call: Any, tmp_path: Path) -> None:
     data = written(tmp_path / "in.csv", "x,y\n" + "".join(f"{k},{k if k % 2 else ''}\n" for k in range(50)))
     said = call(data, "--model", "neighbours")[1].splitlines()

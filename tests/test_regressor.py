@@ -261,8 +261,11 @@ def test_the_table_of_what_is_familiar(small: FewShotRegressor) -> None:
     json.dumps(table)
     known = {"n": [5, 10, 20], "q01": [-1.0, -0.5]}
     assert unlike(known, 7, -0.9) is None
-    assert "-0.50" in (unlike(known, 10, -0.9) or "")
-    assert "5 to 9 points" in (unlike(known, 2, -1.1) or "")  # beyond the table: its nearest row
+    assert "-0.50" in (unlike(known, 19, -0.9) or "")
+    assert unlike(known, 10, -0.94) is None  # just above 9 points, of which 99 % lie above -1
+    assert "10 to 19 points" in (unlike(known, 10, -0.96) or "")
+    assert "8 to 9 points" in (unlike({**known, "n": [8, 10, 20]}, 6, -1.1) or "")  # beyond the table: its nearest row
+    assert unlike(known, 4, -99.0) is unlike(known, 7, math.nan) is None  # too few, or nothing left out
     assert "10 to 19 points" in (unlike(known, 500, -1.1) or "")
     assert unlike(None, 7, -9.0) is unlike(known, 1, None) is None
     with pytest.raises(ValueError, match="num_tasks=0"):

@@ -25,6 +25,7 @@ SHARE = 0.01
 MOST_BINS = 5
 AT_LEAST = 100  # tasks of a bin
 AT_ONCE = 16
+MIN_POINTS = 5  # two standardised points are always -1 and 1, and up to four are like some function of any sort
 
 
 def familiar(
@@ -86,18 +87,28 @@ def familiar(
 
 
 def unlike(table: dict[str, Any] | None, count: int, density: float | None) -> str | None:
-    """A sentence where points are less likely than 99 % of the training tasks with as many points; else None.
+    """A sentence where points are less likely than 99 % of the training tasks with as many points; else None. Of fewer
+    than 5 points nothing is said: they are standardised by themselves, so that two of them are always the same ones.
+
+    A row of the table is of several numbers of points, and fewer points are less likely than more, so it is taken to
+    hold for the most of its points, and for fewer the line from there to the row before.
 
     Args:
         table: of `familiar`; None: nothing is known, and nothing said.
         count: of the points. Beyond the table's, its nearest row counts.
         density: of `kshot.estimators.fitting.Fitted`.
     """
-    if table is None or density is None:
+    if table is None or density is None or count < MIN_POINTS:
         return None
     edges, quantiles = table["n"], table["q01"]
     row = max(0, min(len(quantiles) - 1, sum(count >= edge for edge in edges) - 1))
-    if density >= quantiles[row]:
+    bound, last = quantiles[row], edges[row + 1] - 1
+    if row and count < last and quantiles[row - 1] < bound:
+        share = (last - count) / (
+            last - edges[row] + 1
+        )  # 0 at the most points of this row, 1 at those of the row before
+        bound += share * (quantiles[row - 1] - bound)
+    if not density < bound:
         return None
     return (
         f"these points look unlike what the model was trained on: given the others, a value has a log-density of "

@@ -297,10 +297,10 @@ def read_csv(
 
     Args:
         path: the file.
-        x: header of x, by default the first column (that is not `id` or `value`, nor a count of rows, see above). Its cells are numbers, ISO dates or
-            times (which become days since the first; also 1900-12, its first day, and 19001231 or 190012 where all
-            cells are such), or a month and a day (which become days of the year, 1..365, or 1..366 where there is a
-            feb29). Other dates (31.12.1900, 12/31/1900) are refused.
+        x: header of x, by default the first column (that is not `id` or `value`, nor a count of rows, see above). Its
+            cells are numbers, ISO dates or times (which become days since the first; also 1900-12, its first day, and
+            19001231 or 190012 where all cells are such), or a month and a day (which become days of the year, 1..365,
+            or 1..366 where there is a feb29). Other dates (31.12.1900, 12/31/1900) are refused.
         columns: headers of the curves to take; None: all but x, and but an index that counts rows beside a named x. Of
             the wide form.
         id, value: headers of the long form; both or none.
@@ -431,8 +431,8 @@ def _first(path: Path, header: list[str], rows: list[tuple[int, list[str]]], unn
     numbers = [place[1] for place in places if place is not None]
     if len(numbers) == len(rows) > 1 and all(a < b for a, b in itertools.pairwise(numbers)):
         raise ValueError(
-            f"{path}: its first column has no name and counts the rows, and the second, {header[1]!r}, grows from row to "
-            f"row: say which of them is x, --x {header[1]} or --x {header[0] or INDEX} (x=)"
+            f"{path}: its first column has no name and counts the rows, and the second, {header[1]!r}, grows from row "
+            f"to row: say which of them is x, --x {header[1]} or --x {header[0] or INDEX} (x=)"
         )
     return 0
 
