@@ -364,11 +364,15 @@ def interval95(
     mean = (w * values).sum() / w.sum()
     excess = torch.zeros(count, dtype=torch.float64).index_add_(0, drawn, w / w.sum() * (values - mean))
     variance = (count - 1) / count * (excess / (1 - share)).square().sum()
-    return _t975(1 / float(share.square().sum()) - 1) * float(variance.sqrt())
+    return student975(1 / float(share.square().sum()) - 1) * float(variance.sqrt())
 
 
 def proportion95(right: int, of: int) -> tuple[float, float]:
     """95 % interval of a share of `of` single answers, honest where all are right too: 25 of 25 is 87 % or more.
+
+    For a leave-one-out accuracy it is about classifiers that were taught one example fewer, of which it holds the
+    accuracy in 92 to 94 % of simulations. With two or three examples in a class the one taught with all is better: by
+    17 and 7 points there.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
 
@@ -599,7 +603,7 @@ def _clock(device: torch.device) -> float:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def _t975(freedom: float) -> float:
+def student975(freedom: float) -> float:
     """The 97.5 % quantile of Student's t: a table, then Abramowitz and Stegun's expansion 26.7.5 (error < 1e-4). Where
     the table has no such number of degrees of freedom, that of the next smaller one, which is larger.
     """

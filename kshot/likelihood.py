@@ -351,11 +351,15 @@ def table(results: Sequence[Likelihood], title: str | None = None) -> Table:
         shares = [f"{100 * r.coverage[level]:.0f}" for level in others]
         return "/".join([*shares, _number(100 * r.coverage[last], 100 * r.coverage_interval95[last], 1)])
 
+    def tasks(r: Likelihood) -> str:
+        draws = "" if r.draws == r.num_tasks else f" ({r.draws} draw{'s' * (r.draws != 1)})"
+        return f"{r.num_tasks}{draws}"
+
     for r in results:
         together = [number(r.joint, r.joint_interval95), number(r.joint_gap, r.joint_gap_interval95)] if joint else []
         shown.add_row(
             r.name, number(r.log_likelihood, r.interval95), number(r.gap, r.gap_interval95), *together,
-            f"{r.mse:.3g}", held(r), str(r.num_tasks) if r.draws == r.num_tasks else f"{r.num_tasks} ({r.draws} draws)",
+            f"{r.mse:.3g}", held(r), tasks(r),
             style="dim" if r.name.startswith("floor") else None,
         )  # fmt: skip
     return shown

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +93,38 @@ def test_wilson_exactly() -> None:
         assert float(hits.min()) > 0.83
 
 
+def test_left_out_answers() -> None:
+    """Nearest class means: the interval of leave-one-out accuracy holds that of what was taught with one fewer."""
+    generator, held, classes, each = torch.Generator().manual_seed(0), 0, 5, 3
+    for _ in range(60):
+        centres = torch.randn(classes, 1, 8, generator=generator)
+        x, asked = (centres + torch.randn(classes, n, 8, generator=generator) for n in (each, 60))
+        right, accuracy = 0, 0.0
+        for c in range(classes):
+            for k in range(each):
+                means = x.mean(1)
+                means[c] = (x[c].sum(0) - x[c, k]) / (each - 1)
+                right += int((means - x[c, k]).square().sum(1).argmin()) == c
+                guess = (asked[c][:, None] - means).square().sum(2).argmin(1)
+                accuracy += float((guess == c).float().mean()) / (classes * each)
+        low, high = proportion95(right, classes * each)
+        held += low <= accuracy <= high
+    assert held / 60 > 0.85
+
+
+def test_records_that_have_no_draws() -> None:
+    """The bound that takes the place of their intervals: above that by draws, equal where tasks are alike."""
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "processes" / "recluster.py"
+    widest = runpy.run_path(str(path))["widest"]
+    generator, cluster = torch.Generator().manual_seed(0), torch.arange(10).repeat_interleave(16)
+    for alike in (0.0, 0.5, 1.0):
+        shared, own = torch.randn(10, generator=generator)[cluster], torch.randn(160, generator=generator)
+        values = alike * shared + (1 - alike) * own
+        bound, ours = widest(interval95(values), 160), interval95(values, cluster)
+        assert bound == pytest.approx(ours, rel=1e-4) if alike == 1 else bound > 1.1 * ours
+    assert widest(0.1, 16) is None
+
+
 class Strength:
     """y = s z: noise whose strength s, 1 or 3, is one for all tasks of a sample."""
 
@@ -162,7 +196,7 @@ def test_one_draw_has_no_interval() -> None:
     assert "±" not in str(r)
     shown = likelihood.table([r])
     assert [c for column in shown.columns for c in column.cells if "±" in str(c)] == []
-    assert list(shown.columns[-1].cells) == ["16 (1 draws)"]
+    assert list(shown.columns[-1].cells) == ["16 (1 draw)"]
 
 
 def test_errors_of_tasks_that_share_something() -> None:
