@@ -69,13 +69,13 @@ def row(file: str) -> dict[str, str]:
 
 def test_a_table_on_a_full_disk_keeps_what_was_classified(tmp_path: Path) -> None:
     path, head = tmp_path / "table.csv", {"classifier": "x"}
-    table = _Table(path, head, False)
+    table = _Table(path, head, False, list(COLUMNS))
     table.add([row("1"), row("2")])
     with files_of_at_most(2000), pytest.raises(CheckpointError) as caught:
         table.add([row(str(k)) for k in range(3, 40)])
     assert str(caught.value).startswith(f"{path} was not saved: the file would be too large")
     assert f"kept in {tmp_path / '.table.csv.part'}, and --resume goes on with it" in str(caught.value)
-    again = _Table(path, head, True)
+    again = _Table(path, head, True, list(COLUMNS))
     assert again.done == {"1", "2"}
     again.add([row("3")])
     with files_of_at_most(20), pytest.raises(CheckpointError, match=r"table\.csv was not saved"):
@@ -93,11 +93,20 @@ def test_a_damaged_table_is_not_continued(tmp_path: Path, line: str) -> None:
     text = f"{json.dumps(head)}\n{json.dumps(row('1'))}\n{line}\n"
     part.write_text(text, "utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=r"line 3 is damaged.*leave --resume out"):
-        _Table(tmp_path / "table.csv", head, True)
+        _Table(tmp_path / "table.csv", head, True, list(COLUMNS))
     assert part.read_text("utf-8", errors="surrogateescape") == text
     part.write_text(f"{line}\n", "utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=r"line 1 is damaged|another classifier"):
-        _Table(tmp_path / "table.csv", head, True)
+        _Table(tmp_path / "table.csv", head, True, list(COLUMNS))
+
+
+def test_a_table_with_a_column_for_each_class_is_continued(tmp_path: Path) -> None:
+    columns, head = [*COLUMNS, "p: a"], {"classifier": "x", "columns": ["p: a"]}
+    table = _Table(tmp_path / "table.csv", head, False, columns)
+    table.add([{**row("1"), "p: a": "1.0000"}, row("2")])
+    assert _Table(tmp_path / "table.csv", head, True, columns).done == {"1", "2"}
+    with pytest.raises(InputError, match="another classifier"):
+        _Table(tmp_path / "table.csv", {"classifier": "x"}, True, list(COLUMNS))
 
 
 class Model:
@@ -108,6 +117,9 @@ class Knows:
     """A classifier that says "a" of everything."""
 
     model_ = Model()
+    classes_ = ("a",)
+    none_label_ = "none of these"
+    why_no_threshold_ = ""
 
     @classmethod
     def load(cls, path: Path) -> Knows:
@@ -120,7 +132,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from PIL import Image
 
     monkeypatch.setattr(classify, "_estimator", lambda: Knows)
-    monkeypatch.setattr(classify, "_rows", lambda _, files: [row(str(file)) for file in files])
+    monkeypatch.setattr(classify, "_rows", lambda _, files, __: ([row(str(file)) for file in files], 0))
     (tmp_path / "a.kshot").write_bytes(b"")
     (tmp_path / "images").mkdir()
     for k in range(2):

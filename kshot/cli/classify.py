@@ -274,7 +274,7 @@ class _Table:
         if not self.done:
             write_beside(self.part, lambda path: path.write_text(json.dumps(head) + "\n", "utf-8"))
 
-    def _go_on(self, part: Path, head: dict[str, str]) -> None:
+    def _go_on(self, part: Path, head: dict[str, Any]) -> None:
         whole = 0
         with open(part, "rb") as lines:
             for number, line in enumerate(lines):
@@ -283,7 +283,8 @@ class _Table:
                 try:
                     row = json.loads(line)
                     if number:
-                        if set(row) != set(COLUMNS) or not all(isinstance(cell, str) for cell in row.values()):
+                        known = isinstance(row, dict) and set(COLUMNS) <= set(row) <= set(self.columns)
+                        if not known or not all(isinstance(cell, str) for cell in row.values()):
                             raise TypeError
                         self.done.add(row["file"])
                 except (ValueError, TypeError, RecursionError) as error:
