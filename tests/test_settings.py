@@ -160,6 +160,13 @@ def test_a_run_without_its_numbers_is_refused(learners: dict[str, Any], tmp_path
         runs.load_run(other)
 
 
+def test_weights_too_many_are_of_another_network(learners: dict[str, Any]) -> None:
+    tensors = {f"learner.{name}": tensor for name, tensor in learners["classes"].state_dict().items()}
+    checkpoint.rebuilt(lambda: config.build(TINY), {**tensors, "optimizer.0": torch.ones(1)}, "a file")
+    with pytest.raises(CheckpointError, match=r"another learner or network .*\(more\)"):
+        checkpoint.rebuilt(lambda: config.build(TINY), {**tensors, "learner.more": torch.ones(1)}, "a file")
+
+
 def test_a_regressors_file_is_looked_at(tmp_path: Path) -> None:
     good = fitting.Trained(config.build(CURVE), "cnp", {"inputs": 1, "outputs": 1})  # type: ignore[arg-type]
     tensors, info = fitting.packed(good)
@@ -205,5 +212,8 @@ def test_every_recipe_is_within_the_limits() -> None:
             settings.check_limits({name: 1001}, "")
         with pytest.raises(ValueError, match=f"{name}=6"):
             settings.check_limits({name: 6}, "", steps=5)
+    for name in ("size", "channels", "width"):
+        with pytest.raises(ValueError, match=f"{name}=0 is outside"):
+            settings.check_limits({name: 0}, "")
     with pytest.raises(ValueError, match="size=225"):
         settings.check_limits({"size": 225}, "", size=224)
