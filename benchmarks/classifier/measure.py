@@ -12,6 +12,7 @@ The floors are the strongest classifier of the same pictures' raw pixels (`kshot
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -174,15 +175,19 @@ def pixels(ink: bool, X: Pictures, y: list[str], Q: Pictures, truth: list[str]) 
 
 def open_set(of: Data, settings: Settings, ways: int, shots: int) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
-    areas, refused, kept = [], [], []
+    areas, refused, kept, right, without = [], [], [], [], []
     for _ in range(settings.episodes):
         classes = draw(of, rng, 2 * ways, shots + min(of.queries, 10), shots + 10)
         X, y = split(classes[:ways], 0, shots)
-        known, strange = (split(part, shots, shots + 10)[0] for part in (classes[:ways], classes[ways:]))
+        known, truth = split(classes[:ways], shots, shots + 10)
+        strange, _ = split(classes[ways:], shots, shots + 10)
         classifier = FewShotClassifier(of.model, open_set=True).fit(X, y)
         far = classifier.novelty(known + strange)
         areas.append(float(roc_auc_score([0] * len(known) + [1] * len(strange), far)))
         said = far > classifier.threshold_
+        best = classifier.classes_[classifier.predict_proba(known).argmax(1)] == np.array(truth)
+        without.append(float(best.mean()))
+        right.append(float((best & ~said[: len(known)]).mean()))
         kept.append(float(1 - said[: len(known)].mean()))
         refused.append(float(said[len(known) :].mean()))
     return {
@@ -190,7 +195,41 @@ def open_set(of: Data, settings: Settings, ways: int, shots: int) -> dict[str, A
         "shots": shots,
         "auroc": told(areas),
         "known_kept": told(kept),
+        "known_right": told(right),
+        "known_right_if_none_were_refused": told(without),
         "strange_refused": told(refused),
+    }
+
+
+def vectors(of: Data, settings: Settings, shots: int, learner: str) -> dict[str, Any]:
+    """The body's features given as plain vectors, as those of any encoder."""
+    rng, hits, sure, means = np.random.default_rng(settings.seed), [], [], []
+    model, known = models.get(of.model), {}
+
+    def encoded(images: Pictures) -> np.ndarray:
+        new = [image for image in images if image.tobytes() not in known]
+        if new:
+            features = model.encode(torch.from_numpy(np.stack([model.picture(image) for image in new])))
+            known.update(zip([image.tobytes() for image in new], features.numpy(), strict=True))
+        return np.stack([known[image.tobytes()] for image in images])
+
+    for _ in range(settings.episodes):
+        classes = draw(of, rng, 5, shots + min(of.queries, 10), shots + of.queries)
+        (X, y), (Q, truth) = split(classes, 0, shots), split(classes, shots, shots + of.queries)
+        classifier = FewShotClassifier("features", learner).fit(encoded(X), y)
+        chance = classifier.predict_proba(encoded(Q))
+        hits.append(classifier.classes_[chance.argmax(1)] == np.array(truth))
+        sure.append(chance.max(1))
+        means.append(float(hits[-1].mean()))
+    ece = calibration_error(torch.from_numpy(np.concatenate(sure)), torch.from_numpy(np.concatenate(hits)))
+    confidence = float(np.mean(np.concatenate(sure)))
+    return {
+        "ways": 5,
+        "shots": shots,
+        "learner": learner,
+        "accuracy": told(means),
+        "confidence": confidence,
+        "ece": ece,
     }
 
 
@@ -213,8 +252,12 @@ def main(settings: Settings) -> int:
     todo: dict[str, Any] = {}
     for ways, shots in of.ways:
         todo[f"accuracy {ways} ways {shots} shots"] = lambda w=ways, s=shots: accuracy(of, settings, w, s)
-    for shots in (1, 5):
-        todo[f"open set, 5 ways {shots} shots"] = lambda s=shots: open_set(of, settings, 5, s)
+    for ways, shots in sorted(
+        {(5, 1), (5, 2), (5, 5), (20, 1)} if of.model == "omniglot" else {(5, 1), (5, 2), (5, 5)}
+    ):
+        todo[f"open set, {ways} ways {shots} shots"] = lambda w=ways, s=shots: open_set(of, settings, w, s)
+    for shots, learner in itertools.product((1, 5), ("protonet", "r2d2", "metaoptnet")):
+        todo[f"vectors, 5 ways {shots} shots, {learner}"] = lambda s=shots, n=learner: vectors(of, settings, s, n)
     for ways in sorted({ways for ways, _ in of.ways}):
         todo[f"unlabelled, {ways} ways"] = lambda w=ways: unlabelled(of, settings, w)
     todo["curve, 5 ways"] = lambda: curve(of, settings)
