@@ -125,7 +125,9 @@ def _parse_train(rest: list[str]) -> Any:
     train = _read(Train, "kshot train RECIPE", rest, default=default)
     # What is the learner's own default is not a setting of the run: a later version may know more of them.
     told = {name: value for name, value in train.settings.options.items() if own.get(name) != value}
-    return replace(train, settings=replace(train.settings, options=told))
+    asked = {"--train-ways", "--train_ways"} & set(words) or recipe.data == train.settings.data
+    settings = replace(train.settings, options=told)
+    return replace(train, settings=settings, shrinks=settings.train_ways > 0 and not asked)
 
 
 def _after(flag: str, words: list[str]) -> str | None:

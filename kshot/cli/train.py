@@ -64,6 +64,8 @@ class Train:
     explain_engine: bool = False
     """Show which strategies of the engine were tried, what they took, and which was chosen (also in a run so short that
     it would go by a rule without a trial)."""
+    shrinks: tyro.conf.Suppress[bool] = False
+    """The recipe's `train_ways` was not asked for, and the data are others than the recipe's."""
 
     def run(self) -> int:
         from kshot import parallel
@@ -92,6 +94,8 @@ class Train:
             raise InputError(f"--memory-limit {self.memory_limit}: give the GiB that a meta-gradient may take, or 0")
         if world.leads and not run.resume:  # at once, and again when it has the folder to itself
             refuse_a_run_in(self.out)
+        if self.shrinks:
+            recipe = self._fitted(recipe, quiet=not world.leads)
         settings.check_limits(asdict(recipe), "this recipe")
         learner = config.build(recipe)
         try:
@@ -109,6 +113,20 @@ class Train:
             )
         told = {**asdict(recipe), "train_classes": list(classes), "job": job}
         return _train(learner, recipe, train_tasks, val, run, told, world)
+
+    def _fitted(self, recipe: Recipe, quiet: bool) -> Recipe:
+        """The recipe with training tasks of no more classes than its data have; a line says so."""
+        from kshot import config
+
+        tasks = config.tasks(replace(recipe, train_ways=0), recipe.train_split, training=True, data_root=self.data_root)
+        most = getattr(tasks, "num_classes", 0)
+        if not recipe.ways <= most < recipe.train_ways:
+            return recipe
+        console(quiet=quiet).print(
+            f"{recipe.data} has {most} training classes: training tasks have {most} ways (the recipe's "
+            f"{recipe.train_ways} are for its own data; --train-ways sets another number)"
+        )
+        return replace(recipe, train_ways=most)
 
 
 def _train(

@@ -192,3 +192,30 @@ def test_errors_name_the_setting_that_counts(tmp_path: Path, capsys: pytest.Capt
         assert code == 2
         assert said in err
         assert "drop_small" not in err
+
+
+def test_a_recipes_training_ways_shrink_to_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The quick recipe has 20 for its own data; where the user asks for a number, it is refused and not changed."""
+    for split, names in {"train": "abcdef", "val": "ghijk", "test": "lmnop"}.items():
+        photos(tmp_path / "photos" / split, names, 6)
+    quick = [
+        "train",
+        "glyphs-5way-1shot-protonet",
+        "--budget",
+        "quick",
+        "--steps",
+        "1",
+        "--val-tasks",
+        "2",
+        "--channels",
+        "3",
+        "--queries",
+        "2",
+    ]
+    data = ["--data", f"folder:{tmp_path / 'photos'}"]
+    code, said, _ = call(capsys, *quick, *data, "--out", tmp_path / "run")
+    assert code == 0
+    assert "has 6 training classes: training tasks have 6 ways" in " ".join(said.split())
+    code, _, said = call(capsys, *quick, *data, "--train-ways", 20, "--out", tmp_path / "other")
+    assert code == 2
+    assert "pass train_ways<=6" in said
