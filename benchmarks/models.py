@@ -19,10 +19,11 @@ from kshot.estimators import familiar, fitting
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
-    "omniglot": ("omniglot-5way-1shot-protonet",),
-    "photos-small": ("grocery-5way-5shot-r2d2", "--steps", "1000"),
+    "omniglot": ("omniglot-background", "omniglot-lake-5way-1shot-protonet", "--rotations", "4", "--steps", "2000"),
+    "omniglot-vinyals": ("omniglot-5way-1shot-protonet", "omniglot-5way-1shot-protonet"),
+    "photos-small": ("grocery-5way-5shot-r2d2", "grocery-5way-5shot-r2d2", "--steps", "1000"),
 }
-"""Shipped name -> the recipe (quick form) that it is trained by, and what is changed in it."""
+"""Shipped name -> the run, the recipe (quick form) that it is trained by, and what is changed in it."""
 CURVES = Path("runs/full/varied-convcnp-full-seed0.safetensors")
 
 
@@ -41,11 +42,11 @@ def main(names: list[str]) -> int:
                 subprocess.run([sys.executable, "benchmarks/processes/full.py", *words], check=True)
             regressor(name, CURVES)
             continue
-        recipe, *changes = RECIPES[name]
-        words = ["train", recipe, "--budget", "quick", *changes, "--out", f"runs/{recipe}", "--resume"]
+        run, recipe, *changes = RECIPES[name]
+        words = ["train", recipe, "--budget", "quick", *changes, "--out", f"runs/{run}", "--resume"]
         subprocess.run([sys.executable, "-m", "kshot", *words], check=True)
         path = Path("kshot/models") / f"{name}.safetensors"
-        models.export(f"runs/{recipe}", path, {"command": f"python benchmarks/models.py {name}"})
+        models.export(f"runs/{run}", path, {"command": f"python benchmarks/models.py {name}"})
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {models.told(name)}")
     return 0
 

@@ -1046,6 +1046,11 @@ def _classifier_phrases() -> list[Phrase]:
         Phrase("classes +# ± # (# to #,", gained(photos, 5)),
         Phrase("groceries # ± # with one photo and # ± # with five", tuned(photos)),
         Phrase("Omniglot # ± # and # ± # (measured", tuned(drawn)),
+        Phrase("answered alone): # ± # % right", percent(record("classifier-lake")["omniglot"]["accuracy"])),
+        Phrase(
+            "alphabets that it was not trained on count: # ± # %.",
+            percent(record("classifier-lake")["omniglot-vinyals"]["accuracy"]),
+        ),
     ]
 
 

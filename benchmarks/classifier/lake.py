@@ -32,7 +32,7 @@ from kshot.evaluate import interval95
 class Settings:
     """Measure Lake's one-shot classification."""
 
-    models: tuple[str, ...] = ("omniglot",)
+    models: tuple[str, ...] = ("omniglot", "omniglot-vinyals")
     """Which, as `FewShotClassifier` takes them."""
     json: Path | None = None
     """Write the figures to this file."""

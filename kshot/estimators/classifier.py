@@ -669,7 +669,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
                 if name not in known:
                     raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
-                classifier.model_ = models.get(name)
+                classifier.model_ = models.get(name, told["fingerprint"])
+                if classifier.model == name:  # weights that had this name before have another one now
+                    classifier.model = classifier.model_.name
             if limits.features_alone and classifier.model_.kind not in models.METRIC:
                 raise files.FileError(
                     f"{path} holds a learner that adapts all of its body, or none: it cannot be used here"

@@ -1,6 +1,6 @@
 """Bodies by name: what turns a picture into features (or, with a learner that adapts its weights, into a task).
 
-    model = models.get("glyphs")                    # shipped with the package
+    model = models.get("omniglot")                  # shipped with the package
     model = models.get("runs/omniglot-protonet")    # the folder of `kshot train`
     x = model.encode(images)                        # [N, D]
     learner = model.learner(ways=5)                 # adapts on these
@@ -8,6 +8,10 @@
 "features" takes vectors `[N, D]` as they are; "dinov2-small" and others come from the Hugging Face hub
 (`kshot.models.hub`). Shipped files are checkpoints without an optimiser, made by
 `python benchmarks/models.py`; each tells in its header how it was trained and on which classes.
+
+"omniglot", for drawings, was trained on characters of Omniglot's background alphabets alone, so that the evaluation
+alphabets test it. Before, the name meant "omniglot-vinyals", which was trained on characters of eight of
+these; what was saved with it finds it by its fingerprint.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ __all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "
 METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
 """Learners that work on features alone, so that they can take any body."""
 BATCH = 256
+FORMER = {"omniglot": ("omniglot-vinyals",)}
+"""Name -> the shipped models that had that name before, the newest first."""
 
 
 class Features(nn.Module):
@@ -154,11 +160,17 @@ def told(name: str) -> str:
     own = info["settings"]
     classes, size = len(own.get("train_classes", ())), own["size"]
     colour = "colour" if own["channels"] == 3 else "grey"
-    return f"{own['learner']} on {own['data']}, {classes} classes; {size}x{size} {colour}"
+    split = f", {own['splits']} split" if own["data"] == "omniglot" else ""
+    return f"{own['learner']} on {own['data']}{split}, {classes} classes; {size}x{size} {colour}"
 
 
-def get(name: str | os.PathLike[str]) -> Model:
+def get(name: str | os.PathLike[str], fingerprint: str | None = None) -> Model:
     """The model of that name: "features", a shipped one, a training folder, or a file that `export` wrote.
+
+    Args:
+        name: of the model.
+        fingerprint: of the weights that were meant; where they are those of a shipped model that had this name before
+            (`FORMER`), it is that one. The caller compares it with what it gets.
 
     Raises:
         ValueError: an unknown name; with those that there are.
@@ -175,7 +187,12 @@ def get(name: str | os.PathLike[str]) -> Model:
     if not path.is_file():
         known = ", ".join(["features", *shipped(), *HUB])
         raise ValueError(f"unknown model {str(name)!r}: choose from {known}, or give the folder of a 'kshot train'")
-    return replace(loaded(str(name), *checkpoint.load(path)), by_name=str(name) in shipped())
+    found = replace(loaded(str(name), *checkpoint.load(path)), by_name=str(name) in shipped())
+    if fingerprint not in (None, found.fingerprint):
+        for former in map(get, FORMER.get(str(name), ())):
+            if former.fingerprint == fingerprint:
+                return former
+    return found
 
 
 def loaded(
