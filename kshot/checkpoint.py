@@ -228,7 +228,14 @@ def packed(tensors: dict[str, Tensor], info: dict[str, Any]) -> bytes:
 
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(info)
-    return safetensors.save(own, metadata={"kshot": text, "sha256": _digest(own, text)})
+    content = safetensors.save(own, metadata={"kshot": text, "sha256": _digest(own, text)})
+    # safetensors writes the metadata in an order that differs from call to call: equal contents are to be equal files.
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    head = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + content[start:]
 
 
 def unpacked(content: bytes, path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

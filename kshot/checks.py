@@ -66,16 +66,16 @@ def transformed() -> bool:
 
 
 def whole(name: str, value: Any, lowest: int) -> int:
-    """The number as an int: 7.0 of a settings file, or numpy's int64, is 7.
+    """The number as an int of Python's: numpy's int64 is one.
 
     Raises:
-        ValueError: it is no whole number, or below `lowest`.
+        ValueError: it is no integer (7.0 is none), or below `lowest`.
 
-    >>> whole("inner_steps", 7.0, 0)
+    >>> whole("inner_steps", 7, 0)
     7
     """
     found = _real(value)
-    if found is None or not float(found).is_integer() or found < lowest:
+    if not isinstance(found, int) or found < lowest:
         raise ValueError(f"{name}={value!r}: pass an integer >= {lowest}")
     return int(found)
 
@@ -86,7 +86,7 @@ def sizes(name: str, value: Any, lowest: int) -> tuple[int, int]:
     Raises:
         ValueError: it is no (low, high) with lowest <= low <= high.
     """
-    if len(value) != 2 or any(_real(v) is None or not float(v).is_integer() for v in value):
+    if len(value) != 2 or any(not isinstance(_real(v), int) for v in value):
         raise ValueError(f"{name}={value!r}: pass (low, high), two integers, both included")
     low, high = int(value[0]), int(value[1])
     if not lowest <= low <= high:

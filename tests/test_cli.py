@@ -449,7 +449,7 @@ def test_bad_input(
         (["--ways", "0"], ["ways", "0"]),
         (["--shots", "-1"], ["shots", "-1"]),
         (["--rotations", "3"], ["rotations", "3"]),
-        (["--json", "{photos}/train/train-0/0.png/x.json", "--tasks", "2"], ["x.json", "not saved"]),
+        (["--json", "{photos}/train/train-0/0.png/x.json", "--tasks", "2"], ["x.json", "cannot be written"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
@@ -475,7 +475,7 @@ def test_a_damaged_or_foreign_run_is_told(proto: Path, tmp_path: Path, fails: Fa
     assert "does not tell its settings" in fails("evaluate", tmp_path)
     _, info = checkpoint.load(proto / "last.safetensors")
     settings = {**info["settings"], "wyas": 5}
-    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"settings": settings})
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"settings": settings, "step": 1})
     assert "wyas" in fails("evaluate", tmp_path)
     checkpoint.save(tmp_path / "last.safetensors", {"learner.a": torch.ones(1)}, {"settings": info["settings"]})
     assert "another learner or network" in fails("evaluate", tmp_path)

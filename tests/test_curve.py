@@ -215,7 +215,7 @@ def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/none.csv"), "none.csv: no such file"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write places as the data has them"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "write a place in each row, below a header"),
-        ("x,a\n1,2\n2,3\n", ("--out", "{tmp}/file/out.csv"), "was not saved"),
+        ("x,a\n1,2\n2,3\n", ("--out", "{tmp}/file/out.csv"), "cannot be written"),
         ("x,a\n1,2\n2,3\n", ("--plot", "{tmp}/a.docx"), "pictures end in .png"),
         ("x,a\n1,2\n2,3\n", ("--out", "{tmp}"), "is a folder: give the name of a file in it"),
         ("x,a\n1,2\n1,3\n", (), "name it and that of the values (--id and --value"),

@@ -18,7 +18,7 @@ from kshot.train import meta_train
 def test_more_classes_than_the_learner_has_room_for_is_an_error() -> None:
     wide = testing.Clusters(ways=5, shots=1, queries=2, shape=(8,))
     learner = build("protonet", MLP(8, 8), ways=3)
-    with pytest.raises(ValueError, match="the tasks have 5 classes but the learner has ways=3"):
+    with pytest.raises(ValueError, match=r"the tasks have 5 classes .* but the learner has ways=3"):
         next(meta_train(learner, wide, steps=1, batch=2))
     with pytest.raises(ValueError, match="pass ways=5"):
         evaluate(learner, wide, 4)

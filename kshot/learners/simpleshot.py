@@ -68,7 +68,8 @@ class SimpleShot(Learner):
         Raises:
             ValueError: a mean of another shape than `[D]`.
 
-        >>> learner = SimpleShot.pretrained(knn.MLP(4, 8), torch.zeros(8), ways=5)
+        >>> from kshot.nn import MLP
+        >>> learner = SimpleShot.pretrained(MLP(4, 8), torch.zeros(8), ways=5)
         >>> learner.mean.shape, learner.training
         (torch.Size([8]), False)
         """

@@ -439,7 +439,7 @@ def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
     for bad, message in (
         (["--tasks", "0"], "--tasks 0: give at least 2"),
         (["--rollouts", "0"], "--rollouts 0: give at least 1"),
-        (["--plot", str(tmp_path)], "pictures are files that end in"),
+        (["--plot", str(tmp_path)], "is a folder: give the name of a file"),
         (["--learning-curve", "x.xyz"], "pictures are files that end in"),
     ):
         assert message in kshot("evaluate", folders[0], *bad).stderr
