@@ -477,7 +477,9 @@ def test_a_damaged_or_foreign_run_is_told(proto: Path, tmp_path: Path, fails: Fa
     settings = {**info["settings"], "wyas": 5}
     checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"settings": settings, "step": 1})
     assert "wyas" in fails("evaluate", tmp_path)
-    checkpoint.save(tmp_path / "last.safetensors", {"learner.a": torch.ones(1)}, {"settings": info["settings"], "step": 1})
+    checkpoint.save(
+        tmp_path / "last.safetensors", {"learner.a": torch.ones(1)}, {"settings": info["settings"], "step": 1}
+    )
     assert "another learner or network" in fails("evaluate", tmp_path)
 
 

@@ -65,7 +65,7 @@ def main(settings: Settings) -> int:
                         into.mkdir(parents=True, exist_ok=True)
                         Image.fromarray(np.ascontiguousarray(picture)).save(into / f"{k}.png")
                 file, table = str(folder / "a.kshot"), folder / "a.csv"
-                fit = kshot("fit", str(folder / "support"), "--out", file, "--no-open-set")
+                fit = kshot("fit", str(folder / "support"), "--out", file)
                 ask = kshot("predict", file, str(folder / "others"), "--csv", str(table))
                 seconds.append((fit, ask))
                 said = list(csv.DictReader(table.open(encoding="utf-8")))

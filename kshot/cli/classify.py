@@ -90,9 +90,11 @@ class Fit:
         classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
         classifier.save(self.out)
         counts = {label: y.count(label) for label in classifier.classes_.tolist()}
+        fewest, most = min(counts.values()), max(counts.values())
         say.print(
-            f"{len(X)} pictures of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each), "
-            f"model {classifier.model_.name}, learner {self.learner or classifier.model_.kind}: {self.out}"
+            f"{len(X)} image{'s' if len(X) > 1 else ''}, {len(counts)} class{'es' if len(counts) > 1 else ''} "
+            f"({fewest}{f' to {most}' if most > fewest else ''} per class), model {classifier.model_.name}, "
+            f"learner {self.learner or classifier.model_.kind}: {self.out}"
         )
         values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": problems}
         if classifier.why_no_threshold_:
@@ -204,7 +206,7 @@ class Predict:
             table.finish(set(files))
         speed = count / max(time.monotonic() - began, 1e-9)
         before = f", {len(files) - count} before" if count < len(files) else ""
-        never = f" (it never is: {classifier.why_no_threshold_})" if classifier.why_no_threshold_ else ""
+        never = " (never: it has too few images per class for that)" if classifier.why_no_threshold_ else ""
         place = f": {self.csv}" if self.csv is not None else ""
         say.print(
             f"{count - bad} files classified{before}, {none} of them as {classifier.none_label_!r}{never}, {bad} "
@@ -346,9 +348,9 @@ def _rows(classifier: FewShotClassifier, files: list[str], all_classes: bool) ->
             refused += answer.none
             chances = dict(zip(names, (1 - answer.p_none) * answer.probabilities, strict=True))
             row |= {f"p: {name}": f"{chance:.4f}" for name, chance in chances.items()} if all_classes else {}
+            row["p_none"] = f"{answer.p_none:.4f}"
             if math.isfinite(classifier.threshold_):
                 chances[none] = answer.p_none
-                row["p_none"] = f"{answer.p_none:.4f}"
             label = str(answer.label)
             row |= {"label": label, "probability": f"{chances.pop(label):.4f}"}
             if chances:
