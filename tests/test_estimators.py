@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ from kshot import models
 from kshot.checkpoint import packed as safetensors_of
 from kshot.data import load
 from kshot.data.omniglot import class_splits, one_shot_runs
-from kshot.estimators import FewShotClassifier, FileError, confidence
+from kshot.estimators import FewShotClassifier, FileError, confidence, vectors
 from kshot.estimators.classifier import OldRules
 from kshot.report import page
 
@@ -757,3 +759,97 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
         assert wrong.returncode == 2
         assert words in wrong.stderr
         assert "Traceback" not in wrong.stderr
+
+
+def test_labels_of_the_caller_are_copied_and_of_one_type() -> None:
+    X, y = np.random.default_rng(0).standard_normal((6, 3)), np.array([0, 0, 0, 1, 1, 1])
+    classifier = FewShotClassifier().fit(X, y)
+    wanted = classifier.predict(X)
+    y[:] = 9
+    np.testing.assert_array_equal(FewShotClassifier.from_bytes(classifier.to_bytes()).predict(X), wanted)
+    for frame in (pd.DataFrame({"y": [0, 0, 0, 1, 1, 1]}), pd.array([0, 0, 0, 1, 1, 1], dtype="Int64")):
+        for unlabelled in (False, True):
+            found = FewShotClassifier(unlabelled=unlabelled).fit(X, frame)
+            assert found.classes_.dtype == np.int64
+            assert found.classes_.tolist() == [0, 1]
+    big = np.array([3, 2**53 + 1] * 3, dtype=np.uint64)
+    again = FewShotClassifier.from_bytes(FewShotClassifier(open_set=True).fit(X, big).to_bytes())
+    assert again.classes_.tolist() == [3, 2**53 + 1]
+    for bad, words in (
+        (["a", 1] * 3, "labels of type integer and string"),
+        (["a", None] * 3, r"label 1 is missing \(None\)"),
+        (["a", float("nan")] * 3, r"label 1 is missing \(nan\)"),
+        ([True, 2] * 3, "labels of type integer and truth"),
+        ([b"a", b"b"] * 3, "labels of type bytes"),
+        ([2**70, 1] * 3, "beyond 64 bits"),
+        (np.array(["2020-01-01"] * 6, dtype="datetime64[ns]"), "labels of type datetime64"),
+        (dict.fromkeys(range(6)), "pass a list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FewShotClassifier().fit(X, bad)
+    for labels in ([-1, 1] * 3, [True, False] * 3):
+        with pytest.raises(ValueError, match="open_set"):
+            FewShotClassifier(open_set=True).fit(X, labels)
+    with pytest.raises(ValueError, match="a class is named 'none of these'"):
+        FewShotClassifier(open_set=True).fit(X, ["none of these", "b"] * 3)
+    for rows, left in ((np.array([True, False] * 3), 3), (np.array([1], np.uint8), 5), ([-1, -1], 5), ([], 6)):
+        assert len(FewShotClassifier().fit(X, [0, 1] * 3).forget(rows).labels_) == left
+    for rows in ([6], [True], ["a"], [0.0]):
+        with pytest.raises(ValueError, match=r"example 6|a mask|rows of type"):
+            FewShotClassifier().fit(X, [0, 1] * 3).forget(rows)
+    assert len(FewShotClassifier(unlabelled=True).fit(X, [0, 1] * 3).partial_fit(X[:2], [None, None]).labels_) == 8
+
+
+def test_a_classifier_is_saved_as_it_was_fitted(tmp_path: Path) -> None:
+    X, y = np.random.default_rng(0).standard_normal((6, 3)), [0, 1] * 3
+    classifier = FewShotClassifier(steps=np.int64(3)).fit(pd.DataFrame(X, columns=list("abc")), y)
+    again = FewShotClassifier.from_bytes(classifier.to_bytes())
+    assert again.steps == 3
+    with pytest.raises(ValueError, match="feature names"):
+        again.predict(pd.DataFrame(X, columns=list("cba")))
+    classifier.fit(X[:, :2], y)  # without names, and of another width
+    assert not hasattr(classifier, "feature_names_in_")
+    wanted = classifier.predict_proba(X[:, :2])
+    classifier.set_params(learner="r2d2", normalize="l2")  # of the next fit
+    again = FewShotClassifier.from_bytes(classifier.to_bytes())
+    np.testing.assert_array_equal(again.predict_proba(X[:, :2]), wanted)
+
+
+def test_what_images_come_in(tmp_path: Path) -> None:
+    X, y, _, _ = drawings(ways=2)
+    for k, x in enumerate(X):
+        Image.fromarray(x).save(tmp_path / f"{k}.png")
+    paths = [str(tmp_path / f"{k}.png") for k in range(len(X))]
+    wanted = FewShotClassifier("omniglot").fit(X, y).decision_function(X)
+    uploads = [io.BytesIO(Path(path).read_bytes()) for path in paths]
+    stack = torch.from_numpy(np.stack(X))
+    forms: list[Any] = [pd.Series(paths, index=range(9, 9 + len(X))), np.array(paths, dtype=object)[:, None]]
+    forms += [uploads, uploads, pd.DataFrame({"path": paths}), (stack / 255).requires_grad_(), list(stack)]
+    assert len(FewShotClassifier("omniglot").fit((path for path in paths), y).labels_) == len(y)
+    for form in forms:
+        found = FewShotClassifier("omniglot").fit(form, y).decision_function(form)
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+    classifier = FewShotClassifier("omniglot").fit(X, y)
+    with pytest.raises(ValueError, match=r"is one example .* pass it in a list"):
+        classifier.predict(paths[0])
+    table = FewShotClassifier().fit(np.eye(4, 3), [0, 1, 0, 1])
+    for bad in (paths[0], None, 3, {}, object(), [None, "nowhere.png"], X[0], [[1, 2], [3]]):
+        for one in (classifier, table):
+            assert all(answer.error for answer in one.judge(bad))
+    halves = table.judge([[1.0, 0, 0], [np.nan, 0, 0]])
+    assert (halves[0].error, bool(halves[1].error)) == ("", True)
+
+
+def test_no_vector_gives_nan() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((6, 3)) + 3 * np.repeat(np.eye(3), 2, 0), np.repeat(np.arange(3), 2)
+    for learner, normalize in itertools.product(models.METRIC, vectors.CHOICES):
+        for units in (1e-300, 1.0, 1e160):
+            classifier = FewShotClassifier("features", learner, normalize=normalize).fit(units * X, y)
+            for Q in (units * X, np.zeros((2, 3)), np.full((2, 3), 1e300), -1e200 * np.eye(3)):
+                assert np.isfinite(classifier.predict_proba(Q)).all()
+            assert classifier.score(units * X, y) > 0.8
+    zero = FewShotClassifier("features").fit(np.zeros((4, 3)), [0, 0, 1, 1])
+    assert np.isfinite(zero.predict_proba([[1.0, 2.0, 3.0]])).all()
+    late = 1.7e9 + np.array([[0.0, 1.0], [1.0, 1.0], [50.0, 1.0], [51.0, 1.0]])  # seconds since 1970
+    assert FewShotClassifier("features", normalize="columns").fit(late, [0, 0, 1, 1]).score(late, [0, 0, 1, 1]) == 1

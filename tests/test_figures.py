@@ -798,9 +798,15 @@ def _classifier() -> list[Table]:
             [row["seconds_per_1000"]],
         ]
 
-    def refused(data: Any, shots: int) -> list[Values]:
-        row = data[f"open set, 5 ways {shots} shots"]
-        return [both(row["auroc"]), [100 * row["known_kept"]["mean"]], [100 * row["strange_refused"]["mean"]]]
+    def refused(data: Any, shots: int, ways: int = 5) -> list[Values]:
+        row = data[f"open set, {ways} ways {shots} shots"]
+        shares: list[Values] = [[100 * row[name]["mean"]] for name in ("known_kept", "strange_refused")]
+        right: list[Values] = [percent(row[name]) for name in ("known_right", "known_right_if_none_were_refused")]
+        return [both(row["auroc"]), *shares, *right]
+
+    def vectors(data: Any, shots: int) -> list[Values]:
+        rows = [data[f"vectors, 5 ways {shots} shots, {name}"] for name in ("protonet", "r2d2", "metaoptnet")]
+        return [cell for row in rows for cell in (percent(row["accuracy"]), [row["ece"]])]
 
     fine = record("classifier-grocery-val")
 
@@ -823,12 +829,25 @@ def _classifier() -> list[Table]:
         Table(
             good,
             [
+                ("Omniglot, 20 classes, 1 each", refused(drawn, 1, 20)),
                 ("Omniglot, 1 each", refused(drawn, 1)),
+                ("Omniglot, 2 each", refused(drawn, 2)),
                 ("Omniglot, 5 each", refused(drawn, 5)),
                 ("groceries, 1 each", refused(photos, 1)),
+                ("groceries, 2 each", refused(photos, 2)),
                 ("groceries, 5 each", refused(photos, 5)),
             ],
             1,
+        ),
+        Table(
+            good,
+            [
+                ("Omniglot's features, 1 each", vectors(drawn, 1)),
+                ("Omniglot's features, 5 each", vectors(drawn, 5)),
+                ("groceries' features, 1 each", vectors(photos, 1)),
+                ("groceries' features, 5 each", vectors(photos, 5)),
+            ],
+            2,
         ),
         Table(
             good,
@@ -838,7 +857,7 @@ def _classifier() -> list[Table]:
                 ("50 steps of 1e-3", tuned("fine-tuned 50 steps of 0.001,")),
                 ("50 steps of 1e-4", tuned("fine-tuned 50 steps of 0.0001,")),
             ],
-            2,
+            3,
         ),
     ]
 
@@ -1045,7 +1064,7 @@ def _classifier_phrases() -> list[Phrase]:
         Phrase("classes +# ± # (# to #);", gained(drawn, 20)),
         Phrase("classes +# ± # (# to #,", gained(photos, 5)),
         Phrase("groceries # ± # with one photo and # ± # with five", tuned(photos)),
-        Phrase("Omniglot # ± # and # ± # (measured", tuned(drawn)),
+        Phrase("Omniglot # ± # and # ± #.", tuned(drawn)),
         Phrase("answered alone): # ± # % right", percent(record("classifier-lake")["omniglot"]["accuracy"])),
         Phrase(
             "alphabets that it was not trained on count: # ± # %.",

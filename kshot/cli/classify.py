@@ -141,7 +141,7 @@ class Predict:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files, folders (with all below them) and patterns such as 'photos/*.jpg'."""
     csv: Path | None = None
-    """Write a table to this file: probabilities of all classes and of "none of these" sum to 1."""
+    """Write a table to this file: probabilities of all classes and of "none of these" sum to 1, up to rounding."""
     all_classes: bool = False
     """With --csv: a column of probabilities for each class, "p: CLASS"."""
     resume: bool = False

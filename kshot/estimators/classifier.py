@@ -18,6 +18,7 @@ import copy
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             set cannot support one.
         why_no_threshold_: why, where that is so with `open_set`; "" else.
         normalize_: the scaling of vectors that "auto" stands for; "" where there is none.
-        none_label_: -1 for integers, nan for floats, "none of these" for strings.
+        none_label_: -1 for numbers, "none of these" for strings.
         model_: the `kshot.models.Model`.
 
     A class may have any number of examples, one is enough; there may be one class only.
@@ -153,6 +154,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self._check_settings()
         X = given.listed(X)
         twin = copy.copy(self)  # where it fails, what was learned before stays whole
+        for name in [name for name in vars(twin) if name.endswith("_") and not name.startswith("_")]:
+            delattr(twin, name)
         twin._rules = 2
         twin.model_ = twin._model(X)
         x, labels, images = twin._given(X, y, first=True)
@@ -167,6 +170,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
             x = twin.model_.encode(images)
         twin._learn(x, labels, images)
+        self.__dict__.clear()
         self.__dict__.update(twin.__dict__)
         return self
 
@@ -177,12 +181,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             X, y: as in `fit`.
             classes: scikit-learn's, the labels that may come; not needed, and checked where it is given.
         """
-        X, y = given.listed(X), given.listed(y)
-        if classes is not None and (strange := sorted(set(np.asarray(y).tolist()) - set(np.asarray(classes).tolist()))):
-            raise ValueError(f"y has the labels {strange}, which are not in classes")
+        X = given.listed(X)
+        y = y if y is None or hasattr(y, "__len__") or not isinstance(y, Iterable) else list(y)
+        if classes is not None:
+            labels = given.labels(y, self.unlabelled)
+            known = set(given.labels(classes).tolist()) | ({"", -1} if self.unlabelled else set())
+            if strange := sorted(set(labels.tolist()) - known):
+                raise ValueError(f"y has the labels {strange}, which are not in classes")
         if not hasattr(self, "support_"):
             return self.fit(X, y)
         x, labels, images = self._given(X, y, first=False)
+        if self.unlabelled and self.labels_.dtype.kind in "iu" and labels.dtype.kind == "U" and (labels == "").all():
+            labels = np.full(len(labels), -1)  # None alone says nothing of the type
         if labels.dtype.kind != self.labels_.dtype.kind and {labels.dtype.kind, self.labels_.dtype.kind} & set("Ub"):
             raise ValueError(f"labels of type {labels.dtype} cannot be added to labels of type {self.labels_.dtype}")
         images = None if images is None or self.images_ is None else torch.cat([self.images_, images])
@@ -212,6 +222,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value <= most:
                 raise ValueError(f"{name}={value!r}: pass a whole number from 0 to {most:,}")
+        for name in ("unlabelled", "open_set"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: pass True or False")
         if not isinstance(self.finetune_lr, (int, float, np.number)) or not 0 < self.finetune_lr < math.inf:
             raise ValueError(f"finetune_lr={self.finetune_lr!r}: pass a rate above 0")
         if self.normalize not in vectors.CHOICES:
@@ -232,11 +245,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """What the learner takes, the labels, and the images as bytes."""
         if not self.model_.takes_images:
             checked = {"reset": first, "dtype": np.float64, "ensure_min_samples": 1}
-            if self.unlabelled:  # scikit-learn refuses labels that are missing
-                X = validate_data(self, _plain(X), **checked)
-            else:
-                X, y = validate_data(self, _plain(X), _plain(y), **checked)
-            labels = given.labels(y, self.unlabelled)
+            labels = None if y is None else given.labels(y, self.unlabelled)
+            X, labels = validate_data(self, given.array(X), labels, **checked)
             check_consistent_length(X, labels)
             check_classification_targets(labels)
             return torch.tensor(X), labels, None
@@ -274,12 +284,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         y[torch.from_numpy(known)] = torch.from_numpy(index)
         self.support_, self.labels_, self.images_, self._y = x, labels, images, y
         kind = labels.dtype.kind
-        self.none_label_ = -1 if kind in "iu" else math.nan if kind == "f" else "none of these"
+        self.none_label_ = -1 if kind in "iu" else "none of these"
+        if kind == "f":
+            self.none_label_ = -1.0 if self._rules == 2 else math.nan
+        if self.open_set and kind == "b":
+            raise ValueError(
+                "open_set needs labels that are strings or integers: pass y.astype(int), or open_set=False"
+            )
         if self.open_set and self.none_label_ in self.classes_.tolist():
             raise ValueError(
                 f"a class is named {self.none_label_!r}, which is the answer for examples of no class: give the class "
-                "another name, or pass open_set=False"
+                "another name, or pass open_set=False (--no-open-set)"
             )
+        self._params = self.get_params()  # what is saved, whatever is set after
         self._scaling = self._fit_scaling()
         self.normalize_ = self._scaling.kind if self._scaling is not None else ""
         self._x = self._scaled(x)
@@ -446,7 +463,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         X = given.listed(X)
         if self.model_.takes_images:
             return self._scaled(self.model_.encode(self._pictures(given.examples(X))))
-        return self._scaled(torch.tensor(validate_data(self, _plain(X), reset=False, dtype=np.float64)))
+        return self._scaled(torch.tensor(validate_data(self, given.array(X), reset=False, dtype=np.float64)))
 
     def _scores(self, X: Any) -> Tensor:
         return self._scores_of(self._encoded(X))
@@ -515,6 +532,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             nearest: how many support examples are named as the nearest to it.
         """
         check_is_fitted(self, "classes_")
+        if not isinstance(nearest, (int, np.integer)) or isinstance(nearest, bool):
+            raise ValueError(f"nearest={nearest!r}: pass a whole number")
         try:
             X = given.listed(X)
             if self.model_.takes_images:
@@ -598,7 +617,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             "kshot": files.FORMAT,
             "versions": checkpoint.versions(),
             "rules": self._rules,
-            "settings": {name: _json(value) for name, value in self.get_params().items()},
+            "settings": {name: _json(value) for name, value in self._params.items()},
             "model": {"name": str(model.name), "fingerprint": model.fingerprint, "weights": own},
             "labels": labels,
             "label_kind": self.labels_.dtype.str,
@@ -681,7 +700,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             tensors, _ = checkpoint.unpacked(parts["support.safetensors"], f"support.safetensors of {path}")
             support, images = tensors["support"], tensors.get("images")
             labels = np.array(rows)  # strings as long as they are, not as long as the file says
-            labels = labels if kind.kind == "U" else labels.astype(kind)
+            labels = labels if kind.kind == "U" else np.array(rows, dtype=kind)
             model = classifier.model_
             if not torch.isfinite(support).all():
                 raise files.FileError(f"{path}: features that are not finite")
@@ -735,10 +754,6 @@ def _photo_or_not(source: Any) -> bool:
     rgb = square(open_image(source), 28).astype(int)
     grey, colour = rgb.mean(2), rgb.max(2) - rgb.min(2)
     return bool(((grey > 64) & (grey < 192)).mean() > 0.4 or (colour > 60).mean() > 0.2)
-
-
-def _plain(X: Any) -> Any:
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
 
 
 def _parts(y: Tensor, count: int) -> list[Tensor]:

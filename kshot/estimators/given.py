@@ -15,7 +15,7 @@ import torch
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 
-__all__ = ["examples", "is_table", "labels", "listed", "rows"]
+__all__ = ["array", "examples", "is_table", "labels", "listed", "rows"]
 
 
 def listed(X: Any) -> Any:
@@ -46,7 +46,7 @@ def is_table(X: Any) -> bool:
         return X.ndim not in (3, 4)
     if _is_frame(X):
         return X.shape[1] != 1 or not len(X) or not _is_image(X.iloc[0, 0])  # pyright: ignore
-    if hasattr(X, "iloc") or isinstance(X, np.ndarray):  # a pandas column; paths, or images of unequal sizes
+    if hasattr(X, "to_numpy") or isinstance(X, np.ndarray):  # a pandas column; paths, or images of unequal sizes
         first = np.asarray(X).reshape(-1)[:1].tolist()
         return bool(first) and not _is_image(first[0])
     if not isinstance(X, (list, tuple)):
@@ -68,7 +68,7 @@ def examples(X: Any) -> list[Any]:
     """
     X = listed(X)
     if isinstance(X, Tensor):
-        X = _array(X)
+        X = array(X)
     if _is_frame(X):
         if X.shape[1] != 1:
             raise ValueError(
@@ -76,7 +76,7 @@ def examples(X: Any) -> list[Any]:
                 "paths: pass X['...']"
             )
         X = X.iloc[:, 0]
-    if hasattr(X, "iloc"):
+    if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if isinstance(X, np.ndarray):
         if X.ndim == 2 and X.shape[1] == 1:
@@ -96,9 +96,10 @@ def labels(y: Any, unlabelled: bool = False) -> np.ndarray:
     Raises:
         ValueError: a missing label (by its number), labels of several types or of one that is no label.
     """
-    if isinstance(y, Tensor):
-        y = _array(y)
-    if isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
+    y = array(y)
+    if not isinstance(y, np.ndarray) and hasattr(y, "__array__"):  # pandas', and whatever else says how it is one
+        y = np.asarray(y)
+    if isinstance(y, (str, bytes, Mapping, set, frozenset)) or not isinstance(y, Iterable):
         raise ValueError(f"y is {y!r:.50}: pass a list with a label for each example")
     if not hasattr(y, "__len__"):
         y = list(y)
@@ -107,8 +108,10 @@ def labels(y: Any, unlabelled: bool = False) -> np.ndarray:
         own[:] = list(y)
         y = own
     found = np.asarray(column_or_1d(np.asarray(y), warn=True))
-    if found.dtype.kind in "iubU":
-        return found
+    if found.dtype.kind in "bU":
+        return found.copy()  # the caller may write into theirs
+    if found.dtype.kind in "mM":
+        raise ValueError(f"labels of type {found.dtype}: pass strings, for instance [str(label) for label in y]")
     values = [value.item() if isinstance(value, (np.generic, Tensor)) else value for value in found.tolist()]
     kinds = {_kind(value) for value in values}
     absent = [i for i, value in enumerate(values) if _kind(value) == "missing"]
@@ -123,6 +126,8 @@ def labels(y: Any, unlabelled: bool = False) -> np.ndarray:
     if kinds <= {"string"}:
         return np.array(["" if _kind(value) == "missing" else value for value in values], dtype=np.str_)
     if kinds == {"integer"}:
+        if any(not -(2**63) <= value < 2**63 for value in values if _kind(value) != "missing"):
+            raise ValueError("integer labels beyond 64 bits: pass strings, for instance [str(label) for label in y]")
         return np.array([-1 if _kind(value) == "missing" else int(value) for value in values], dtype=np.int64)
     if not absent and kinds in ({"truth"}, {"number"}, {"integer", "number"}):
         return np.array(values, dtype=np.bool_ if kinds == {"truth"} else np.float64)
@@ -141,6 +146,8 @@ def rows(which: Any, count: int) -> np.ndarray:
     found = np.atleast_1d(
         np.asarray(list(which) if not hasattr(which, "__len__") and isinstance(which, Iterable) else which)
     )
+    if found.dtype.kind == "u":
+        found = found.astype(np.int64)
     if found.dtype.kind == "b":
         if found.shape != (count,):
             raise ValueError(f"a mask of shape {list(found.shape)} for {count} examples: one truth for each of them")
@@ -152,7 +159,7 @@ def rows(which: Any, count: int) -> np.ndarray:
     if found.min() < -count or found.max() >= count:
         bad = found[(found < -count) | (found >= count)][0]
         raise ValueError(f"example {bad} is to be forgotten, and there are {count} (0 to {count - 1})")
-    return np.unique(found % count)
+    return np.unique(found.astype(np.int64) % count)
 
 
 def _kind(label: Any) -> str:
@@ -181,16 +188,20 @@ def _is_pillow(value: Any) -> bool:
     return hasattr(value, "convert") and hasattr(value, "mode") and hasattr(value, "size")
 
 
-def _array(x: Tensor) -> np.ndarray:
-    """A tensor of any device, precision and history as an array."""
-    x = x.detach().cpu()
-    return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+def array(X: Any) -> Any:
+    """A tensor of any device, precision and history as an array, a list of tensors as a list of arrays; else X."""
+    if isinstance(X, Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()
+    if isinstance(X, (list, tuple)) and any(isinstance(x, Tensor) for x in X):
+        return [array(x) for x in X]
+    return X
 
 
 def _content(x: Any) -> Any:
     """An example that can be read again and by another thread: tensors as arrays, open files as bytes."""
     if isinstance(x, Tensor):
-        return _array(x)
+        return array(x)
     if not hasattr(x, "read") or isinstance(x, os.PathLike):
         return x
     try:

@@ -24,6 +24,7 @@ __all__ = ["CHOICES", "Scaling", "fit"]
 CHOICES = ("auto", "l2", "columns", "none")
 UNITS = 10.0  # largest deviation of a column against the median one
 EMBEDDING = 16  # columns
+FAR = 1e6  # largest number of a row after scaling: rows that are further off keep their direction
 
 
 class Scaling(NamedTuple):
@@ -41,7 +42,8 @@ class Scaling(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """float64 `[N, D]` of vectors `[N, D]`; finite where these are."""
-        x = (x.double() - self.centre) * self.scale
+        x = ((x.double() - self.centre) * self.scale).nan_to_num(posinf=FAR**10, neginf=-(FAR**10))
+        x = x * (FAR / x.abs().amax(1, keepdim=True).clamp_min(FAR))  # squares of huge numbers would be infinite
         return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) if self.kind == "l2" else x
 
 
@@ -56,8 +58,8 @@ def fit(x: Tensor, y: Tensor, kind: str) -> Scaling:
     x = x.double()
     if kind != "auto":
         return _of(x, kind)
-    deviation = x.std(0, correction=0)
-    varying = deviation[deviation > _NEGLIGIBLE * x.abs().amax(0)]
+    deviation, _, varies = _deviation(x)
+    varying = deviation[varies]
     mixed = len(varying) > 1 and bool(varying.max() > UNITS * varying.median())
     first = "columns" if mixed else "l2" if x.shape[1] >= EMBEDDING else "none"
     found = _of(x, first)
@@ -71,22 +73,30 @@ def fit(x: Tensor, y: Tensor, kind: str) -> Scaling:
     return best
 
 
-_NEGLIGIBLE = 1e-7
+_NEGLIGIBLE = 1e-12  # deviation of a column, against its largest number, that is rounding
+
+
+def _deviation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Deviations and means `[D]` of columns of any units, and which columns vary."""
+    top = x.abs().amax(0)
+    top = torch.where(top > 0, top, 1.0)
+    deviation = (x / top).std(0, correction=0)
+    return deviation * top, (x / top).mean(0) * top, deviation > _NEGLIGIBLE
 
 
 def _of(x: Tensor, kind: str) -> Scaling:
     ones = torch.ones_like(x[0])
     if kind == "l2":
-        return Scaling(kind, 0 * ones, ones / x.abs().max().clamp_min(1e-300))  # squares of huge numbers stay finite
-    centre = x.mean(0)
+        top = x.abs().max()  # squares of huge numbers stay finite
+        return Scaling(kind, 0 * ones, ones / top if top > 0 else ones)
+    deviation, centre, varies = _deviation(x)
     if kind == "columns":
-        deviation = x.std(0, correction=0)
-        varies = deviation > _NEGLIGIBLE * x.abs().amax(0)
         scale = torch.where(varies, 1 / deviation.where(varies, ones), 0.0) / max(1, int(varies.sum())) ** 0.5
         return Scaling(kind, centre, scale)
     # Divided in two steps: squares of huge numbers are infinite.
     top = (x - centre).abs().max()
-    top = top if top > 0 else x.abs().max().clamp_min(1e-300)
+    top = top if top > 0 else x.abs().max()
+    top = top if top > 0 else torch.ones((), dtype=x.dtype)
     length = ((x - centre) / top).square().sum(1).mean().sqrt()
     return Scaling(kind, centre, ones / (top * (length if length > 0 else 1.0)))
 
