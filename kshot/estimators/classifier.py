@@ -245,8 +245,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """What the learner takes, the labels, and the images as bytes."""
         if not self.model_.takes_images:
             checked = {"reset": first, "dtype": np.float64, "ensure_min_samples": 1}
-            labels = None if y is None else given.labels(y, self.unlabelled)
-            X, labels = validate_data(self, given.array(X), labels, **checked)
+            told: Any = (
+                None if y is None else given.labels(y, self.unlabelled)
+            )  # None: scikit-learn says what is missing
+            X, found = validate_data(self, given.array(X), told, **checked)
+            labels = np.asarray(found)
             check_consistent_length(X, labels)
             check_classification_targets(labels)
             return torch.tensor(X), labels, None
