@@ -65,17 +65,18 @@ def transformed() -> bool:
 # ----------------------------------------------------------------------------------------------------------- settings
 
 
-def whole(name: str, value: Any, lowest: int) -> int:
-    """The number as an int of Python's: numpy's int64 is one.
+def whole(name: str, value: Any, lowest: int, exact: bool = False) -> int:
+    """The number as an int of Python's: numpy's int64 is one, and so is 7.0 of a settings file unless `exact`.
 
     Raises:
-        ValueError: it is no integer (7.0 is none), or below `lowest`.
+        ValueError: it is no whole number, or below `lowest`.
 
-    >>> whole("inner_steps", 7, 0)
+    >>> whole("inner_steps", 7.0, 0)
     7
     """
     found = _real(value)
-    if not isinstance(found, int) or found < lowest:
+    fits = found is not None and (isinstance(found, int) or (not exact and float(found).is_integer()))
+    if found is None or not fits or found < lowest:
         raise ValueError(f"{name}={value!r}: pass an integer >= {lowest}")
     return int(found)
 

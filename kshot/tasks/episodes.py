@@ -100,12 +100,12 @@ class Episodes:
         self.bank = bank
         self.shots_range = _range("shots_range", shots_range, lowest=1)
         self.ways_range = _range("ways_range", ways_range, lowest=2)
-        self.ways = checks.whole("ways", ways if self.ways_range is None else self.ways_range[1], 2)
-        self.shots = checks.whole("shots", shots if self.shots_range is None else self.shots_range[1], 1)
-        self.queries = checks.whole("queries", queries, 1)
-        self.unlabelled = checks.whole("unlabelled", unlabelled, 0)
-        self.distractors = checks.whole("distractors", distractors, 0)
-        self.rotations = rotations = checks.whole("rotations", rotations, 1)
+        self.ways = checks.whole("ways", ways if self.ways_range is None else self.ways_range[1], 2, exact=True)
+        self.shots = checks.whole("shots", shots if self.shots_range is None else self.shots_range[1], 1, exact=True)
+        self.queries = checks.whole("queries", queries, 1, exact=True)
+        self.unlabelled = checks.whole("unlabelled", unlabelled, 0, exact=True)
+        self.distractors = checks.whole("distractors", distractors, 0, exact=True)
+        self.rotations = rotations = checks.whole("rotations", rotations, 1, exact=True)
         self.balanced = checks.flag("balanced", balanced)
         self.augment = augment
         self.independent = augment is None or (isinstance(augment, Augment) and augment.task is None)
