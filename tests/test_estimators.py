@@ -34,10 +34,13 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from kshot import models
 from kshot.checkpoint import packed as safetensors_of
+from kshot.core import Batch
 from kshot.data import load
 from kshot.data.omniglot import class_splits, one_shot_runs
-from kshot.estimators import FewShotClassifier, FileError, confidence, vectors
+from kshot.estimators import FewShotClassifier, FileError, confidence, files, vectors
 from kshot.estimators.classifier import OldRules
+from kshot.learners.metaoptnet import MetaOptNet
+from kshot.learners.r2d2 import R2D2
 from kshot.report import page
 
 WAYS, SHOTS = 5, 3
@@ -853,3 +856,41 @@ def test_no_vector_gives_nan() -> None:
     assert np.isfinite(zero.predict_proba([[1.0, 2.0, 3.0]])).all()
     late = 1.7e9 + np.array([[0.0, 1.0], [1.0, 1.0], [50.0, 1.0], [51.0, 1.0]])  # seconds since 1970
     assert FewShotClassifier("features", normalize="columns").fit(late, [0, 0, 1, 1]).score(late, [0, 0, 1, 1]) == 1
+
+
+def test_classes_weigh_equally_in_ridge_regression_whatever_their_numbers() -> None:
+    """Two classes of four examples, those of one of them given twice: the weights of all are 12 / 8, so that it is the
+    regression of the eight with a penalty of 8 / 12.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 6, generator=generator, dtype=torch.float64), torch.arange(2).repeat_interleave(4)
+    twice = torch.cat([torch.arange(8), torch.arange(4, 8)])
+    settings = {"features": 6, "ways": 2}
+    uneven = R2D2(torch.nn.Identity(), penalty=50.0, **settings).double()
+    even = R2D2(torch.nn.Identity(), penalty=50.0 * 8 / 12, **settings).double()
+    found = uneven.adapt(uneven.init(), Batch(x[twice], y[twice])).weights
+    torch.testing.assert_close(found, even.adapt(even.init(), Batch(x, y)).weights, rtol=1e-6, atol=1e-9)
+
+
+def test_a_machine_of_large_features_is_finite_in_single_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for units in (1e3, 1e5, 1e8):
+        x, y = units * torch.randn(30, 4, generator=generator), torch.arange(30) % 3
+        learner = MetaOptNet(torch.nn.Identity(), ways=3, features=4)
+        assert torch.isfinite(learner.predict(learner.adapt(learner.init(), Batch(x, y)), x)).all()
+
+
+def test_words_of_the_caller_are_copied_and_old_files_keep_a_trained_temperature(tmp_path: Path) -> None:
+    words = np.array(["a", "b"] * 3)
+    classifier = FewShotClassifier().fit(np.random.default_rng(0).standard_normal((6, 3)), words)
+    words[:] = "c"
+    assert classifier.labels_.tolist() == ["a", "b"] * 3
+    X, y, _, _ = drawings(ways=4)
+    FewShotClassifier("omniglot").fit(X[::SHOTS], y[::SHOTS]).save(tmp_path / "new.kshot")
+    manifest, parts = files.unpacked((tmp_path / "new.kshot").read_bytes(), "new", files.MOST_BYTES)
+    manifest["kshot"] = 1
+    with pytest.warns(OldRules):
+        old = FewShotClassifier.from_bytes(
+            files.archive(manifest, {n: parts[n] for n in parts if n != "manifest.json"})
+        )
+    assert old.temperature_ == 1.0
