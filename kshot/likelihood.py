@@ -29,8 +29,9 @@ from kshot import checkpoint, joint, seeding, tree
 from kshot import nn as knn
 from kshot.core import Learner, Task, to
 from kshot.distributions import Gaussian
-from kshot.evaluate import finite, interval95
+from kshot.intervals import interval95
 from kshot.learners._process import Process
+from kshot.scores import finite
 from kshot.tasks.base import TaskDistribution
 
 if TYPE_CHECKING:

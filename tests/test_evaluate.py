@@ -149,7 +149,7 @@ def test_interval_is_student_t():
 @pytest.mark.parametrize("freedom", [1, 2, 5, 9, 10, 11, 20, 50, 599, 10_000])
 def test_quantiles(freedom: int):
     stats = pytest.importorskip("scipy.stats")
-    from kshot.evaluate import student975
+    from kshot.intervals import student975
 
     assert student975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
 

@@ -23,8 +23,8 @@ HEAVY = {
 
 EVERYTHING = (
     "checks core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint "
-    "planning parallel evaluate functions joint likelihood plots train pretrain config recipes runs rl models "
-    "estimators report serve settings testing"
+    "planning parallel intervals scores evaluate functions joint likelihood plots train pretrain config recipes runs "
+    "rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -50,8 +50,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "parallel": "core tree",
         "functions": "data tasks",
         "joint": "core learners",
-        "likelihood": "checkpoint core distributions evaluate joint learners nn seeding tasks tree",
-        "evaluate": "checkpoint core engine losses nn seeding tasks tree checks",
+        "intervals": "",
+        "scores": "checkpoint intervals",
+        "likelihood": "checkpoint core distributions intervals joint learners nn scores seeding tasks tree",
+        "evaluate": "checkpoint core engine intervals losses nn scores seeding tasks tree checks",
         "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
         "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree checks",
         "pretrain": "checkpoint data nn seeding train",

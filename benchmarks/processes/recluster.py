@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 
-from kshot.evaluate import student975
+from kshot.intervals import student975
 
 BATCH = 16  # tasks of a draw
 
