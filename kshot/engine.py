@@ -390,13 +390,12 @@ def meta_gradient(
         raise
 
 
-def assign(learner: Learner, gradients: dict[str, Tensor], scale: float = 1.0) -> None:
-    """Hand a meta-gradient to the optimiser: `.grad` of every parameter, times `scale`; running values move by it now.
+def assign(learner: Learner, gradients: dict[str, Tensor]) -> None:
+    """Hand a meta-gradient to the optimiser: `.grad` of every parameter; running values move by it now.
 
     Args:
         learner: whose `running` names the parameters that are no optimiser's.
         gradients: of `meta_gradient`.
-        scale: of the gradients (clipping), not of running values.
     """
     for name, param in learner.named_parameters():
         if name not in gradients:
@@ -405,7 +404,7 @@ def assign(learner: Learner, gradients: dict[str, Tensor], scale: float = 1.0) -
             with torch.no_grad():
                 param.sub_(gradients[name])
         else:
-            param.grad = gradients[name] * scale if scale < 1 else gradients[name]
+            param.grad = gradients[name]
 
 
 def mend(how: Plan) -> str:

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node=2 -m kshot train RECIPE --out DIR
 
 Every process draws the whole batch from the step's seed and takes its share by rank, so the sequence of tasks depends
-on the number of processes in nothing. What is to be summed (gradients, loss, metrics, the wish to stop) goes in one
-message per step. Rank 0 alone validates, writes and prints.
+on the number of processes in nothing. What is to be summed (gradients, loss, metrics) goes in one message per step, the
+wish to stop in a second one. Rank 0 alone validates, writes and prints.
 """
 
 from __future__ import annotations
@@ -101,6 +101,18 @@ class World:
         box: list[Any] = [value]
         self._together(lambda: dist.broadcast_object_list(box, 0))
         return box[0]
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process says so.
+
+        Raises:
+            RankLost: another process is gone.
+        """
+        if self.size == 1:
+            return wish
+        said = torch.tensor(float(wish), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        self._together(lambda: dist.all_reduce(said))
+        return bool(said > 0)
 
     def _together(self, call: Callable[[], Any]) -> None:
         try:

@@ -23,8 +23,8 @@ HEAVY = {
 
 EVERYTHING = (
     "checks core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint "
-    "planning parallel intervals scores evaluate functions joint likelihood plots train pretrain config recipes runs "
-    "rl models estimators report serve settings testing"
+    "planning parallel intervals scores evaluate functions joint likelihood plots loop train pretrain config recipes "
+    "runs rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -55,11 +55,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "likelihood": "checkpoint core distributions intervals joint learners nn scores seeding tasks tree",
         "evaluate": "checkpoint core engine intervals losses nn scores seeding tasks tree checks",
         "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
-        "train": "checkpoint core engine evaluate losses nn parallel planning seeding tasks tree checks",
-        "pretrain": "checkpoint data nn seeding train",
+        "loop": "checkpoint parallel seeding",
+        "train": "checkpoint core engine evaluate loop nn parallel planning seeding tasks tree checks",
+        "pretrain": "checkpoint data loop nn seeding train",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
-        "rl": "checkpoint core engine evaluate learners nn seeding settings train tree",
+        "rl": "checkpoint core engine evaluate learners loop nn seeding settings train tree",
         "models": "checkpoint config core data engine learners seeding settings tasks",
         "estimators": "checkpoint config core data distributions joint learners models nn seeding settings tasks "
         "train tree",

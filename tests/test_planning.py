@@ -290,14 +290,16 @@ def test_the_plan_is_for_the_largest_share() -> None:
         seen.append(len(batch.query.x))
         return Plan("loop")
 
-    from kshot import train
     from kshot.parallel import World
+    from kshot.train import MetaGradient
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "plan", note)
         patch.setattr(World, "told", lambda self, value: value)
-        draw = lambda step, whose: whose.share(tasks(3))  # noqa: E731
-        train._planned(learner(), draw, range(200), "auto", None, None, None, World(0, 2), False)
+        stepper = MetaGradient(
+            learner(), Clusters(ways=3, shots=1, queries=2, shape=(8,)), Outer(steps=200, batch=3), world=World(0, 2)
+        )
+        stepper._planned(0)
     assert seen == [2]
 
 

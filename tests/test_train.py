@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot import checkpoint, engine, seeding, testing
+from kshot import loop as loop_module
 from kshot import nn as knn
-from kshot import train as train_module
 from kshot.checkpoint import CheckpointError
 from kshot.core import Batch, Learner, Task
 from kshot.learners import build
@@ -440,7 +440,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
     assert "seeding.generator(0, 'train', 5)" in message
     assert "inf" in message
     assert "smaller inner or meta learning rate" in message
-    assert f"the last checkpoint in {tmp_path} is intact" in message
+    assert f"{tmp_path} holds what was learned up to step 4" in message
     assert steps == [1, 2, 3, 4, 5]
     assert same(weights(learner), before)  # the bad update was not made
     assert checkpoint.load(tmp_path / "last.safetensors")[1]["step"] == 4
@@ -651,7 +651,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         (disk / "records.jsonl").write_bytes(b"")
         (disk / "filler2").write_bytes(b"x" * 4096)
         with pytest.raises(CheckpointError, match=r"records\.jsonl was not saved: the disk is full; step 1 has no"):
-            train_module.append_record(disk / "records.jsonl", Record(1, 0.0, {}, 0.1, 0.0, 0.0))
+            loop_module.append_record(disk / "records.jsonl", Record(1, 0.0, {}, 0.1, 0.0, 0.0))
         assert (disk / "records.jsonl").read_bytes() == b""
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
@@ -661,9 +661,9 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps({"step": k}) + "\n" for k in range(1, 7)) + '{"step": 7, "lo')
     path.write_bytes(path.read_bytes() + b'\n[]\n3\n{"step": "x"}\n{"step": null}\n\xff\xfe\n')
-    train_module.trim_records(path, 4)
+    loop_module.trim_records(path, 4)
     assert [r["step"] for r in read(tmp_path)] == [1, 2, 3, 4]
-    train_module.trim_records(tmp_path / "missing.jsonl", 4)
+    loop_module.trim_records(tmp_path / "missing.jsonl", 4)
 
 
 # ------------------------------------------------------------------------------------------------------ killed anywhere
@@ -719,7 +719,7 @@ def _arm(moment: str, count: int) -> None:
         left[0] -= 1
         return left[0] == 0
 
-    write_bytes, replace, append = Path.write_bytes, os.replace, train_module.append_record
+    write_bytes, replace, append = Path.write_bytes, os.replace, loop_module.append_record
 
     def half_file(path: Path, content: bytes) -> int:
         if due():
@@ -752,9 +752,9 @@ def _arm(moment: str, count: int) -> None:
     if moment == "half file":
         Path.write_bytes = half_file  # type: ignore[assignment]
     elif moment == "half record":
-        train_module.append_record = half_record
+        loop_module.append_record = half_record
     elif moment == "after record":
-        train_module.append_record = after_record
+        loop_module.append_record = after_record
     else:
         os.replace = {"before replace": before_replace, "after replace": after_replace}[moment]  # type: ignore[assignment]
 

@@ -13,6 +13,7 @@ contacts in any order).
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,23 +27,14 @@ from torch import Tensor
 
 from kshot import checkpoint, engine, seeding, tree
 from kshot.evaluate import interval95
+from kshot.loop import append_record, trim_records
 from kshot.rl.learner import PolicyLearner, act, adapt_all, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Clock, NonFiniteRollouts, collect, returns
 from kshot.rl.trust import Region, Update, improve
-from kshot.train import (
-    NonFiniteLoss,
-    Record,
-    append_record,
-    clear_parts,
-    refuse_a_run_in,
-    refuse_another_run,
-    restore_learner,
-    restore_optimizer,
-    trim_records,
-)
+from kshot.train import NonFiniteLoss, Record, refuse_a_run_in, restore_learner
 
 if TYPE_CHECKING:
     from kshot.core import Task, Trajectory
@@ -353,6 +345,72 @@ def _go_on(
             ) from error
     trim_records(folder / "records.jsonl", info["step"])
     return int(info["step"]), int(info["env_steps"])
+
+
+# What may change without making a run another one; `steps` only where the rate does not depend on it.
+_MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
+
+
+def refuse_another_run(
+    outer: Any,
+    settings: dict[str, Any],
+    info: dict[str, Any],
+    path: Path,
+    longer: bool,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Compare a run's settings with those of its checkpoint.
+
+    Args:
+        outer, settings: of the run.
+        info: of the checkpoint.
+        path: of the checkpoint.
+        longer: whether another number of steps is the same run.
+        defaults: what settings were that a checkpoint from before them does not tell.
+
+    Raises:
+        CheckpointError: with the settings that differ.
+    """
+    now = json.loads(json.dumps({**settings, **asdict(outer)}))
+    then = {**json.loads(json.dumps(defaults or {})), **info["settings"], **info["outer"]}
+    changes = [
+        f"{name}={then[name]!r} and not {now[name]!r}"
+        for name in now
+        if name in then and then[name] != now[name] and name not in _MAY_CHANGE and not (longer and name == "steps")
+    ]
+    if changes:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained with {', '.join(changes)}: give the same settings to go on with it, or train in "
+            "another folder"
+        )
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, packed: dict[str, Tensor], numbers: dict[str, Any], path: Path
+) -> None:
+    """Put an optimiser back to what `checkpoint.pack_optimizer` gave.
+
+    Raises:
+        CheckpointError: it was of another optimiser or of other parameters; `path` is named.
+    """
+    try:
+        checkpoint.unpack_optimizer(optimizer, packed, numbers)
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {list(value.shape)}, its weights {list(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained with another optimizer or with other parameters frozen ({error!s:.200}): give the "
+            "same settings to resume it, or train in another folder"
+        ) from error
+
+
+def clear_parts(folder: Path, *names: str) -> None:
+    """Delete what a run that was killed while it wrote has left of these files."""
+    for name in names:
+        for part in folder.glob(f".{name}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- test
