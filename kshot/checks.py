@@ -261,7 +261,7 @@ def _shapes(name: str, batch: Any, lead: int) -> None:
 
 def _class_ids(learner: Any, parts: list[tuple[str, Any]], width: int | None) -> None:
     """Class ids that are there for the learner, and, in a whole task, in the support set."""
-    ways = getattr(learner, "ways", None)
+    ways = learner.ways
     if any(batch.y.is_floating_point() for _, batch in parts):
         return
     for name, batch in parts:
@@ -282,7 +282,7 @@ def _class_ids(learner: Any, parts: list[tuple[str, Any]], width: int | None) ->
                 f"the tasks have {high + 1} classes ({name}.y is up to {high}) but {whose}: pass ways={high + 1} to "
                 f"the learner, with a network of so many outputs, or draw tasks of at most {room} ways.{begins}"
             )
-    if len(parts) == 2 and getattr(learner, "closed_set", False):
+    if len(parts) == 2 and learner.closed_set:
         _queries_of_unknown_classes(parts[0][1].y, parts[1][1].y)
 
 

@@ -26,72 +26,79 @@ no branch on a tensor's value; class ids are compared with `y[:, None] == arange
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kshot import checks, losses
+from kshot import checks, losses, tree
 
-__all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "Trajectory"]
+__all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "Payload", "State", "Task", "num_tasks"]
 
 UNLABELLED = -1
-"""The y of an example whose class is not told (scikit-learn's convention)."""
+"""The y of an example without a label, see `Batch`."""
 PADDING = -2
-"""The y of a row that is not there: tasks of unequal size are padded to one shape, and everybody ignores these rows."""
+"""The y of padding, see `Batch`."""
 
 State = Any
 """What a learner knows: a pytree of tensors, usually a NamedTuple."""
 Metrics = dict[str, Tensor]
 """Named scalars of one task, for instance `{"accuracy": tensor(0.98)}`."""
+Payload = TypeVar("Payload")
+"""What a learner folds: a `Batch`, or another NamedTuple of tensors, such as the steps of rollouts."""
 
 
 class Batch(NamedTuple):
     """Examples of one task. A NamedTuple is a torch pytree for free (a dataclass is not).
 
+    Rows have one of three roles, which `y` says. This is the one place that defines them:
+
+    | role | class ids `[N]` | values `[N, D]` |
+    |---|---|---|
+    | labelled: taught in a support set, scored in a query set | `0..W-1` | numbers |
+    | unlabelled: an example of the task whose label is not given | `UNLABELLED` = -1, as in scikit-learn | none |
+    | padding: not there, so that tasks of unequal size have one shape | `PADDING` = -2 | NaN in all D |
+
+    A support row that is unlabelled changes a result only where a learner claims `uses_unlabelled`; a row of padding
+    changes no result, whatever its x. Query rows that are not labelled are answered and not scored. Of values there are
+    no unlabelled rows; NaN in some of the D values is a missing value, which neural processes leave out.
+
     Attributes:
         x: `[N, ...]` inputs, floating.
-        y: `[N]` int64 class ids in `0..W-1`, `UNLABELLED` (-1) or `PADDING` (-2); or `[N, D]` float targets of a
-            regression, all of them NaN in a row that is not there.
+        y: `[N]` int64 class ids, or `[N, D]` floating values of a regression.
     """
 
     x: Tensor
     y: Tensor
 
 
-class Task(NamedTuple):
+class Task(NamedTuple, Generic[Payload]):
     """A support set to adapt on and a query set to be scored on. A batch of tasks is a Task with a leading T.
 
-    Query rows with y < 0 are not scored.
+    `Task[Batch]` is of examples; `Task[Steps]`, of rollouts' steps, is what policies learn from.
     """
 
-    support: Batch
-    query: Batch
+    support: Payload
+    query: Payload
 
 
-class Trajectory(NamedTuple):
-    """Rollouts of one control task; many tasks are a Trajectory with a leading T.
+def num_tasks(tasks: Any) -> int:
+    """T of a batch of tasks, or of one side of it: whatever the payload, its leaves have a leading T.
+
+    >>> num_tasks(Task(Batch(torch.zeros(4, 5, 2), torch.zeros(4, 5)), Batch(torch.zeros(4, 3, 2), torch.zeros(4, 3))))
+    4
+    """
+    return len(tree.leaves(tasks)[0])
+
+
+class Learner(nn.Module, ABC, Generic[Payload]):
+    """The contract. Subclass it, implement three pure functions, and everything else in kshot works with it.
 
     Attributes:
-        observations: `[R, H, D]` what was seen before each action.
-        actions: `[R, H, A]` as the policy gave them, not yet clipped.
-        rewards: `[R, H]`.
-        alive: `[R, H]` bool, which steps took place; the rows after a rollout's end mean nothing.
-        mean, log_std: `[R, H, A]`, `[1, A]` of the normal distribution that acted; log_std is NaN where that is not one
-            number for all observations.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    alive: Tensor
-    mean: Tensor
-    log_std: Tensor
-
-
-class Learner(nn.Module, ABC):
-    """The contract. Subclass it, implement three pure functions, and everything else in kshot works with it.
+        ways: classes that it has room for, an int; None: it says nothing of it (regressions, policies).
+        inner_steps: adaptation steps that `adapt` takes; 1 for a learner of one pass.
 
     Class attributes that a learner may override; they are *claims* that `check_learner` verifies:
 
@@ -102,8 +109,10 @@ class Learner(nn.Module, ABC):
         frozen                    names (prefixes) of parameters that get no meta-gradient by design
         running                   names (prefixes) of parameters that are running values and not optimised: an update
                                   moves each by minus its meta-gradient, whatever the optimiser and its rate
-        surrogate                 (where defined) the gradient of `loss` is an estimator and not its derivative: first
-                                  order, Reptile, iMAML
+        surrogate                 the gradient of `loss` is an estimator and not its derivative: first order, Reptile,
+                                  iMAML
+        stepwise                  `adapt_path` takes as many steps as it is asked for, and has a state after each
+        anneals                   its loss depends on the progress of training (`set_progress`)
         closed_set                a query is of a class that has a support example: outputs of other classes are never
                                   the answer (`losses.absent`), and tasks with such queries are refused
         maps                      `torch.vmap` maps it over tasks; where not, the engine takes one task after another
@@ -111,12 +120,17 @@ class Learner(nn.Module, ABC):
                                   instance attribute where it can be switched
     """
 
+    ways: Any = None  # `int | None` would make every learner of classes ask whether it has its own
+    inner_steps: int = 1
     permutation_equivariant: bool = False
     order_invariant: bool = True
     uses_unlabelled: bool = False
     folds: bool = False
     frozen: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
+    surrogate: bool = False
+    stepwise: bool = False
+    anneals: bool = False
     closed_set: bool = True
     maps: bool = True
     transductive: bool = False
@@ -126,47 +140,61 @@ class Learner(nn.Module, ABC):
         """What the learner knows before it sees the task: a pytree of tensors, differentiable in the parameters."""
 
     @abstractmethod
-    def adapt(self, state: State, support: Batch) -> State:
+    def adapt(self, state: State, support: Payload) -> State:
         """Fold the support set of ONE task into the state. Pure: returns a new state, differentiable."""
 
     @abstractmethod
-    def predict(self, state: State, x: Tensor) -> Tensor:
+    def predict(self, state: State, x: Tensor) -> Any:
         """Predictions for inputs `x` `[M, ...]` of ONE task: class scores `[M, W]`, or regression values `[M, D]`, or a
         NamedTuple of a distribution's parameters, each `[M, D]`.
         """
 
-    def adapt_path(self, state: State, support: Batch) -> list[State]:
-        """The states after 0, 1, 2, ... adaptation steps. One-pass learners have two: before and after."""
+    def adapt_path(self, state: State, support: Payload, steps: int | None = None) -> list[State]:
+        """The states after 0, 1, ..., `steps` (None: `inner_steps`) adaptation steps.
+
+        A learner that is not `stepwise` has two states, before and after `adapt`, whatever `steps` is.
+        """
         return [state, self.adapt(state, support)]
 
-    def criterion(self, prediction: Tensor, y: Tensor) -> Tensor:
+    def set_progress(self, fraction: float) -> None:
+        """The share 0..1 of training that is done; learners that anneal override it and claim `anneals`."""
+
+    def criterion(self, prediction: Any, y: Tensor) -> Tensor:
         """The scalar loss of predictions `[M, W]` or `[M, D]`; rows with y < 0 do not count.
 
         Cross-entropy for integer targets, mean squared error for floating ones.
         """
         return losses.default(prediction, y)
 
-    def metrics(self, prediction: Tensor, y: Tensor) -> Metrics:
+    def metrics(self, prediction: Any, y: Tensor) -> Metrics:
         """Accuracy for class ids, mean squared error for floating targets: 0-d tensors of one task."""
         return losses.metrics(prediction.detach(), y)
 
-    def loss(self, task: Task) -> tuple[Tensor, Metrics]:
+    def loss(self, task: Task[Payload]) -> tuple[Tensor, Metrics]:
         """The meta-objective of ONE task: adapt on the support set, score the query set.
 
         Raises:
             ValueError: shapes, dtypes or class ids that would be misunderstood (`kshot.checks`).
         """
-        task = checks.task(self, task)
-        state = self.adapt(self.init(), task.support)
-        prediction = self.predict(state, task.query.x)
-        return self.criterion(prediction, task.query.y), self.metrics(prediction, task.query.y)
+        asked: Any
+        support, asked = checks.task(self, task)
+        prediction = self.predict(self.adapt(self.init(), support), asked.x)
+        return self.criterion(prediction, asked.y), self.metrics(prediction, asked.y)
 
 
-def to(task: Task, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:
+def to(
+    task: Task[Payload], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Task[Payload]:
     """The task on another device; floating leaves in another dtype."""
 
     def move(leaf: Tensor) -> Tensor:
         kind = dtype if leaf.is_floating_point() else None
         return leaf.to(device=device, dtype=kind, non_blocking=leaf.is_pinned())
 
-    return Task(*(type(part)(*map(move, part)) for part in task))
+    return tree.map_(move, task)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Trajectory":  # moved: rollouts are control's
+        return importlib.import_module("kshot.rl.rollouts").Trajectory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from kshot import checks, memory, tree
 from kshot import nn as knn
-from kshot.core import Learner, Metrics, Task, to
+from kshot.core import Learner, Metrics, Task, num_tasks, to
 
 __all__ = [
     "ANSWERS",
@@ -163,7 +163,7 @@ def checked(learner: Learner, tasks: Task, count: int | None = None, ask: bool =
     """
     if checks.is_trusted():
         return tasks
-    key = (getattr(learner, "ways", None), *map(type, learner.modules()))
+    key = (learner.ways, *map(type, learner.modules()))
     known = _WIDTHS.setdefault(learner, {})
     tasks = checks.tasks(learner, tasks, count, known.get(key))
     if key in known or not ask or not hasattr(tasks.query, "y"):
@@ -295,9 +295,7 @@ def _quiet(learner: Learner) -> Learner:
     for module in own.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd | knn.Noise | knn.NoiseLike):
             module.eval()
-    set_progress: Callable[[float], None] | None = getattr(own, "set_progress", None)
-    if set_progress is not None:
-        set_progress(1.0)
+    own.set_progress(1.0)
     return own
 
 
@@ -314,7 +312,7 @@ def _shaken(learner: Learner) -> Learner:
 
 def _looked(learner: Learner, tasks: Task, gradient: bool, mapped: bool, frugal: bool) -> dict[str, Tensor]:
     """Meta-gradient or losses of these tasks."""
-    count = len(tasks.query.x)
+    count = num_tasks(tasks)
     with torch.random.fork_rng(devices=[]):
         if gradient:
             total, outcome = _summed(learner, tasks, count if mapped else 1, mapped, frugal)
@@ -355,7 +353,7 @@ def _losses(learner: Learner, tasks: Task, how: Plan) -> Outcome:
     with torch.no_grad():  # an inner torch.func.grad is not silenced by an outer no_grad
         if how.strategy == "vmap":
             return Outcome(*_mapped(learner, tasks, how.chunk_size))
-        return Outcome(*tree.stack([learner.loss(tree.index(tasks, i)) for i in range(len(tasks.query.x))]))
+        return Outcome(*tree.stack([learner.loss(tree.index(tasks, i)) for i in range(num_tasks(tasks))]))
 
 
 def meta_gradient(
@@ -384,7 +382,7 @@ def meta_gradient(
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise OutOfMemory(
-                f"a meta-gradient of {len(tasks.query.x)} tasks ({how.name}) does not fit: "
+                f"a meta-gradient of {num_tasks(tasks)} tasks ({how.name}) does not fit: "
                 f"{' '.join(str(error).split())[:300]}. {mend(how)}"
             ) from error
         raise
@@ -420,7 +418,7 @@ def mend(how: Plan) -> str:
 
 
 def _meta_gradient(learner: Learner, tasks: Task, how: Plan) -> tuple[dict[str, Tensor], Outcome]:
-    count = len(tasks.query.x)
+    count = num_tasks(tasks)
     if how.frugal and draws_numbers(learner, tree.index(tasks, 0)):
         raise ValueError(
             f"{type(learner).__name__} draws random numbers in its loss (dropout?): graphs that are made anew would "
@@ -455,7 +453,7 @@ def spread(
 
     def part(own: Learner, share: Task) -> list[Found]:
         with torch.no_grad(), checks.trusted():
-            return [function(own, tree.index(share, i)) for i in range(len(share.query.x))]
+            return [function(own, tree.index(share, i)) for i in range(num_tasks(share))]
 
     threads = _threads(learner, tasks, Plan(choose(learner, strategy)))
     if threads < 2:
@@ -465,7 +463,7 @@ def spread(
 
 def _threads(learner: Learner, tasks: Task, how: Plan) -> int:
     """The number of threads that the plan means for these tasks."""
-    threads = min(how.threads or torch.get_num_threads(), torch.get_num_threads(), len(tasks.query.x))
+    threads = min(how.threads or torch.get_num_threads(), torch.get_num_threads(), num_tasks(tasks))
     if how.strategy != "threads" or threads < 2 or draws_numbers(learner, tree.index(tasks, 0)):
         return 1
     return threads
@@ -502,7 +500,7 @@ def _shared(learner: Learner, tasks: Task, threads: int, part: Callable[[Learner
     def work(first: int, last: int) -> Found:
         return part(copies.pop(), tree.map_(lambda leaf: leaf[first:last], tasks))
 
-    return in_threads(len(tasks.query.x), work, threads)
+    return in_threads(num_tasks(tasks), work, threads)
 
 
 def _summed(
@@ -515,7 +513,7 @@ def _summed(
 
 def _accumulated(learner: Learner, tasks: Task, step: int, mapped: bool) -> tuple[dict[str, Tensor], Outcome]:
     params = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    count = len(tasks.query.x)
+    count = num_tasks(tasks)
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     outcomes = []
     for start in range(0, count, step):
@@ -584,5 +582,5 @@ def calibrate(learner: Learner, tasks: Task) -> None:
     if any(isinstance(m, knn.BatchNorm) and m.population for m in learner.modules()):
         tasks = checks.tasks(learner, tasks)
         with knn.recording(learner), torch.no_grad(), checks.trusted():
-            for i in range(len(tasks.query.x)):
+            for i in range(num_tasks(tasks)):
                 learner.loss(tree.index(tasks, i))

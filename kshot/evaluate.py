@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from kshot import nn as knn
 from kshot.core import Batch, Learner, State, Task
 from kshot.intervals import interval95, proportion95
 from kshot.scores import finite
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import FromBank, TaskDistribution, independent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -185,7 +184,7 @@ def evaluate(
         num_tasks: at least 2 (an interval needs two); papers use 600 to 1000.
         seed: of the tasks.
         batch: tasks in memory at a time; the result does not depend on it.
-        steps: adaptation steps, for learners whose `adapt_path` takes `steps`; None: the learner's own number. Others
+        steps: adaptation steps, for `stepwise` learners; None: the learner's own number. Others
             ignore it.
         per_step: also score the states before the last one. False saves their predictions (in a validation).
         strategy: see `kshot.engine`.
@@ -236,7 +235,7 @@ def evaluate(
     columns = [torch.cat(column) for column in values]  # per step [T]
     first = 0 if per_step else _last_step(learner, steps)
     numbers = list(range(first, first + len(columns)))
-    if len(columns) == 2 and not _takes_steps(learner):  # before and after, however many steps lie between
+    if len(columns) == 2 and not learner.stepwise:  # before and after, however many steps lie between
         numbers = [0, _last_step(learner, None)]
     cluster = list(range(num_tasks))  # `_drawn` draws nothing that two tasks share
     path = [(n, float(column.mean()), interval95(column, cluster)) for n, column in zip(numbers, columns, strict=True)]
@@ -270,7 +269,7 @@ def evaluate_modes(
 
     Args and errors: as `evaluate`.
     """
-    given = getattr(learner, "transductive", False)
+    given = learner.transductive
     if "transductive" not in vars(learner):
         result = evaluate(learner, tasks, num_tasks, seed, **options)
         return {result.mode: result}
@@ -388,7 +387,7 @@ def _evaluating(learner: Learner, device: torch.device | str | None) -> Iterator
 
 def _block(tasks: TaskDistribution) -> int:
     """How many tasks are drawn from one generator."""
-    return _BLOCK if getattr(tasks, "independent", False) else 1
+    return _BLOCK if independent(tasks) else 1
 
 
 def _drawn(
@@ -403,7 +402,7 @@ def _drawn(
     block = given = 0
     while given < num_tasks:
         want, heads, other = min(batch, num_tasks - given), [], None
-        while sum(len(part.query.x) for part in parts) < want and other is None:
+        while sum(map(core.num_tasks, parts)) < want and other is None:
             drawn = tasks.sample(seeding.generator(seed, "evaluate", block), _block(tasks))
             drawn = checks.tasks(learner, drawn, _block(tasks))
             block += 1
@@ -413,10 +412,10 @@ def _drawn(
             else:
                 parts.append(drawn)
         waiting = parts[0] if len(parts) == 1 else tree.map_(lambda *leaves: torch.cat(leaves), *parts)
-        have = min(want, len(waiting.query.x))
+        have = min(want, core.num_tasks(waiting))
         yield tree.map_(lambda leaf, have=have: leaf[:have], waiting), heads
         rest = tree.map_(lambda leaf, have=have: leaf[have:], waiting)
-        parts = [part for part in (rest, other) if part is not None and len(part.query.x)]
+        parts = [part for part in (rest, other) if part is not None and core.num_tasks(part)]
         given += have
 
 
@@ -425,27 +424,17 @@ def _shapes(task: Task) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape[1:]) for leaf in tree.leaves(task)]
 
 
-def _takes_steps(learner: Learner) -> bool:
-    return "steps" in inspect.signature(learner.adapt_path).parameters
-
-
 def _last_step(learner: Learner, steps: int | None) -> int:
     """The number of the last state's step, where the states before it are not looked at."""
-    if steps is not None and _takes_steps(learner):
-        return steps
-    return int(getattr(learner, "inner_steps", getattr(learner, "steps", 1)))
+    return steps if steps is not None and learner.stepwise else learner.inner_steps
 
 
 def _states(learner: Learner, support: Batch, steps: int | None, per_step: bool) -> list[State]:
     """The states of ONE task to be scored; the last is the one that counts."""
-    if steps is not None and _takes_steps(learner):
-        path: Callable[..., list[State]] = learner.adapt_path
-        states = path(learner.init(), support, steps=steps)
-    elif per_step:
-        states = learner.adapt_path(learner.init(), support)
-    else:
-        states = [learner.adapt(learner.init(), support)]
-    return list(states) if per_step else [states[-1]]
+    if per_step or (steps is not None and learner.stepwise):
+        states = learner.adapt_path(learner.init(), support, steps)
+        return states if per_step else states[-1:]
+    return [learner.adapt(learner.init(), support)]
 
 
 def _scores(
@@ -496,13 +485,13 @@ def _scores(
 def _depends(learner: Learner, task: Task) -> bool:
     x = task.query.x
     if len(x) < 2:
-        return bool(getattr(learner, "transductive", False))
+        return learner.transductive
     half = len(x) // 2
     state = learner.adapt(learner.init(), task.support)
     among, alone = learner.predict(state, x)[:half], learner.predict(state, x[:half])
     if not torch.isfinite(among).all() or not torch.isfinite(alone).all():
         # Infinities of equal sign are equal; a diverged learner's NaNs tell nothing.
-        return bool(getattr(learner, "transductive", False)) if among.isnan().any() else not torch.equal(among, alone)
+        return learner.transductive if among.isnan().any() else not torch.equal(among, alone)
     if not task.query.y.is_floating_point():  # probabilities: scores of absent classes are huge and would hide the rest
         return bool((among.softmax(-1) - alone.softmax(-1)).abs().max() > 1e-4)
     return bool((among - alone).abs().max() > 1e-3 * among.abs().max())
@@ -541,8 +530,7 @@ def _shown(result: Result) -> str:
 def _described(tasks: TaskDistribution) -> dict[str, Any]:
     """What a task distribution tells of itself."""
     found = {key: getattr(tasks, key) for key in ("ways", "shots", "queries") if hasattr(tasks, key)}
-    bank = getattr(tasks, "bank", None)
-    return found if bank is None else {**found, "data": bank.name, "split": bank.split}
+    return {**found, "data": tasks.bank.name, "split": tasks.bank.split} if isinstance(tasks, FromBank) else found
 
 
 def _grouping(cluster: Sequence[int]) -> list[int]:

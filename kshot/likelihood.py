@@ -32,7 +32,7 @@ from kshot.distributions import Gaussian
 from kshot.intervals import interval95
 from kshot.learners._process import Process
 from kshot.scores import finite
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import TaskDistribution, WithOracle, independent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,7 +205,7 @@ def evaluate(
         raise ValueError(f"{type(learner).__name__} predicts values alone: one after another they have no density")
     columns: dict[str, list[Tensor]] = {}
     below, values, seconds = torch.zeros(len(_SHARES), dtype=torch.float64), 0, 0.0
-    independent = bool(getattr(tasks, "independent", False))
+    apart = independent(tasks)
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     rounds = math.ceil(num_tasks / batch)
     where, dtype = knn.place(learner)
@@ -216,7 +216,7 @@ def evaluate(
     with knn.evaluating(learner):
         for k in range(rounds):
             generator = seeding.generator(seed, "functions", k)
-            known = tasks.sample_with(generator, batch) if hasattr(tasks, "sample_with") else None
+            known = tasks.sample_with(generator, batch) if isinstance(tasks, WithOracle) else None
             task = known[0] if known is not None else tasks.sample(generator, batch)
             own = to(task, where, dtype)
             began = time.perf_counter()
@@ -225,7 +225,7 @@ def evaluate(
             answer, y = as_distribution(raw, noise), own.query.y.double()
             there = ~y.isnan()
             count = there.sum((1, 2)).clamp_min(1)
-            keep("cluster", torch.arange(batch) + k * batch if independent else torch.full((batch,), k))
+            keep("cluster", torch.arange(batch) + k * batch if apart else torch.full((batch,), k))
             keep("count", there.sum((1, 2)))
             keep("log_likelihood", torch.vmap(lambda a, z: a.log_prob(z).sum())(answer, y) / count)
             keep("mse", torch.where(there, answer.mean - y, 0.0).square().sum((1, 2)) / count)
@@ -240,7 +240,7 @@ def evaluate(
                 keep("joint", _each(learner, one, own, orders) / count)
             elif not isinstance(answer, Gaussian):
                 keep("joint", torch.vmap(lambda a, z: a.joint_log_prob(z))(answer, y) / count)
-            if known is not None and hasattr(tasks, "oracle"):
+            if known is not None and isinstance(tasks, WithOracle):
                 best = tasks.oracle(*known)
                 keep("oracle", best.diagonal)
                 keep("joint_oracle", best.full)

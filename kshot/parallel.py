@@ -21,7 +21,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from kshot import tree
-from kshot.core import Task
+from kshot.core import Task, num_tasks
 
 __all__ = ["ALONE", "RankLost", "World", "join", "leave"]
 
@@ -63,7 +63,7 @@ class World:
         Raises:
             ValueError: fewer tasks than processes.
         """
-        count = len(tasks.query.x)
+        count = num_tasks(tasks)
         if count < self.size:
             raise ValueError(
                 f"{self.size} processes cannot share a meta-update of {count} task{'s' if count > 1 else ''}: start at "

@@ -23,7 +23,7 @@ from torch import nn
 
 from kshot import checkpoint, engine, kernels, memory, places, tree
 from kshot import nn as knn
-from kshot.core import Learner, Task
+from kshot.core import Learner, Task, num_tasks
 from kshot.engine import ANSWERS, OutOfMemory, Plan, Strategy, Trial, mend
 
 __all__ = ["HEADROOM", "bytes_of_one", "key", "plan"]
@@ -64,8 +64,9 @@ def plan(
     tasks = engine.checked(learner, tasks)
     own, limit = key(learner, tasks, strategy, chunk_size, memory_limit), memory_limit
     if limit is None:
-        free = memory.available(tasks.query.x.device)
-        sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if tasks.query.x.device.type == "cpu" else 1
+        device = tree.leaves(tasks)[0].device
+        free = memory.available(device)
+        sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
         limit = None if free is None else int(HEADROOM * free / sharers)
     file = places.cache_dir() / "engine" / f"{own}.json"
     known = _read(file, limit) if measure else None
@@ -106,8 +107,8 @@ def _candidates(
 
     Plans without kept graphs come where no other fits, and not for learners that draw random numbers.
     """
-    count, first = len(tasks.query.x), engine.choose(learner, strategy)
-    on_cpu = tasks.query.x.device.type == "cpu"
+    count, first = num_tasks(tasks), engine.choose(learner, strategy)
+    on_cpu = tree.leaves(tasks)[0].device.type == "cpu"
     order: list[str] = [first, *(s for s in ANSWERS if s != first)] if strategy == "auto" else [first]
     if count == 1 and strategy == "auto":
         order = ["loop"] if on_cpu else ["vmap"]  # of one task "threads" is "loop"
@@ -168,7 +169,7 @@ def bytes_of_one(learner: Learner, tasks: Task, mapped: bool = False, frugal: bo
     """
     # A loop holds the sums of gradients beside those of the task at hand: only from the second task on.
     few = tree.map_(lambda leaf: leaf[: 1 if mapped else 2], tasks)
-    device = few.query.x.device
+    device = tree.leaves(few)[0].device
 
     def take() -> None:
         with torch.random.fork_rng(devices=[]):
@@ -188,15 +189,16 @@ def _tried(learner: Learner, tasks: Task, candidates: list[Candidate], repeats: 
     twice as slow as the best so far is not repeated.
     """
     tried: list[Trial] = []
+    device = tree.leaves(tasks)[0].device
     for candidate, size in candidates:
         best = min((t.seconds for t in tried if t.seconds is not None), default=float("inf"))
         seconds, note = [], ""
         try:
             for _ in range(1 + repeats):
                 with torch.random.fork_rng(devices=[]):
-                    began = _clock(tasks.query.x.device)
+                    began = _clock(device)
                     engine.meta_gradient(learner, tasks, candidate)
-                    seconds.append(_clock(tasks.query.x.device) - began)
+                    seconds.append(_clock(device) - began)
                 if len(seconds) > 1 and seconds[-1] > 2 * best:
                     note = "given up, more than twice as slow"
                     break

@@ -209,7 +209,7 @@ def score(
                 "learner (protonet)"
             )
         if not learners.REGISTRY[recipe.learner].head:
-            learner.ways = max(trained_ways, shown.ways)  # type: ignore[assignment]  metric learners read it at call time
+            learner.ways = max(trained_ways, shown.ways)  # metric learners read it at call time
     tasks, split = _tasks([run, *beside], test, shown)
     settings: dict[str, Any] = {
         name: getattr(shown, name) for name in ("data", "ways", "shots", "queries", "rotations", "augment")

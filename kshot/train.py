@@ -26,7 +26,7 @@ from kshot.core import Learner, Task, to
 from kshot.evaluate import evaluate
 from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of, refuse_a_run_in
 from kshot.parallel import ALONE, World
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import TaskDistribution, augments, of_classes
 
 __all__ = [
     "MetaGradient",
@@ -134,9 +134,9 @@ def meta_train(
     return loop(
         stepper,
         outer,
-        family=family or ("images" if getattr(tasks, "classification", True) else "functions"),
+        family=family or ("functions" if of_classes(tasks) is False else "images"),
         settings=settings,
-        longer=not hasattr(learner, "set_progress"),  # what is annealed depends on the number of steps
+        longer=not learner.anneals,  # what is annealed depends on the number of steps
         val=validated if val is not None else None,
         out=out,
         resume=resume,
@@ -172,7 +172,7 @@ class MetaGradient:
         self.plan: engine.Plan | None = None
         self.before: engine.Plan | None = None  # that of the checkpoint
         if prefetch is None:
-            prefetch = self.device.type == "cuda" and getattr(tasks, "augment", None) is None
+            prefetch = self.device.type == "cuda" and not augments(tasks)
         self.drawn = _ahead(self.draw, outer.steps) if prefetch else self.draw
 
     def __call__(self, i: int) -> Update:
@@ -187,8 +187,7 @@ class MetaGradient:
         began = time.perf_counter()
         batch = self.drawn(i)
         sampling = time.perf_counter() - began
-        if hasattr(learner, "set_progress"):
-            learner.set_progress(i / outer.steps)  # type: ignore[operator]  annealed learners only (MAML++)
+        learner.set_progress(i / outer.steps)
         noise = (i, self.world.rank) if self.world.rank else (i,)
         with seeding.seeded(outer.seed, "noise", *noise), self._casting(), checks.trusted():  # dropout and the like
             gradients, outcome = engine.meta_gradient(learner, batch, self.plan)
@@ -298,15 +297,14 @@ def _ahead(draw: Callable[[int], Task], steps: int) -> Callable[[int], Task]:
 
 def _be_costliest(learner: Learner, batch: Task) -> None:
     """Set an annealed learner to that part of its training whose loss takes the most memory."""
-    set_progress: Callable[[float], None] | None = getattr(learner, "set_progress", None)
-    if set_progress is None:
+    if not learner.anneals:
         return
 
     def taken(progress: float) -> int:
-        set_progress(progress)
+        learner.set_progress(progress)
         return planning.bytes_of_one(learner, batch)
 
-    set_progress(max((0.0, 0.25, 0.5, 0.75, 1.0), key=taken))
+    learner.set_progress(max((0.0, 0.25, 0.5, 0.75, 1.0), key=taken))
 
 
 def _together(

@@ -37,6 +37,8 @@ class Weights(NamedTuple):
 class Gradient(Learner):
     """MAML in ten lines: `steps` gradient steps; `transductive` normalises by the queries, else by the support set."""
 
+    stepwise = True
+
     def __init__(self, body: nn.Module, steps: int = 2, transductive: bool = True, inner_lr: float = 0.1):
         super().__init__()
         self.body = body

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tree": "",
         "losses": "checks",
         "seeding": "",
-        "core": "losses checks",
+        "core": "losses checks tree",
         "distributions": "",
         "places": "",
         "kernels": "places",

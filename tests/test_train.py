@@ -303,6 +303,8 @@ def test_tasks_drawn_ahead_are_the_same() -> None:
 
 def test_the_progress_of_an_annealed_learner_is_told() -> None:
     class Annealed(Point):
+        anneals = True
+
         def __init__(self) -> None:
             super().__init__()
             self.seen: list[float] = []

@@ -12,6 +12,7 @@ import tyro
 from kshot import checkpoint, functions, learners, runs, seeding, tree
 from kshot.cli._shared import InputError, command, console, machine, writable, write_json
 from kshot.cli.scores import counting
+from kshot.tasks.base import WithOracle
 
 if TYPE_CHECKING:
     from kshot.core import Task
@@ -155,7 +156,7 @@ def _draw(run: runs.Run, tasks: Any, path: Path, seed: int, title: str) -> None:
         drawn = tasks.sample(generator, 8)
         plots.plot_completion(run.learner, drawn, path, tasks.height, tasks.width, f"{run.recipe.learner}, {title}")
         return
-    if not hasattr(tasks, "oracle"):
+    if not isinstance(tasks, WithOracle):
         plots.plot_function(run.learner, tree.index(tasks.sample(generator, 1), 0), path, title=title)
         return
     task, truth = tasks.sample_with(generator, 1)

@@ -292,7 +292,7 @@ def widened(learner: Process, width: float) -> Process:
     """The learner, with the same weights, with a grid that holds a range of x of this width and what may be asked
     beyond it.
     """
-    if width <= 0 or not hasattr(learner, "reach"):
+    if width <= 0 or learner.reach is None:
         return learner
     own: Any = copy.copy(learner)
     beside = 0.5 + AHEAD + MARGIN
@@ -309,7 +309,7 @@ def widths(learner: Process, auto: bool) -> tuple[float, ...]:
     """Those that the seen range of x may be mapped to."""
     if not auto or learner.inputs != 1 or not any(True for _ in learner.parameters()):
         return (WIDTH,)
-    return WIDTHS if hasattr(learner, "reach") else tuple(w for w in WIDTHS if w <= WIDTH)
+    return WIDTHS if learner.reach is not None else tuple(w for w in WIDTHS if w <= WIDTH)
 
 
 # The fit.

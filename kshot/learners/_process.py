@@ -52,6 +52,7 @@ class Process(Learner):
     """
 
     folds = True
+    reach: Any = None  # a float: how far its grid reaches to either side of the points' middle; None: it has none
 
     def __init__(self, inputs: int, outputs: int, least: float, rank: int = 0):
         super().__init__()

@@ -44,6 +44,8 @@ class ANIL(Learner):
             >= 0.
     """
 
+    stepwise = True
+
     def __init__(
         self,
         body: nn.Module,

@@ -42,6 +42,8 @@ class BOIL(Learner):
             that are no whole number >= 0.
     """
 
+    stepwise = True
+
     def __init__(
         self,
         body: nn.Module,

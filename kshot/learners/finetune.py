@@ -89,7 +89,7 @@ class FineTune(Learner):
         body = _embed.require_body(body, "FineTune")
         self.body = body if seed is None else init_seeded(body, seed)
         self.ways = checks.whole("ways", ways, 0)
-        self.steps = checks.whole("steps", steps, 0)
+        self.inner_steps = checks.whole("steps", steps, 0)
         self.lr = checks.number("lr", lr)
         self.mode, self.optimizer = mode, optimizer
         self.momentum = checks.number("momentum", momentum)
@@ -116,7 +116,7 @@ class FineTune(Learner):
         moving = {name: params[name] for name in still}
         gradient_of = torch.func.grad(lambda moving: loss({**fixed, **moving}))
         first = second = {name: torch.zeros_like(p) for name, p in moving.items()}  # running moments
-        for step in range(1, self.steps + 1):
+        for step in range(1, self.inner_steps + 1):
             gradient = tree.detach(gradient_of(moving))
             if self.optimizer == "sgd":
                 first = tree.map_(lambda m, g: self.momentum * m + g, first, gradient)

@@ -48,6 +48,7 @@ class IMAML(Learner):
     """
 
     surrogate = True
+    stepwise = True
 
     # Differs from the authors' code: theirs steps on L alone and pulls towards phi once, after the last step; here
     # every step descends on the regularised loss, as in the paper. Its solve is damped:

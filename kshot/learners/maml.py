@@ -46,6 +46,8 @@ class MAML(Learner):
             requires a gradient, or a setting out of its range.
     """
 
+    stepwise = True
+
     def __init__(
         self,
         body: nn.Module,

@@ -50,6 +50,9 @@ class MAMLpp(Learner):
         ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
     """
 
+    stepwise = True
+    anneals = True
+
     # Differs from the paper: batch norms have weights and biases per step, but no running statistics to keep per step;
     # statistics are always the batch's (or the support set's). Like the authors' code, and unlike MAML, the batch
     # norms' weights and biases take no inner steps; a rate belongs to one tensor (a weight, a bias) and not to a layer.
@@ -89,7 +92,7 @@ class MAMLpp(Learner):
         )
 
     @property
-    def surrogate(self) -> bool:
+    def surrogate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  it changes in training
         """Whether the meta-gradient at the present progress is an estimate, not the derivative of the loss."""
         return self.first_order or self.progress < self.first_order_share
 

@@ -41,6 +41,8 @@ class MetaSGD(Learner):
         ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
     """
 
+    stepwise = True
+
     # Differs from the paper: there, one initial value for all rates is drawn from [0.005, 0.1]; here it is a setting,
     # by default the upper end.
     def __init__(

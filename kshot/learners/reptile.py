@@ -53,6 +53,7 @@ class Reptile(Learner):
     """
 
     surrogate = True
+    stepwise = True
 
     running = ("second", "weight")
 

@@ -135,8 +135,8 @@ class Model:
                     f"the model {self.name!r} was trained with {self.kind}, which adapts all of it: pass "
                     f"learner={self.kind!r} or None"
                 )
-            most = getattr(self.trained, "ways", ways)
-            if ways > most:
+            most = self.trained.ways
+            if most is not None and ways > most:
                 raise ValueError(f"the model {self.name!r} tells at most {most} classes apart, got {ways}")
             return self.trained
         if name not in METRIC:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kshot import core
 from kshot import nn as knn
-from kshot.core import Batch, Learner, Task
+from kshot.core import Batch, Learner, Task, num_tasks
 from kshot.distributions import Gaussian
 from kshot.plots._base import COLOURS, GREY, INK, band, name_lines, new_axes, save
 
@@ -26,7 +26,7 @@ __all__ = ["plot_completion", "plot_context", "plot_function", "plot_series"]
 
 def plot_function(
     learner: Learner,
-    task: Task,
+    task: Task[Batch],
     path: Path | str,
     *,
     best: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -95,7 +95,7 @@ def plot_function(
 
 
 def plot_completion(
-    learner: Learner, tasks: Task, path: Path | str, height: int, width: int, title: str | None = None
+    learner: Learner, tasks: Task[Batch], path: Path | str, height: int, width: int, title: str | None = None
 ) -> None:
     """Pictures of which some pixels are known: a column each; known pixels, mean and spread of the answer, the truth.
 
@@ -111,7 +111,7 @@ def plot_completion(
     """
     from matplotlib.figure import Figure
 
-    count = len(tasks.query.x)
+    count = num_tasks(tasks)
     if tasks.query.x.shape[1] != height * width:
         raise ValueError(f"{tasks.query.x.shape[1]} queries are not the {height} x {width} pixels of a picture")
     figure = Figure((1.1 * count + 0.9, 4 * 1.1 + 0.5), dpi=160, facecolor="white")

@@ -9,7 +9,6 @@ left alone. A picture is written beside its place and then moved there. The form
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from kshot import core
 from kshot import nn as knn
-from kshot.core import Learner, State, Task
+from kshot.core import Batch, Learner, State, Task
 from kshot.evaluate import Result, interval95, is_transductive
 from kshot.plots._base import (
     COLOURS,
@@ -188,7 +187,7 @@ def plot_learning(
 
 def draw_episode(
     learner: Learner,
-    task: Task,
+    task: Task[Batch],
     path: Path | str,
     class_names: Sequence[str] | None = None,
     ink: bool = False,
@@ -292,7 +291,7 @@ def draw_episode(
 
 
 def plot_sinusoid(
-    learner: Learner, task: Task, path: Path | str, steps: Sequence[int] = (0, 1, 10), title: str | None = None
+    learner: Learner, task: Task[Batch], path: Path | str, steps: Sequence[int] = (0, 1, 10), title: str | None = None
 ) -> None:
     """A regression task in one dimension: the function, its support points and the fits after some adaptation steps.
 
@@ -316,7 +315,9 @@ def plot_sinusoid(
         )
     if not steps or min(steps) < 0:
         raise ValueError(f"steps={list(steps)}: give at least one, none below 0")
-    x, y = (torch.cat([a.cpu(), b.cpu()]).flatten().double() for a, b in zip(*task, strict=True))  # [N + M]
+    x, y = (
+        torch.cat([a.cpu(), b.cpu()]).flatten().double() for a, b in zip(task.support, task.query, strict=True)
+    )  # [N + M]
     grid = torch.linspace(min(-5.0, float(x.min())), max(5.0, float(x.max())), 300)[:, None]  # [300, 1]
     with knn.evaluating(learner), torch.no_grad():
         own = core.to(task, *knn.place(learner))
@@ -356,10 +357,8 @@ def plot_sinusoid(
 # -------------------------------------------------------------------------------------------------------------- parts
 
 
-def _path(learner: Learner, task: Task, steps: int) -> list[State]:
-    path: Callable[..., list[State]] = learner.adapt_path
-    more = {"steps": steps} if "steps" in inspect.signature(path).parameters else {}
-    return path(learner.init(), task.support, **more)
+def _path(learner: Learner, task: Task[Batch], steps: int) -> list[State]:
+    return learner.adapt_path(learner.init(), task.support, steps)
 
 
 def _wave(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -373,7 +372,7 @@ def _wave(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor] | None:
     return lambda at: (torch.stack([at.sin(), at.cos()], 1) @ coefficients).flatten()
 
 
-def _require_images(task: Task) -> None:
+def _require_images(task: Task[Batch]) -> None:
     x, y = task.support
     if y.is_floating_point() or x.dim() != 4 or x.shape[1] not in (1, 3):
         raise ValueError(

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kshot import engine, tree
-from kshot.core import Learner, Metrics, Task, Trajectory
+from kshot.core import Learner, Metrics, Task, num_tasks
 from kshot.rl.control import check_family
-from kshot.rl.rollouts import Clock, collect, returns
+from kshot.rl.rollouts import Clock, Trajectory, collect, returns
 
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
@@ -130,7 +130,7 @@ def adapt_all(learner: PolicyLearner, states: Any, support: Any, scale: float = 
                 for t in range(first, last)
             ]
 
-    parts = engine.in_threads(len(tree.leaves(support)[0]), share)
+    parts = engine.in_threads(num_tasks(support), share)
     return tree.stack([state for part in parts for state in part])
 
 

@@ -9,12 +9,12 @@ advantages; the outer objective the same with ratios to the policy that acted, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Metrics, Task, Trajectory
+from kshot.core import Metrics, Task
 from kshot.learners._inner import descend
 from kshot.rl import returns
 from kshot.rl.learner import PolicyLearner, check_steps, surrogate
@@ -22,6 +22,7 @@ from kshot.rl.learner import PolicyLearner, check_steps, surrogate
 if TYPE_CHECKING:
     from kshot.rl.policy import Gaussian, GaussianMLP, Params
     from kshot.rl.returns import Steps
+    from kshot.rl.rollouts import Trajectory
 
 __all__ = ["EMAML", "PolicyMAML", "ProMP"]
 
@@ -95,7 +96,7 @@ class PolicyMAML(PolicyLearner):
         """What of a state is the policy's."""
         return {name: p for name, p in state.items() if not name.startswith("factors.")}
 
-    def adapt(self, state: Params, support: Steps, scale: float = 1.0) -> Params:  # pyright: ignore
+    def adapt(self, state: Params, support: Steps, scale: float = 1.0) -> Params:
         """One step of `scale * inner_lr` up the policy gradient of rollouts that the state's policy acted in."""
 
         def loss(params: Params) -> Tensor:
@@ -113,10 +114,6 @@ class PolicyMAML(PolicyLearner):
             gain = (gain - support.acted.log_prob(support.actions)).exp()
         return -(support.weights * support.advantages * gain).sum()
 
-    def adapt_path(self, state: Params, support: Steps) -> list[Params]:  # pyright: ignore
-        """Before and after one step."""
-        return [state, self.adapt(state, support)]
-
     def actor(self, states: Params) -> Feedforward:
         """See `PolicyLearner.actor`."""
         return Feedforward(self.policy, states)
@@ -125,12 +122,12 @@ class PolicyMAML(PolicyLearner):
         """`Steps` with a leading T."""
         return returns.digest(trajectory, discount, lam)
 
-    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task:
+    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task[Steps]:
         """`Steps` before the inner step as the support and after it as the query; one set is both."""
         digests = [self.digest(trajectory, discount, lam) for trajectory in trajectories]
-        return Task(digests[0], digests[-1])  # pyright: ignore
+        return Task(digests[0], digests[-1])
 
-    def predict(self, state: Params, x: Tensor) -> Gaussian:  # pyright: ignore
+    def predict(self, state: Params, x: Tensor) -> Gaussian:
         """The distribution of actions at observations `[M, D]`."""
         return self.policy.distribution(state, x)
 
@@ -138,11 +135,11 @@ class PolicyMAML(PolicyLearner):
         """The surrogate loss of a policy on rollouts that another acted in, and the divergence between the two."""
         return surrogate(prediction, query)
 
-    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+    def outer(self, start: Params, after: Params, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """The meta-objective, given the weights before and after the inner step."""
         return self.score(self.predict(after, task.query.x), task.query)
 
-    def loss(self, task: Any) -> tuple[Tensor, Metrics]:
+    def loss(self, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """The meta-objective of ONE task, whose support and query are `Steps`."""
         start = self.init()
         return self.outer(start, self.adapt(start, task.support) if self.adapts else start, task)
@@ -158,7 +155,7 @@ class EMAML(PolicyMAML):
     steps and not sums, which scales the term.
     """
 
-    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+    def outer(self, start: Params, after: Params, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """See `PolicyMAML.outer`."""
         loss, metrics = super().outer(start, after, task)
         likelihood = self.predict(start, task.support.x).log_prob(task.support.actions)
@@ -192,7 +189,7 @@ class ProMP(PolicyMAML):
             raise ValueError(f"clip={clip} must be positive and penalty={penalty} not negative")
         self.clip, self.penalty = clip, penalty
 
-    def outer(self, start: Params, after: Params, task: Any) -> tuple[Tensor, Metrics]:
+    def outer(self, start: Params, after: Params, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """See `PolicyMAML.outer`."""
         loss, metrics = surrogate(self.predict(after, task.query.x), task.query, self.clip)
         away = (task.support.weights * task.support.acted.kl(self.predict(start, task.support.x))).sum()

@@ -33,8 +33,9 @@ from torch.func import functional_call
 
 from kshot import nn as knn
 from kshot import tree
-from kshot.core import Metrics, Task, Trajectory
+from kshot.core import Metrics, Task
 from kshot.rl.learner import PolicyLearner
+from kshot.rl.rollouts import Trajectory
 
 __all__ = ["PEARL", "Belief", "Squashed", "Transitions"]
 
@@ -178,7 +179,7 @@ class PEARL(PolicyLearner):
         zeros = self.log_temperature.detach().new_zeros(self.latent)
         return Belief(zeros + 1, zeros)
 
-    def adapt(self, state: Belief, support: Transitions, scale: float = 1.0) -> Belief:  # pyright: ignore
+    def adapt(self, state: Belief, support: Transitions, scale: float = 1.0) -> Belief:
         """Fold in transitions. `scale` is for learners with an inner rate."""
         rows = torch.cat([support.x, support.actions, support.rewards[:, None]], dim=-1)
         mean, precision = self.encoder(rows).chunk(2, dim=-1)
@@ -198,22 +199,24 @@ class PEARL(PolicyLearner):
         """`Transitions` `[T, R (H - 1), ...]`; of the last step of a rollout it is not known what came after."""
         return transitions(trajectory, discount)
 
-    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task:
+    def experience(
+        self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0
+    ) -> Task[Transitions]:
         """The first round as what the belief is made of, all rounds as what the losses are taken of."""
         rounds = [self.digest(trajectory, discount, lam) for trajectory in trajectories]
         joined = Transitions(*(torch.cat(leaves, dim=1) for leaves in zip(*rounds, strict=True)))
-        return Task(rounds[0], joined)  # pyright: ignore
+        return Task(rounds[0], joined)
 
-    def predict(self, state: Belief, x: Tensor) -> Squashed:  # pyright: ignore
+    def predict(self, state: Belief, x: Tensor) -> Squashed:
         """The distribution of actions at `[N, D]`, given the mean of z."""
         z = state.weighted / state.precision
         return self.acts(x, z.expand(len(x), -1))
 
-    def loss(self, task: Task) -> tuple[Tensor, Metrics]:
+    def loss(self, task: Task[Transitions]) -> tuple[Tensor, Metrics]:
         """The losses of ONE task; "kl" is the belief's from the prior, "entropy" that of the actions, in nats."""
-        query: Transitions = task.query  # pyright: ignore
+        query = task.query
         share = query.weights / query.weights.sum().clamp_min(1)
-        belief = self.adapt(self.init(), task.support)  # pyright: ignore
+        belief = self.adapt(self.init(), task.support)
         z = belief.draw(self.noise(belief.precision)).expand(len(query.x), -1)
         known, temperature = z.detach(), self.log_temperature.detach().exp()
 

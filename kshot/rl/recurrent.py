@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kshot import tree
-from kshot.core import Metrics, Task, Trajectory
+from kshot.core import Metrics, Task
 from kshot.rl import returns
 from kshot.rl.learner import PolicyLearner, surrogate
 from kshot.rl.policy import Gaussian, check_sizes
+from kshot.rl.rollouts import Trajectory
 
 __all__ = ["RL2", "GaussianGRU", "Memory", "Trials"]
 
@@ -182,7 +183,7 @@ class RL2(PolicyLearner):
         like = self.policy.log_std
         return Memory(*(like.new_zeros(1, size) for size in (self.policy.hidden, self.action, 1)))
 
-    def adapt(self, state: Memory, support: Trials, scale: float = 1.0) -> Memory:  # pyright: ignore
+    def adapt(self, state: Memory, support: Trials, scale: float = 1.0) -> Memory:
         """Read R trials, each into a memory of its own. `scale` is for learners with an inner rate."""
         trials, length = support.weights.shape
         state = Memory(*(leaf.expand(trials, -1) for leaf in state))
@@ -214,17 +215,17 @@ class RL2(PolicyLearner):
         """`Trials` with a leading T; see `PolicyLearner.digest`."""
         return digest(trajectory, discount, lam)
 
-    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task:
+    def experience(self, trajectories: Sequence[Trajectory], discount: float = 0.99, lam: float = 1.0) -> Task[Trials]:
         """Whole trials, as the query; and as the support, which `loss` does not read."""
         rows = [torch.cat(leaves, dim=2) for leaves in zip(*(t[:5] for t in trajectories), strict=True)]
         trials = digest(_joined(rows, trajectories[0]), discount, lam)
-        return Task(trials, trials)  # pyright: ignore
+        return Task(trials, trials)
 
-    def predict(self, state: Memory, x: Tensor) -> Gaussian:  # pyright: ignore
+    def predict(self, state: Memory, x: Tensor) -> Gaussian:
         """The distributions of actions `[R, L, A]` along what the policy takes in, `[R, L, D + A + 2]`."""
         return self.policy.actions(self.policy(x, state.hidden.expand(len(x), -1)))
 
-    def loss(self, task: Any) -> tuple[Tensor, Metrics]:
+    def loss(self, task: Task[Trials]) -> tuple[Tensor, Metrics]:
         """PPO's clipped objective of ONE task's trials, from an empty memory on."""
         return surrogate(self.predict(self.init(), task.query.x), task.query, self.clip)
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kshot.core import Task, Trajectory
+from kshot.core import Task
 from kshot.rl.pearl import Transitions
 
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
+    from kshot.rl.rollouts import Trajectory
 
 __all__ = ["Replay"]
 
@@ -112,7 +113,7 @@ class Replay:
             pairs.append([self._draw(task, of, n, generator) for of, n in ((newest, context), (every, rows))])
         found = [[torch.stack(leaves) for leaves in zip(*side, strict=True)] for side in zip(*pairs, strict=True)]
         support, query = (self._transitions(drawn, rollout, step, discount) for rollout, step in found)
-        return Task(support, query)  # pyright: ignore
+        return Task(support, query)
 
     def _draw(self, task: int, rollouts: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rollout and time `[count]` of steps that took place and are not the last."""

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kshot.core import Trajectory
 from kshot.rl.policy import Gaussian
+from kshot.rl.rollouts import Trajectory
 
 __all__ = ["Steps", "advantages", "baseline", "digest", "discounted", "standardised"]
 

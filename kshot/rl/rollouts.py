@@ -10,18 +10,37 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-
-from kshot.core import Trajectory
+from torch import Tensor
 
 if TYPE_CHECKING:
     from kshot.rl.learner import Actor
     from kshot.rl.sim import Simulator
 
-__all__ = ["Clock", "NonFiniteRollouts", "collect", "returns"]
+__all__ = ["Clock", "NonFiniteRollouts", "Trajectory", "collect", "returns"]
+
+
+class Trajectory(NamedTuple):
+    """Rollouts of one control task; many tasks are a Trajectory with a leading T.
+
+    Attributes:
+        observations: `[R, H, D]` what was seen before each action.
+        actions: `[R, H, A]` as the policy gave them, not yet clipped.
+        rewards: `[R, H]`.
+        alive: `[R, H]` bool, which steps took place; the rows after a rollout's end mean nothing.
+        mean, log_std: `[R, H, A]`, `[1, A]` of the normal distribution that acted; log_std is NaN where that is not one
+            number for all observations.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    alive: Tensor
+    mean: Tensor
+    log_std: Tensor
 
 
 class NonFiniteRollouts(ValueError):
@@ -101,7 +120,7 @@ def collect(
     return Trajectory(observations, actions, rewards, alive, means, log_std)
 
 
-def _rows(what: str, array: np.ndarray, count: int, dims: int) -> torch.Tensor:
+def _rows(what: str, array: np.ndarray, count: int, dims: int) -> Tensor:
     """What a simulator gave, numbers in float32: a row for each simulation."""
     array = np.asarray(array)
     if array.ndim != dims or len(array) != count:
@@ -111,7 +130,7 @@ def _rows(what: str, array: np.ndarray, count: int, dims: int) -> torch.Tensor:
     return rows if rows.dtype == torch.bool else rows.float()
 
 
-def _finite(what: str, rows: torch.Tensor, simulator: Simulator, step: int, actions: np.ndarray) -> None:
+def _finite(what: str, rows: Tensor, simulator: Simulator, step: int, actions: np.ndarray) -> None:
     """Refuse `[T, R, ...]` that are not finite.
 
     Raises:
@@ -132,6 +151,6 @@ def _finite(what: str, rows: torch.Tensor, simulator: Simulator, step: int, acti
     )
 
 
-def returns(trajectory: Trajectory) -> torch.Tensor:
+def returns(trajectory: Trajectory) -> Tensor:
     """`[T]`: the mean over a task's rollouts of the sum of their rewards, without discount."""
     return (trajectory.rewards * trajectory.alive).double().sum(-1).mean(-1)

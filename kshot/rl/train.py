@@ -32,12 +32,12 @@ from kshot.rl.learner import PolicyLearner, act, adapt_all, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
-from kshot.rl.rollouts import Clock, NonFiniteRollouts, collect, returns
+from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, collect, returns
 from kshot.rl.trust import Region, Update, improve
 from kshot.train import NonFiniteLoss, Record, refuse_a_run_in, restore_learner
 
 if TYPE_CHECKING:
-    from kshot.core import Task, Trajectory
+    from kshot.core import Task
     from kshot.rl.control import Array, Control
 
 __all__ = ["Curve", "Outer", "evaluate", "meta_train", "over_seeds"]

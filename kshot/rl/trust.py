@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from kshot import engine, tree
+from kshot.core import Task, num_tasks
 
 if TYPE_CHECKING:
-    from kshot.core import Task
     from kshot.rl.maml import PolicyMAML
     from kshot.rl.returns import Steps
 
@@ -161,7 +161,7 @@ def conjugate_gradient(
 
 
 def improve(
-    learner: PolicyMAML, tasks: Task, region: Region, generator: torch.Generator, threads: int | None = None
+    learner: PolicyMAML, tasks: Task[Steps], region: Region, generator: torch.Generator, threads: int | None = None
 ) -> Update:
     """One outer step: along the natural gradient as far as the region allows, then back until the loss is smaller.
 
@@ -172,7 +172,7 @@ def improve(
         generator: draws the rows of the products, where not all take part.
         threads: None: torch's number.
     """
-    count = len(tasks.query.x)
+    count = num_tasks(tasks)
     params = list(learner.init().values())
     shapes = [p.shape for p in params]
 
@@ -247,11 +247,11 @@ def improve(
     return Update(before, before, 0.0, region.tries + 1, float(gradient.norm()), entropy)
 
 
-def _few(tasks: Task, t: int, share: float, generator: torch.Generator) -> tuple[Steps, Steps]:
+def _few(tasks: Task[Steps], t: int, share: float, generator: torch.Generator) -> tuple[Steps, Steps]:
     """Support and query of task t, or a share of their rows, drawn without replacement."""
     task = tree.index(tasks, t)
     if share == 1:
-        return task.support, task.query  # pyright: ignore
+        return task.support, task.query
 
     def some(steps: Steps) -> Steps:
         rows = torch.randperm(len(steps.x), generator=generator)[: max(1, round(share * len(steps.x)))]
@@ -259,4 +259,4 @@ def _few(tasks: Task, t: int, share: float, generator: torch.Generator) -> tuple
         own = steps._replace(**{name: getattr(steps, name)[rows] for name in ("x", "actions", "advantages", "mean")})
         return own._replace(weights=weights / weights.sum().clamp_min(1e-12))
 
-    return some(task.support), some(task.query)  # pyright: ignore
+    return some(task.support), some(task.query)

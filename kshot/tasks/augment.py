@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kshot import checks
 from kshot.core import UNLABELLED, Batch, Task
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import TaskDistribution, independent, of_classes
 
 __all__ = ["Augment", "Augmented"]
 
@@ -230,7 +230,7 @@ class Augmented:
     classification = True
 
     def __init__(self, tasks: TaskDistribution, augment: Augment):
-        if not getattr(tasks, "classification", True):
+        if of_classes(tasks) is False:
             raise ValueError(f"{tasks!r} has no classes or images to augment: use it as it is")
         self.tasks = tasks
         self.augment = augment
@@ -243,7 +243,7 @@ class Augmented:
     @property
     def independent(self) -> bool:
         """Whether the tasks of a sample share nothing: new classes are made of two tasks of a batch."""
-        return self.augment.task is None and bool(getattr(self.tasks, "independent", False))
+        return self.augment.task is None and independent(self.tasks)
 
     def __repr__(self) -> str:
         return f"Augmented({self.tasks!r}, {self.augment!r})"

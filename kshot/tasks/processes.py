@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from kshot import checks
 from kshot.core import Batch, Task
+from kshot.tasks.base import OfFunctions, independent, of_classes
 
 __all__ = ["GaussianProcess", "Hyper", "Kernel", "Mixture", "Oracle", "posterior"]
 
@@ -263,14 +264,17 @@ class Mixture:
 
     classification = False
 
-    def __init__(self, *families: Any, weights: Sequence[float] | None = None, each: bool = False):
+    def __init__(self, *families: OfFunctions, weights: Sequence[float] | None = None, each: bool = False):
         if not families:
             raise ValueError("a mixture of nothing: pass one distribution of functions or more")
         kinds = []
         for family in families:
-            if getattr(family, "classification", True):
-                raise ValueError(f"{family!r} is no distribution of functions: use it on its own")
-            kinds.append((tuple(family.input_shape), getattr(family, "outputs", 1)))
+            if of_classes(family) is not False or not isinstance(family, OfFunctions):
+                raise ValueError(
+                    f"{family!r} is no distribution of functions (classification = False, input_shape, outputs): "
+                    "use it on its own"
+                )
+            kinds.append((tuple(family.input_shape), family.outputs))
         if len(set(kinds)) > 1:
             text = ", ".join(f"{len(i) and i[0]} to {o}" for i, o in kinds)
             raise ValueError(f"families of {text} numbers: pass families of equal input_shape and outputs")
@@ -279,7 +283,7 @@ class Mixture:
             raise ValueError(f"weights={weights!r}: pass {len(families)} numbers >= 0, not all of them 0")
         self.families, self.weights, self.each = families, tuple(w / sum(chances) for w in chances), each
         self.input_shape, self.outputs = kinds[0]
-        self.independent = each and all(getattr(family, "independent", False) for family in families)
+        self.independent = each and all(map(independent, families))
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{w:g}" for w in self.weights)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import Batch, Task
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import OfFunctions, TaskDistribution, independent
 
 __all__ = ["Standardised", "moments"]
 
@@ -38,8 +38,9 @@ class Standardised:
 
     def __init__(self, tasks: TaskDistribution, stretch: int = 0, farthest: float = math.inf):
         self.tasks, self.stretch, self.farthest = tasks, stretch, farthest
-        self.input_shape, self.outputs = getattr(tasks, "input_shape", (1,)), getattr(tasks, "outputs", 1)
-        self.independent = bool(getattr(tasks, "independent", False))
+        known = isinstance(tasks, OfFunctions)
+        self.input_shape, self.outputs = (tasks.input_shape, tasks.outputs) if known else ((1,), 1)
+        self.independent = independent(tasks)
 
     def __repr__(self) -> str:
         more = f", stretch={self.stretch}" if self.stretch else ""

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from kshot import checkpoint, engine, losses, seeding, tree
 from kshot import nn as knn
-from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task, to
-from kshot.tasks.base import TaskDistribution
+from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task, num_tasks, to
+from kshot.tasks.base import ActsItself, TaskDistribution
 from kshot.testing._report import (
     CLOSE,
     Report,
@@ -315,7 +315,7 @@ def finite_difference(case: _Case) -> None:
     params = case.trained(learner)
     if not params:
         raise Skip("no trainable parameters")
-    if getattr(learner, "surrogate", False):
+    if learner.surrogate:
         raise Skip("the gradient of its loss is an estimator by design (surrogate)")
     with seeding.seeded(case.seed, "difference"):
         gradient, _ = engine.meta_gradient(learner, tasks, "loop")
@@ -673,7 +673,9 @@ def device_is_respected(case: _Case) -> None:
 
 def _updates(learner: Learner, tasks: Any, seed: int, first: int, last: int, optimizer: Any, strategy: Any) -> None:
     """Meta-updates `first` to `last` - 1, each on 4 tasks."""
-    tasks = tasks.by(learner) if hasattr(tasks, "by") else tasks  # what a policy is trained on, it acted itself
+    tasks = (
+        tasks.by(learner) if isinstance(tasks, ActsItself) else tasks
+    )  # what a policy is trained on, it acted itself
     for step in range(first, last):
         batch = to(tasks.sample(seeding.generator(seed, "train", step), 4), dtype=torch.float32)
         gradient, _ = engine.meta_gradient(learner, batch, strategy)
@@ -711,7 +713,7 @@ def _scores(learner: Learner, tasks: Task, adapted: bool = True) -> tuple[Tensor
     """Criterion and, for classes, accuracy minus chance of each task, `[T]` each, in the learner's mode."""
     found, above = [], []
     with torch.no_grad():
-        for i in range(len(tasks.query.x)):
+        for i in range(num_tasks(tasks)):
             task = tree.index(tasks, i)
             state = learner.init()
             state = learner.adapt(state, task.support) if adapted else state

@@ -11,7 +11,7 @@ import torch
 
 from kshot import seeding
 from kshot.core import PADDING, UNLABELLED, Batch, Task
-from kshot.tasks.base import TaskDistribution
+from kshot.tasks.base import TaskDistribution, of_classes
 from kshot.testing._report import (
     Report,
     Skip,
@@ -28,9 +28,9 @@ class _TasksCase:
         self.distribution = distribution
         self.num_tasks = num_tasks
         self.seed = seed
-        kind = getattr(distribution, "classification", None)
+        kind = of_classes(distribution)
         first = self.draw()
-        self.classification = not first.query.y.is_floating_point() if kind is None else bool(kind)
+        self.classification = not first.query.y.is_floating_point() if kind is None else kind
 
     def draw(self, purpose: str = "tasks", num_tasks: int | None = None) -> Task:
         count = self.num_tasks if num_tasks is None else num_tasks

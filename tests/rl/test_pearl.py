@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from kshot import checkpoint, engine, tree
-from kshot.core import Task, Trajectory
+from kshot.core import Task
 from kshot.rl.paper import Point
 from kshot.rl.pearl import PEARL, Belief, Squashed, Transitions, transitions
 from kshot.rl.recipe import ControlRecipe, build
 from kshot.rl.replay import Replay
+from kshot.rl.rollouts import Trajectory
 from kshot.rl.train import Outer, evaluate, meta_train
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from kshot import seeding, tree
-from kshot.core import Task, Trajectory
+from kshot.core import Task
 from kshot.rl.learner import surrogate
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.policy import Gaussian, GaussianMLP
 from kshot.rl.returns import Steps, advantages, baseline, digest, discounted, features, standardised
+from kshot.rl.rollouts import Trajectory
 from kshot.rl.trust import Curvature, Region, _few, conjugate_gradient, improve
 
 D, A = 3, 2

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from kshot import seeding, tree
-from kshot.core import Task, Trajectory
+from kshot.core import Task
 from kshot.rl import returns
 from kshot.rl.learner import act
 from kshot.rl.paper import Point
 from kshot.rl.recurrent import RL2, GaussianGRU, Memory, Trials, digest
+from kshot.rl.rollouts import Trajectory
 from kshot.rl.train import Outer, evaluate, meta_train
 
 
