@@ -55,8 +55,8 @@ def main(quick: bool) -> None:
         for record in meta_train(learner, Hopper(), outer, out=folder, settings=told):
             print(f"step {record.step}: return {record.metrics['return_after']:.1f} after adapting")
         trained = recipe.load_run(folder).learner
-    curve = evaluate(trained, Hopper(), num_tasks=4 if quick else 40, rollouts=4 if quick else 20, steps=1)
-    for k, (mean, half) in enumerate(zip(curve.mean, curve.interval95, strict=True)):
+    scores = evaluate(trained, Hopper(), num_tasks=4 if quick else 40, rollouts=4 if quick else 20, steps=1)
+    for k, mean, half in scores.per_step:
         print(f"{k} gradient steps: return {mean:.1f} ± {half:.1f}")
 
 

@@ -307,7 +307,10 @@ def over_seeds(scores: Sequence[Scores]) -> Scores:
         columns={name: pooled(name) for name in one.columns},
         seconds_per_task=sum(s.seconds_per_task for s in scores),
         questions="",  # its numbers are of seeds: no task of another's is their pair
-        details={**one.details, "seeds": len(scores)},
+        details={
+            **{k: v for k, v in one.details.items() if all(s.details.get(k) == v for s in scores)},
+            "seeds": len(scores),
+        },
     )
 
 
@@ -395,7 +398,7 @@ def table(
     shown.add_column("name", no_wrap=True)
     cells = _cells(results, steps, more, against)
     for head in cells:
-        shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=True)
+        shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=head == "mode")
     for i, r in enumerate(results):
         last = i + 1 < len(results) and not r.baseline and results[i + 1].baseline
         row = [column[i] for column in cells.values()]
@@ -430,10 +433,11 @@ def _cells(results: Sequence[Scores], steps: bool, more: Sequence[str], against:
         ]
     if against is not None:
         cells[f"less {against.name}"] = [_less(r, against) for r in results]
-    cells["tasks"] = [
-        str(r.num_tasks) + (f" ({r.draws} draw{'s' * (r.draws != 1)})" if r.draws != r.num_tasks else "")
-        for r in results
-    ]
+    if not steps or _mixed(results):  # a terminal has 80 columns
+        cells["tasks"] = [
+            str(r.num_tasks) + (f" ({r.draws} draw{'s' * (r.draws != 1)})" if r.draws != r.num_tasks else "")
+            for r in results
+        ]
     groups: dict[str, list[str]] = {}  # columns "coverage 50", "coverage 95" are one of the table
     for name in dict.fromkeys(name for r in results for name, own in r.columns.items() if own.shown):
         if name != primary:
@@ -442,7 +446,7 @@ def _cells(results: Sequence[Scores], steps: bool, more: Sequence[str], against:
         levels = "/".join(name.partition(" ")[2] for name in names)
         head = f"{_HEADS.get(group, group.replace('_', ' '))} {levels}".strip()
         cells[head] = [_together([r.columns[name] for name in names if name in r.columns]) for r in results]
-    if len(groups) < 3 and not steps:  # a terminal has 80 columns
+    if len(groups) < 3 and not steps:
         cells["ms/task"] = [f"{1000 * r.seconds_per_task:.1f}" for r in results]
     return cells
 

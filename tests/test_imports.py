@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pretrain": "checkpoint data loop nn seeding train",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
-        "rl": "checkpoint core engine evaluate learners loop nn seeding settings train tree",
+        "rl": "checkpoint core engine learners loop nn scores seeding settings train tree",
         "models": "checkpoint config core data engine learners seeding settings tasks",
         "estimators": "checkpoint config core data distributions joint learners models nn seeding settings tasks "
         "train tree",

@@ -15,7 +15,7 @@ from kshot import likelihood, seeding
 from kshot.core import Batch, Learner, Task
 from kshot.distributions import Gaussian
 from kshot.evaluate import Result, evaluate, interval95, paired_difference, proportion95
-from kshot.rl.train import Curve, over_seeds
+from kshot.scores import Column, Scores, over_seeds
 from kshot.tasks import GaussianProcess, Mixture, PredatorPrey, Sinusoid, published
 from kshot.tasks.processes import Hyper, Oracle
 
@@ -251,10 +251,10 @@ def test_means_over_seeds() -> None:
     """Three policies, whose training differs more than their tasks do."""
     generator, held = torch.Generator().manual_seed(0), 0
     for _ in range(300):
-        means = 50 * torch.randn(3, 1, generator=generator, dtype=torch.float64) + 100
-        curves = [Curve("maml", "t", [[float(m)]], [float(m)], [1.0], 1, 1, 0, [], [], 0.0, 1) for m in means[:, 0]]
-        both = over_seeds(curves)
-        held += abs(both.mean[0] - 100) <= both.interval95[0]
+        means = 50 * torch.randn(3, generator=generator, dtype=torch.float64) + 100
+        policies = [Scores("maml", {"return": Column(float(m), 1.0)}, "return", 40, 1) for m in means]
+        both = over_seeds(policies)
+        held += abs(both.mean - 100) <= both.interval95
     assert 0.91 < held / 300 < 0.98
 
 

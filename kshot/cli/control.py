@@ -29,9 +29,7 @@ from kshot.rl import recipe as recipes
 from kshot.rl.recipe import ControlRecipe, PolicyRun
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kshot.rl.train import Curve
+    from kshot.scores import Scores
 
 __all__ = ["EvaluateControl", "TrainControl", "Video"]
 
@@ -158,7 +156,8 @@ class EvaluateControl:
     """Write the returns during the training against its steps to this PNG."""
 
     def run(self) -> int:
-        from kshot.rl.train import evaluate, over_seeds
+        from kshot.rl.score import evaluate
+        from kshot.scores import over_seeds, table
 
         writable(self.json, self.plot, self.learning_curve)
         for picture in (self.plot, self.learning_curve):
@@ -214,24 +213,24 @@ class EvaluateControl:
                     first.test_rollouts if self.rollouts is None else self.rollouts, steps, self.seed,
                     later=recipe.later,
                     discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
+                    baseline=len(curves) >= len(runs),
                 ))  # fmt: skip
-        alike: dict[str, dict[int, Curve]] = {}  # runs that differ in their seed alone, trained equally far
+        alike: dict[str, dict[int, Scores]] = {}  # runs that differ in their seed alone, trained equally far
         for kind, run, curve in zip(kinds, runs, curves, strict=False):
             alike.setdefault(kind, {})[run.recipe.outer.seed] = curve
         # The interval of two is 12.7 standard errors, which says nothing.
         curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 2]
-        say.print(_table(curves))
+        say.print(table(curves, title(curves), steps=True, more=("seen",)))
         if self.json is not None:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}
                         for run in runs]  # fmt: skip
             values = {"command": command(), "machine": machine(), "training": training}
-            results = [{**asdict(curve), "tested_on": curve.tested_on} for curve in curves]
-            write_json(self.json, {**values, "results": results})
+            write_json(self.json, {**values, "results": [curve.to_dict() for curve in curves]})
         if self.plot is not None:
             from kshot import plots
 
-            title = f"{first.tasks}, {curves[0].tested_on}"
-            plots.plot_returns([(c.name, c.mean, c.interval95) for c in curves], self.plot, title)
+            lines = [(c.name, [m for _, m, _ in c.per_step], [h for *_, h in c.per_step]) for c in curves]
+            plots.plot_returns(lines, self.plot, f"{first.tasks}, {curves[0].details['tested_on']}")
             say.print(f"plot: {self.plot}")
         if self.learning_curve is not None:
             from kshot import plots
@@ -313,25 +312,12 @@ def _records(folder: Path) -> list[tuple[float, float, float]]:
     return [(row["env_steps"], row["return_before"], row["return_after"]) for row in rows]
 
 
-def _table(curves: list[Curve]) -> Table:
-    from rich.table import Table
-
-    one = curves[0]
-    title = f"{one.tasks.removesuffix('-seen')}, {one.tested_on} (seed {one.seed}), {one.rollouts} rollouts"
-    shown = Table(
-        title=f"{title} of each: return after k rounds of adapting, each on the rollouts seen", title_justify="left"
+def title(curves: list[Scores]) -> str:
+    """Above a table of policies."""
+    one = curves[0].details
+    tasks = curves[0].settings["tasks"].removesuffix("-seen")
+    seed, rollouts = curves[0].seed, one["rollouts"]
+    return (
+        f"{tasks}, {one['tested_on']} (seed {seed}), {rollouts} rollouts of each: return after k rounds of adapting, "
+        "each on the rollouts seen"
     )
-    shown.add_column("policy")
-    shown.add_column("seen", justify="right")  # rollouts, in one round
-    last = max(len(c.mean) for c in curves) - 1
-    rounds = range(last + 1) if last <= 4 else [0, 1, round(last ** (1 / 3)), round(last ** (2 / 3)), last]
-    for k in rounds:
-        shown.add_column(str(k), justify="right")
-    for c in curves:
-        shown.add_row(c.name, str(c.seen), *(_figure(c, k) for k in rounds if k < len(c.mean)))
-    return shown
-
-
-def _figure(curve: Curve, k: int) -> str:
-    lost = curve.diverged[k] if k < len(curve.diverged) else 0
-    return f"{lost} diverged" if lost else f"{curve.mean[k]:.1f} ± {curve.interval95[k]:.1f}"

@@ -29,7 +29,9 @@ import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from kshot.rl.learner import PolicyLearner
     from kshot.rl.sim import Physics, Simulator
+    from kshot.scores import Scores
 
 __all__ = ["Control", "Mujoco", "Seen", "check_family", "check_goals", "families", "family", "needs_mujoco", "register"]
 
@@ -72,6 +74,14 @@ class Control(ABC):
             rollouts: R.
             threads: that MuJoCo uses; 0: one for each core.
         """
+
+    def score(self, learner: PolicyLearner, num_tasks: int = 40, seed: int = 1, **options: Any) -> Scores:
+        """Returns of a policy in tasks drawn for the test: `kshot.rl.score.evaluate`, which `kshot.evaluate.evaluate`
+        finds by this method.
+        """
+        from kshot.rl.score import evaluate
+
+        return evaluate(learner, self, num_tasks, seed=seed, **options)
 
 
 _HOW = (

@@ -1,8 +1,7 @@
-"""The outer loop of meta reinforcement learning, a generator of records, and the test: returns after 0, 1, 2, 3 steps.
+"""The outer loop of meta reinforcement learning, a generator of records; `kshot.rl.score` has the test.
 
     for record in meta_train(learner, family, Outer(steps=100), out="runs/cheetah"):
         print(record.step, record.metrics["return_after"])
-    curve = evaluate(learner, family, num_tasks=40)
 
 An iteration draws tasks, acts in them under the start (support), adapts, acts under each task's own weights (query),
 and takes one outer step on all of it. Everything random is drawn from `seeding.generator(seed, purpose, step)`, so a
@@ -18,29 +17,30 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from kshot import checkpoint, engine, seeding, tree
-from kshot.evaluate import interval95
+from kshot import checkpoint, engine, seeding
 from kshot.loop import append_record, trim_records
-from kshot.rl.learner import PolicyLearner, act, adapt_all, check_fits
+from kshot.rl.learner import PolicyLearner, act, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
-from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, collect, returns
+from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, returns
+from kshot.rl.score import evaluate
 from kshot.rl.trust import Region, Update, improve
+from kshot.scores import over_seeds
 from kshot.train import NonFiniteLoss, Record, refuse_a_run_in, restore_learner
 
 if TYPE_CHECKING:
     from kshot.core import Task
     from kshot.rl.control import Array, Control
 
-__all__ = ["Curve", "Outer", "evaluate", "meta_train", "over_seeds"]
+__all__ = ["Outer", "evaluate", "meta_train", "over_seeds"]
 
 
 @dataclass(frozen=True)
@@ -411,150 +411,3 @@ def clear_parts(folder: Path, *names: str) -> None:
     for name in names:
         for part in folder.glob(f".{name}.*.part"):
             part.unlink(missing_ok=True)
-
-
-# --------------------------------------------------------------------------------------------------------------- test
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Returns after 0, 1, 2, ... rounds of adapting (gradient steps, or rollouts read into a memory) on tasks drawn for
-    the test: velocities, places or bodies that training did not draw, or directions, of which there are two and
-    training had both.
-
-    Attributes:
-        name: as tables show it.
-        tasks: the family's name.
-        per_task: `[steps + 1][T]` the mean return of each task's rollouts.
-        mean, interval95: over tasks, after each step.
-        num_tasks, rollouts, seed: what it rests on.
-        seen: rollouts that one round of adapting has seen: all of a task's, or 1 where each rollout has a memory.
-        goals: of the tasks `[T][G]`.
-        rates: of each step.
-        seconds: of all of it.
-        diverged: rollouts after each step that diverged and were ended: such a rollout's return, and with it its
-            task's and the mean, is NaN and not the 0 that it was paid from then on.
-        called: what the tasks are, in the plural: "directions", "velocities", ...
-    """
-
-    name: str
-    tasks: str
-    per_task: list[list[float]] = field(repr=False)
-    mean: list[float]
-    interval95: list[float]
-    num_tasks: int
-    rollouts: int
-    seed: int
-    goals: list[list[float]] = field(repr=False)
-    rates: list[float]
-    seconds: float
-    seen: int
-    versions: dict[str, str] = field(default_factory=dict)
-    diverged: list[int] = field(default_factory=list)
-    called: str = "tasks"
-
-    @property
-    def tested_on(self) -> str:
-        """Which tasks, where some were drawn again and again: "40 velocities", "two directions, 40 repetitions"."""
-        distinct = len({tuple(goal) for goal in self.goals}) or self.num_tasks
-        if distinct == self.num_tasks:
-            return f"{distinct} {self.called}"
-        number = {1: "one of the", 2: "two"}.get(distinct, str(distinct))
-        return f"{number} {self.called}, {self.num_tasks} repetitions"
-
-    def __str__(self) -> str:
-        shown = " / ".join(f"{m:.1f} ± {h:.1f}" for m, h in zip(self.mean, self.interval95, strict=True))
-        return f"{self.name} on {self.tasks}: return {shown} after 0.. steps, {self.tested_on}"
-
-
-def evaluate(
-    learner: PolicyLearner,
-    family: Control,
-    num_tasks: int = 40,
-    rollouts: int = 20,
-    steps: int = 3,
-    seed: int = 1,
-    *,
-    later: float = 0.5,
-    discount: float = 0.99,
-    lam: float = 1.0,
-    name: str = "maml",
-    progress: Callable[[int, int], object] | None = None,
-) -> Curve:
-    """Act, adapt, act, ... in tasks drawn from the seed's own stream. The learner is left as it was.
-
-    Of a family with few tasks, as the two directions, the draws are repetitions of tasks that training had
-    (`Curve.tested_on`).
-
-    Args:
-        learner: its `inner_lr` is the rate of the first step.
-        family: the distribution of tasks.
-        num_tasks: T, at least 2.
-        rollouts: R of each task, after each step; the steps are taken on these.
-        steps: gradient steps.
-        seed: of tasks and rollouts.
-        later: factor of the rate after the first step (MAML's code halves it).
-        discount, lam: of the advantages.
-        name: for tables.
-        progress: called as `progress(done, steps + 1)`.
-
-    Raises:
-        ValueError: fewer than two tasks, a policy of other sizes, or observations or rewards that are not finite
-            (`kshot.rl.rollouts.NonFiniteRollouts`).
-    """
-    if num_tasks < 2 or rollouts < 1 or steps < 0:
-        raise ValueError(f"num_tasks={num_tasks}, rollouts={rollouts}, steps={steps}: at least 2, 1 and 0 are needed")
-    check_fits(learner, family)
-    began = time.perf_counter()
-    goals = family.sample(seeding.generator(seed, "test goals"), num_tasks)
-    simulator = family.simulator(goals, rollouts, torch.get_num_threads())
-    state = tree.detach(learner.init())
-    rates = [learner.inner_lr * (later if k else 1.0) for k in range(steps)]
-    found: list[Tensor] = []
-    diverged: list[int] = []
-    for k in range(steps + 1):
-        generator = seeding.generator(seed, "test rollouts", k)
-        trajectory = collect(learner.actor(state), simulator, family.horizon, generator)
-        lost = torch.from_numpy(simulator.lost).view(num_tasks, rollouts).any(1)
-        diverged.append(int(simulator.lost.sum()))
-        found.append(returns(trajectory).masked_fill(lost, torch.nan))
-        if k < steps:
-            state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
-        if progress is not None:
-            progress(k + 1, steps + 1)
-    return Curve(
-        name, family.name, [f.tolist() for f in found], [float(f.mean()) for f in found],
-        [interval95(f.tolist()) for f in found], num_tasks, rollouts, seed, goals.tolist(), rates,
-        time.perf_counter() - began, rollouts if learner.pools else 1, checkpoint.versions(), diverged,
-        family.called,
-    )  # fmt: skip
-
-
-def over_seeds(curves: list[Curve]) -> Curve:
-    """The mean of policies that differ in the seed of their training, with the 95 % interval over these seeds.
-
-    Args:
-        curves: at least two, of the same test tasks.
-
-    Returns:
-        A Curve whose `per_task` has a column for each seed in place of a task: the mean over that policy's tasks.
-
-    Raises:
-        ValueError: fewer than two, or tests of other tasks.
-    """
-    if len(curves) < 2:
-        raise ValueError(f"an interval over seeds needs at least 2 policies, got {len(curves)}")
-    one = curves[0]
-    same = [(c.tasks, c.seed, c.goals, len(c.mean), c.rollouts) for c in curves]
-    if any(other != same[0] for other in same):
-        raise ValueError("the policies were tested on other tasks, steps or rollouts: test them in one call")
-    means = [list(column) for column in zip(*(c.mean for c in curves), strict=True)]  # [steps + 1][seeds]
-    return dataclasses.replace(
-        one,
-        name=f"{one.name.partition(' (seed')[0]}, {len(curves)} seeds",
-        per_task=means,
-        mean=[sum(m) / len(m) for m in means],
-        interval95=[interval95(m) for m in means],
-        seconds=sum(c.seconds for c in curves),
-        diverged=[sum(counts) for counts in zip(*(c.diverged for c in curves), strict=True)],
-    )

@@ -19,14 +19,16 @@ import torch
 
 from kshot import checkpoint, seeding
 from kshot.checkpoint import CheckpointError
-from kshot.cli.control import _table
+from kshot.cli.control import title
 from kshot.rl import recipe as recipes
 from kshot.rl.control import families, family
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
-from kshot.rl.train import Curve, Outer, evaluate, meta_train, over_seeds
+from kshot.rl.score import which_tasks
+from kshot.rl.train import Outer, evaluate, meta_train, over_seeds
+from kshot.scores import Column, Scores, table
 from kshot.train import NonFiniteLoss
 
 SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
@@ -41,6 +43,10 @@ class Short(Point):
 def learner(adapts: bool = True, seen: int = 0) -> PolicyMAML:
     with seeding.seeded(0, "weights"):
         return PolicyMAML(GaussianMLP(2 + seen, 2, (16,)), 0.5, adapts=adapts)
+
+
+def means(scores: Scores) -> list[float]:
+    return [mean for _, mean, _ in scores.per_step]
 
 
 def bits(own: PolicyMAML) -> bytes:
@@ -103,7 +109,7 @@ def test_it_learns_where_the_points_are() -> None:
     assert last > first + 2
     curve = evaluate(own, Corner(), 6, 10, 1)
     untrained = evaluate(learner(), Corner(), 6, 10, 0)
-    assert curve.mean[0] > untrained.mean[0] + 2
+    assert means(curve)[0] > means(untrained)[0] + 2
 
 
 def test_a_step_on_the_own_rollouts_helps_after_training() -> None:
@@ -111,19 +117,22 @@ def test_a_step_on_the_own_rollouts_helps_after_training() -> None:
     records = list(meta_train(own, Short(), SMALL, steps=15, batch=10, rollouts=10, kl=0.05))
     assert sum(r.metrics["return_after"] - r.metrics["return_before"] for r in records[-5:]) > 0
     curve = evaluate(own, Short(), 20, 20, 1)
-    assert curve.mean[1] > curve.mean[0] + max(curve.interval95) / 2
+    assert means(curve)[1] > means(curve)[0] + max(half for *_, half in curve.per_step) / 2
 
 
 def test_a_test_depends_on_its_seed_alone_and_leaves_the_learner() -> None:
     own = learner()
     before = bits(own)
     a, b, other = (evaluate(own, Short(), 4, 3, 2, seed) for seed in (1, 1, 2))
-    assert a.per_task == b.per_task != other.per_task
+    assert a.details["returns"] == b.details["returns"] != other.details["returns"]
     assert bits(own) == before
-    assert [len(row) for row in a.per_task] == [4, 4, 4]
-    assert a.rates == [0.5, 0.25]
+    assert [len(row) for row in a.details["returns"]] == [4, 4, 4]
+    assert a.per_task == a.details["returns"][-1]
+    assert a.details["rates"] == [0.5, 0.25]
     fewer = evaluate(own, Short(), 4, 3, 0)
-    assert fewer.per_task[0] == a.per_task[0]
+    assert fewer.details["returns"][0] == a.details["returns"][0]
+    assert fewer.per_step == a.per_step[:1]
+    assert a.questions == fewer.questions != other.questions
 
 
 def test_later_steps_are_smaller_and_the_interval_is_students() -> None:
@@ -136,7 +145,7 @@ def test_later_steps_are_smaller_and_the_interval_is_students() -> None:
 
     curve = evaluate(Spy(learner().policy, 0.5), Short(), 6, 3, 3)
     assert scales == [1.0] * 6 + [0.5] * 12
-    for mean, half, values in zip(curve.mean, curve.interval95, curve.per_task, strict=True):
+    for (_, mean, half), values in zip(curve.per_step, curve.details["returns"], strict=True):
         assert mean == pytest.approx(sum(values) / 6)
         assert half == pytest.approx(2.5706 * statistics.stdev(values) / 6**0.5, rel=1e-4)  # t of 5 degrees of freedom
 
@@ -157,11 +166,10 @@ def test_what_diverged_is_not_counted_as_a_return_of_nothing() -> None:
     own.inner_lr = 1e38
     with pytest.warns(UserWarning, match="diverged"):
         curve = evaluate(own, Short(), 3, 2, 1)
-    assert curve.diverged == [0, 6]
-    assert math.isfinite(curve.mean[0])
-    assert math.isnan(curve.mean[1])
-    assert [column.header for column in _table([curve]).columns][2:] == ["0", "1"]
-    assert list(_table([curve]).columns[3].cells) == ["6 diverged"]
+    assert curve.details["diverged"] == [0, 6]
+    assert math.isfinite(means(curve)[0])
+    assert math.isnan(curve.mean)
+    assert {str(c.header): list(c.cells) for c in table([curve], steps=True).columns}["1"] == ["6 diverged"]
 
 
 def test_a_test_of_few_tasks_says_how_often_it_repeats_them() -> None:
@@ -174,14 +182,13 @@ def test_a_test_of_few_tasks_says_how_often_it_repeats_them() -> None:
             return np.sign(super().sample(generator, num_tasks))
 
     curve = evaluate(learner(), Short(), num_tasks=5, rollouts=2, steps=0)
-    assert curve.tested_on == "5 places"
+    assert curve.details["tested_on"] == "5 places"
     curve = evaluate(learner(), Signs(), num_tasks=20, rollouts=2, steps=0)
-    assert curve.tested_on == "4 signs, 20 repetitions"
-    two = dataclasses.replace(curve, goals=[[1.0], [-1.0]] * 10, called="directions")
-    assert two.tested_on == "two directions, 20 repetitions"
-    assert "two directions, 20 repetitions" in str(_table([two]).title)
-    assert str(two).endswith("two directions, 20 repetitions")
-    assert dataclasses.replace(two, goals=[[1.0]] * 20).tested_on == "one of the directions, 20 repetitions"
+    assert curve.details["tested_on"] == "4 signs, 20 repetitions"
+    assert title([curve]).startswith("point, 4 signs, 20 repetitions (seed 1), 2 rollouts of each: return after k")
+    two = np.array([[1.0], [-1.0]] * 10)
+    assert which_tasks(two, "directions") == "two directions, 20 repetitions"
+    assert which_tasks(two[::2], "directions") == "one of the directions, 10 repetitions"
     pytest.importorskip("mujoco", reason="needs kshot[rl]")
     called = {name: made().called for name, made in families().items()}
     assert set(called.values()) == {"places", "directions", "velocities", "bodies"}
@@ -374,28 +381,21 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     assert "random" in tested.stdout
     assert all(file.stat().st_size > 0 for file in files)
     result = json.loads(files[0].read_text())
-    assert [len(r["mean"]) for r in result["results"]] == [4, 4]
+    returns = [[step[1] for step in r["columns"]["return"]["path"]] for r in result["results"]]
+    assert list(map(len, returns)) == [4, 4]
+    assert [r["baseline"] for r in result["results"]] == [False, True]
     assert result["training"][0]["env_steps"] > 0
     slow = kshot("evaluate", str(out), *arguments[:6], "--inner-lr", "0.25")
     assert slow.returncode == 0, slow.stderr
     other = json.loads(files[0].read_text())
-    assert [r["rates"] for r in other["results"]] == [[0.25, 0.125, 0.125]] * 2
-    assert [r["mean"][0] for r in other["results"]] == [r["mean"][0] for r in result["results"]]
-    assert other["results"][0]["mean"][1] != result["results"][0]["mean"][1]
+    assert [r["details"]["rates"] for r in other["results"]] == [[0.25, 0.125, 0.125]] * 2
+    slower = [[step[1] for step in r["columns"]["return"]["path"]] for r in other["results"]]
+    assert [own[0] for own in slower] == [own[0] for own in returns]
+    assert slower[0][1] != returns[0][1]
     assert "above 0" in kshot("evaluate", str(out), "--inner-lr", "0").stderr
     wrong = kshot("train", "cheetah-sideways-maml", "--out", str(tmp_path / "x"))
     assert wrong.returncode == 2
     assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr
-
-
-@pytest.mark.parametrize(("steps", "shown"), [(3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4]), (30, [0, 1, 3, 10, 30])])
-def test_a_table_of_many_rounds_shows_some_of_them(steps: int, shown: list[int]) -> None:
-    means = [float(100 + k) for k in range(steps + 1)]
-    curves = [Curve(n, "point", [], m, m, 2, 3, 1, [], [], 0.0, 3) for n, m in (("a", means), ("oracle", means[:1]))]
-    columns = _table(curves).columns
-    assert [column.header for column in columns] == ["policy", "seen", *map(str, shown)]
-    entries = [list(column.cells) for column in columns[2:]]
-    assert entries == [[f"{100 + k}.0 ± {100 + k}.0", "100.0 ± 100.0" if k == 0 else ""] for k in shown]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
@@ -478,14 +478,29 @@ def test_settings_that_a_checkpoint_does_not_tell_had_their_defaults(tmp_path: P
 
 def test_seeds_are_averaged_with_the_interval_over_them() -> None:
     own = learner()
-    curves = [evaluate(own, Short(), 4, 3, 1) for _ in range(3)]
-    for shift, curve in zip((0.0, 1.0, 2.0), curves, strict=True):
-        curve.mean[:] = [10.0 + shift, 20.0 + 2 * shift]
-    pooled = over_seeds(curves)
-    assert pooled.mean == [11.0, 22.0]
+    curve = evaluate(own, Short(), 4, 3, 1)
+
+    def trained(shift: float) -> Scores:
+        path = [(0, 10.0 + shift, 1.0), (1, 20.0 + 2 * shift, 1.0)]
+        return dataclasses.replace(curve, columns={"return": Column(path[-1][1], 1.0, path=path)})
+
+    pooled = over_seeds([trained(shift) for shift in (0.0, 1.0, 2.0)])
+    assert means(pooled) == [11.0, 22.0]
     # Student's t with 2 degrees of freedom, 97.5 %: 4.3027; standard deviations 1 and 2
-    assert pooled.interval95 == pytest.approx([4.3027 / 3**0.5, 2 * 4.3027 / 3**0.5], rel=1e-4)
-    with pytest.raises(ValueError, match="at least 2"):
-        over_seeds(curves[:1])
-    with pytest.raises(ValueError, match="other tasks"):
-        over_seeds([curves[0], evaluate(own, Short(), 4, 3, 1, 7)])
+    halves = [half for *_, half in pooled.per_step]
+    assert halves == pytest.approx([4.3027 / 3**0.5, 2 * 4.3027 / 3**0.5], rel=1e-4)
+    for other in (evaluate(own, Short(), 4, 3, 1, 7), evaluate(own, Short(), 4, 2, 1), evaluate(own, Short(), 4, 3, 2)):
+        with pytest.raises(ValueError, match="other tasks"):
+            over_seeds([curve, other])
+
+
+def test_the_general_evaluation_scores_a_policy_by_its_tasks() -> None:
+    """Tasks that score a learner themselves: `Control.score`."""
+    found = Short().score(learner(), 4, 2, rollouts=3, steps=1)
+    assert found.per_step == evaluate(learner(), Short(), 4, 3, 1, 2).per_step
+    assert (found.primary, found["return"].better, found.num_tasks, found.cluster) == (
+        "return",
+        "more",
+        4,
+        [0, 1, 2, 3],
+    )

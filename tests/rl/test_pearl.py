@@ -268,8 +268,8 @@ def test_only_pearl_learns_from_what_is_kept(tmp_path: Path) -> None:
 def test_a_belief_of_nothing_acts_by_the_prior_and_a_tested_one_by_its_own() -> None:
     learner = PEARL(2, 2, (8,), 2)
     curve = evaluate(learner, Short(), 3, 2, 2)
-    assert len(curve.mean) == 3
-    assert curve.seen == 2
+    assert len(curve.per_step) == 3
+    assert curve.details["seen"] == 2
     states = Belief(torch.full((3, 2), 1e12), torch.full((3, 2), 5e11))  # z is 0.5, all but certainly
     actor = learner.actor(states)
     actor.begin(3, 4, torch.Generator().manual_seed(0))
