@@ -269,8 +269,6 @@ def loop(
     family: str = "",
     settings: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
-    upgrade: Callable[[dict[str, Tensor], dict[str, Any], Path], tuple[dict[str, Tensor], dict[str, Any]]]
-    | None = None,
     longer: bool = True,
     val: Callable[[], Any] | None = None,
     out: Path | str | None = None,
@@ -287,7 +285,6 @@ def loop(
         family: of what is trained, kept in the checkpoint: "images", "functions", "control", ...
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
         defaults: of settings that a checkpoint from before them lacks.
-        upgrade: makes tensors and info of the checkpoint `path`, written by an earlier version, those of this one.
         longer: whether a run of more steps is the same run, as far as the stepper is concerned.
         val: gives the scores of a validation. The best checkpoint by their primary column is kept.
         out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
@@ -308,7 +305,7 @@ def loop(
     longer = longer and outer.schedule in ("constant", "halve")
     with ExitStack() as held:
         if folder is not None:
-            found = world.told(run.opened(held, resume, overwrite, longer, defaults, upgrade))
+            found = world.told(run.opened(held, resume, overwrite, longer, defaults or {}))
             if isinstance(found, Exception):
                 raise found
             start = run.begin(found, folder / _LAST)
@@ -364,8 +361,7 @@ class _Run:
         resume: bool,
         overwrite: bool,
         longer: bool,
-        defaults: dict[str, Any] | None,
-        upgrade: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]] | None,
+        defaults: dict[str, Any],
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | checkpoint.CheckpointError | None:
         """The folder locked, and the checkpoint that the run continues from, or why it cannot: for all processes."""
         if self.folder is None:
@@ -378,9 +374,10 @@ class _Run:
             if not (resume and path.exists()):
                 return None
             tensors, info = checkpoint.load(path, ("step", "outer", "settings"))
-            if upgrade is not None:
-                tensors, info = upgrade(tensors, info, path)
-            _refuse_another_run(self.info, info, path, longer, defaults or {})
+            _refuse_another_run(self.info, info, path, longer, defaults)
+            beside = self._beside(info["step"])
+            if beside.exists():
+                tensors |= {f"replay.{name}": t for name, t in checkpoint.load(beside)[0].items()}
             return tensors, info
         except checkpoint.CheckpointError as error:
             return error
@@ -393,6 +390,8 @@ class _Run:
                 self.stepper.restore(tensors, info)
             except checkpoint.CheckpointError as error:
                 raise checkpoint.CheckpointError(f"{path}: {error}") from error
+            except KeyError as error:
+                raise checkpoint.CheckpointError(f"{path} does not tell {error}: train in another folder") from error
             self.best, self.kept = _best(info.get("best"), path), info["step"]
         if self.folder is not None:
             for name in (_LAST, _BEST, _RECORDS):
@@ -436,9 +435,19 @@ class _Run:
         if self.folder is None:
             return
         info = {"step": step, "best": self.best, **self.info, "versions": checkpoint.versions()}
-        checkpoint.save(self.folder / name, self.stepper.tensors(), info | self.stepper.numbers())
+        tensors = self.stepper.tensors()
+        if name == _BEST:  # nothing continues from there
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("replay.")}
+        checkpoint.save(self.folder / name, tensors, info | self.stepper.numbers())
         if name == _LAST:
             self.kept = step
+            for old in self.folder.glob(self._beside("*").name):
+                old.unlink()
+
+    def _beside(self, step: int | str) -> Path:
+        """Where earlier versions kept a replay: beside the checkpoint."""
+        assert self.folder is not None
+        return self.folder / f"replay-{step}.safetensors"
 
     def append(self, record: Record) -> None:
         if self.folder is not None:
@@ -493,12 +502,11 @@ def _refuse_another_run(
         kept = {name: value for name, value in of["settings"].items() if name != "outer"}
         return _flat(json.loads(json.dumps({**kept, **of["outer"]})))
 
-    before, ours = _flat(json.loads(json.dumps(defaults))) | told(then), told(now)
-    changes = [
-        f"{key[1]}={before[key]!r} and not {value!r}"
-        for key, value in ours.items()
-        if before.get(key, value) != value and key[1] not in _MAY_CHANGE and not (longer and key == ("", "steps"))
-    ]
+    before, changes = _flat(json.loads(json.dumps(defaults))) | told(then), []
+    for key, value in told(now).items():
+        was = before.get(key, before.get(("", key[1]), value))  # what is of a group now may have been of none
+        if was != value and key[1] not in _MAY_CHANGE and not (longer and key == ("", "steps")):
+            changes.append(f"{key[1]}={was!r} and not {value!r}")
     if changes:
         raise checkpoint.CheckpointError(
             f"{path} was trained with {', '.join(changes)}: give the same settings to go on with it, or train in "

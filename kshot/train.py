@@ -38,6 +38,7 @@ __all__ = [
     "refuse_a_run_in",
     "restore",
     "restore_learner",
+    "validation",
 ]
 
 Precision = Literal["full", "bfloat16"]
@@ -126,24 +127,25 @@ def meta_train(
         precision=precision, world=world, planned=planned, prefetch=prefetch,
     )  # fmt: skip
 
-    def validated() -> Any:
-        seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
-        assert val is not None
-        return evaluate(learner, val, outer.val_tasks, seed=seed, per_step=False)
-
     return loop(
         stepper,
         outer,
         family=family or ("functions" if of_classes(tasks) is False else "images"),
         settings=settings,
         longer=not learner.anneals,  # what is annealed depends on the number of steps
-        val=validated if val is not None else None,
+        val=validation(learner, val, outer),
         out=out,
         resume=resume,
         overwrite=overwrite,
         stop=stop,
         world=world,
     )
+
+
+def validation(learner: Learner, val: TaskDistribution | None, outer: Outer) -> Callable[[], Any] | None:
+    """What `kshot.loop.loop` takes: scores of a learner on `outer.val_tasks` tasks; None without tasks."""
+    seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
+    return (lambda: evaluate(learner, val, outer.val_tasks, seed=seed, per_step=False)) if val is not None else None
 
 
 class MetaGradient:

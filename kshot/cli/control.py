@@ -55,9 +55,9 @@ class TrainControl:
     def run(self) -> int:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from kshot.loop import refuse_a_run_in
         from kshot.rl.train import meta_train
         from kshot.settings import check_limits
-        from kshot.train import refuse_a_run_in
 
         writable(self.json)
         recipe, began = self.settings, time.monotonic()
@@ -84,7 +84,7 @@ class TrainControl:
             with interruptible() as caught, Progress(*columns, console=say, disable=not say.is_terminal) as bar:
                 shown, before = bar.add_task("meta-training", total=recipe.outer.steps, speed=""), 0.0
                 for record in meta_train(
-                    learner, family, recipe.outer, out=self.out, resume=self.resume,
+                    learner, family, recipe.outer, recipe.acting, out=self.out, resume=self.resume,
                     settings=recipes.settings(recipe), defaults=recipes.settings(ControlRecipe()), stop=stop,
                     overwrite=False,
                 ):  # fmt: skip
@@ -212,7 +212,7 @@ class EvaluateControl:
                     learner, recipes.control(recipe), first.test_tasks if self.tasks is None else self.tasks,
                     first.test_rollouts if self.rollouts is None else self.rollouts, steps, self.seed,
                     later=recipe.later,
-                    discount=recipe.outer.discount, lam=recipe.outer.lam, name=name,
+                    discount=recipe.acting.discount, lam=recipe.acting.lam, name=name,
                     baseline=len(curves) >= len(runs),
                 ))  # fmt: skip
         alike: dict[str, dict[int, Scores]] = {}  # runs that differ in their seed alone, trained equally far
@@ -281,7 +281,7 @@ class Video:
         goal = self.task or tuple(tasks.sample(seeding.generator(self.seed, "film"), 1)[0].tolist())
         before, after = film(
             run.learner, tasks, goal, self.out, steps=self.steps, rollouts=self.rollouts, later=run.recipe.later,
-            discount=run.recipe.outer.discount, lam=run.recipe.outer.lam, seed=self.seed,
+            discount=run.recipe.acting.discount, lam=run.recipe.acting.lam, seed=self.seed,
             width=self.width, height=self.height,
         )  # fmt: skip
         shown = ", ".join(f"{number:g}" for number in goal)

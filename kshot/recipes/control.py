@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from kshot.rl.recipe import ControlRecipe
-from kshot.rl.train import Outer
+from kshot.rl.train import OUTER, Acting
 
 # Outer steps. MAML's tasks: the environment steps of the authors' published result files over those of a step.
 _PAPER = {"point": 100, "cheetah-direction": 100, "cheetah-velocity": 238, "ant-velocity": 375, "ant-direction": 575}
@@ -52,7 +52,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     """40 tasks x 20 rollouts (ant direction 40), one step of 0.1 (point 0.5), KL 0.01 (cheetah direction 0.02)."""
     learner: Any = next(n for n in sorted(LEARNERS, key=len, reverse=True) if name.endswith(f"-{n}"))
     tasks = name.removesuffix(f"-{learner}")
-    outer = Outer(steps=_STEPS[tasks], rollouts=40 if tasks == "ant-direction" else 20)
+    outer, acting = replace(OUTER, steps=_STEPS[tasks]), Acting(rollouts=40 if tasks == "ant-direction" else 20)
     recipe = ControlRecipe(
         tasks=tasks,
         inner_lr=0.5 if tasks == "point" else 0.1,
@@ -61,7 +61,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         differs="every task has the same number of rollouts, however short they are; weights drawn by torch",
     )
     if tasks == "cheetah-direction":  # the authors' published file: maml1_fbs20_mbs40_flr_0.1_mlr0.02, iteration 100
-        outer = replace(outer, kl=0.02)
+        acting = replace(acting, kl=0.02)
     if tasks in _V5:
         recipe = replace(
             recipe, hidden=(64, 64), activation="tanh", source="Rothfuss et al. 2019, arXiv:1810.06784, and its code"
@@ -69,13 +69,13 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     elif tasks in _BODIES:
         recipe = replace(recipe, source="MAML's settings; no paper has these tasks", differs="")
     if learner == "maml-vpg":
-        learner, outer = "maml", replace(outer, method="vpg")
+        learner, acting = "maml", replace(acting, method="vpg")
         recipe = _differs(recipe, "Adam of 1e-3 as the outer step")
     elif learner == "promp":
-        outer = replace(outer, method="ppo")
+        acting = replace(acting, method="ppo")
         recipe = replace(recipe, source="Rothfuss et al. 2019, arXiv:1810.06784, and its code")
     elif learner == "rl2":  # as many steps of the environment as the others' two rounds
-        outer = replace(outer, method="ppo", rollouts=outer.rollouts // 2)
+        acting = replace(acting, method="ppo", rollouts=acting.rollouts // 2)
         recipe = replace(
             recipe,
             hidden=(100,),
@@ -94,40 +94,40 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         outer = replace(outer, steps=2 * outer.steps)
     if budget == "quick" and tasks != "point":
         # Chosen by the returns of training tasks of cheetah direction, see docs/control.md.
-        outer = replace(outer, lam=0.97, kl=0.04)
+        acting = replace(acting, lam=0.97, kl=0.04)
         text = "lambda 0.97"
         if learner != "rl2":
             recipe = replace(recipe, init="uniform", inner_lr=0.3)
             if tasks == "cheetah-direction":
-                outer, recipe = replace(outer, discount=0.97, lam=0.95), replace(recipe, activation="tanh")
+                acting, recipe = replace(acting, discount=0.97, lam=0.95), replace(recipe, activation="tanh")
                 text = "tanh, discount 0.97, lambda 0.95"
             elif tasks == "ant-direction":  # chosen by the returns of training tasks
                 steps = 1200 if learner in ("pretrained", "oracle") else 600
-                outer = replace(outer, steps=steps, batch=20, rollouts=10, lam=0.95)
+                outer, acting = replace(outer, steps=steps, batch=20), replace(acting, rollouts=10, lam=0.95)
                 recipe = replace(recipe, activation="tanh", std=0.4, inner_lr=0.1)
                 text = "20 tasks x 10 rollouts, lambda 0.95, tanh, a first deviation of 0.4"
             elif tasks in ("ant-body", "walker-body"):  # chosen by the returns of training bodies of the ants
                 if tasks == "ant-body":
                     outer = replace(outer, steps=1200 if learner in ("pretrained", "oracle") else 600)
-                outer = replace(outer, batch=20, rollouts=10, kl=0.05, lam=0.95)
+                outer, acting = replace(outer, batch=20), replace(acting, rollouts=10, kl=0.05, lam=0.95)
                 recipe = replace(recipe, hidden=(64, 64), activation="tanh", std=0.4, inner_lr=0.1)
                 text = "20 tasks x 10 rollouts, lambda 0.95, 64 x 64 tanh, a first deviation of 0.4"
             text += f", inner rate {recipe.inner_lr}, weights drawn within 1 / sqrt(inputs)"
-        if outer.method == "trpo":
-            text += f", KL {outer.kl}"
+        if acting.method == "trpo":
+            text += f", KL {acting.kl}"
         recipe = _differs(recipe, text)
-    if budget == "quick" and outer.method == "trpo":
-        outer = replace(outer, rows=0.2)
+    if budget == "quick" and acting.method == "trpo":
+        acting = replace(acting, rows=0.2)
         recipe = _differs(recipe, "a fifth of the samples in the products with the curvature")
     elif budget == "quick":
         outer = replace(outer, steps=outer.steps // 2)
         recipe = _differs(recipe, f"{outer.steps} outer steps")
-    return replace(recipe, learner=learner, outer=outer)
+    return replace(recipe, learner=learner, outer=outer, acting=acting)
 
 
 def _pearl(recipe: ControlRecipe, budget: Literal["paper", "quick"]) -> ControlRecipe:
     """5 tasks x 5 + 5 rollouts and 2,000 steps of Adam an outer step, of 5 x 256 transitions."""
-    outer = Outer(steps=500, batch=5, rollouts=5, method="sac", meta_lr=3e-4, epochs=2000)
+    outer, acting = replace(OUTER, steps=500, batch=5, meta_lr=3e-4), Acting(rollouts=5, method="sac", epochs=2000)
     recipe = replace(
         recipe,
         learner="pearl",
@@ -137,9 +137,9 @@ def _pearl(recipe: ControlRecipe, budget: Literal["paper", "quick"]) -> ControlR
         differs="beliefs of 32 to 1,024 transitions, where the code has 256; see kshot.rl.pearl",
     )
     if budget == "quick":
-        outer = replace(outer, steps=100, rollouts=2, epochs=200)
+        outer, acting = replace(outer, steps=100), replace(acting, rollouts=2, epochs=200)
         recipe = _differs(replace(recipe, hidden=(128, 128)), "two layers of 128, 2 + 2 rollouts, 200 steps of Adam")
-    return replace(recipe, outer=outer)
+    return replace(recipe, outer=outer, acting=acting)
 
 
 def _differs(recipe: ControlRecipe, text: str) -> ControlRecipe:

@@ -14,10 +14,10 @@ from kshot.rl.maml import EMAML, PolicyMAML, ProMP
 from kshot.rl.pearl import PEARL
 from kshot.rl.policy import GaussianMLP, check_sizes
 from kshot.rl.recurrent import RL2, GaussianGRU
-from kshot.rl.train import Outer
+from kshot.rl.train import OUTER, Acting, Outer
 from kshot.settings import check_limits, read
 
-__all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run", "settings"]
+__all__ = ["ControlRecipe", "PolicyRun", "begin", "build", "control", "is_control", "load_run", "settings", "upgrade"]
 
 KIND = "control"
 
@@ -48,6 +48,7 @@ class ControlRecipe:
         test_rollouts: of each test task, after each step.
         test_steps: gradient steps at test.
         outer: the outer loop.
+        acting: how it acts, and what an outer step is.
         source: where the numbers come from.
         differs: where they differ from the source.
     """
@@ -70,7 +71,8 @@ class ControlRecipe:
     test_tasks: int = 40
     test_rollouts: int = 20
     test_steps: int = 3
-    outer: Outer = field(default_factory=Outer)
+    outer: Outer = OUTER
+    acting: Acting = field(default_factory=Acting)
     source: str = ""
     differs: str = ""
 
@@ -88,7 +90,7 @@ class ControlRecipe:
         """As tables show it: "maml-trpo", or "maml-trpo from RUN" where it began with another run's weights."""
         own = self.learner in ("pretrained", "oracle", "promp", "rl2", "pearl")
         begun = f" from {Path(self.start).name}" if self.start else ""
-        return (self.learner if own else f"{self.learner}-{self.outer.method}") + begun
+        return (self.learner if own else f"{self.learner}-{self.acting.method}") + begun
 
 
 class PolicyRun(NamedTuple):
@@ -179,6 +181,15 @@ def is_control(folder: Path | str) -> bool:
     return path.is_file() and checkpoint.load(path)[1].get("settings", {}).get("kind") == KIND
 
 
+def upgrade(told: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a checkpoint of before: those of acting stood among those of the outer loop."""
+    outer = told.get("outer")
+    if "acting" in told or not isinstance(outer, dict):
+        return told
+    acting = {name: value for name, value in outer.items() if name in Acting.__dataclass_fields__}
+    return {**told, "outer": {n: v for n, v in outer.items() if n not in acting}, "acting": acting}
+
+
 def load_run(folder: Path | str) -> PolicyRun:
     """The policy of a training folder.
 
@@ -195,7 +206,7 @@ def load_run(folder: Path | str) -> PolicyRun:
             "cheetah-direction-maml', or of meta_train(..., settings=kshot.rl.recipe.settings(recipe))"
         )
     told = {name: value for name, value in info["settings"].items() if name != "kind"}
-    recipe = read(ControlRecipe, told, path)
+    recipe = read(ControlRecipe, upgrade(told), path)
     check_limits(asdict(recipe), path)
     learner = checkpoint.rebuilt(lambda: build(recipe), tensors, path)
     return PolicyRun(learner, recipe, info, folder)

@@ -1,22 +1,20 @@
-"""The outer loop of meta reinforcement learning, a generator of records; `kshot.rl.score` has the test.
+"""Meta reinforcement learning: `PolicyStep`, a step of a policy; `kshot.rl.score` has the test.
 
-    for record in meta_train(learner, family, Outer(steps=100), out="runs/cheetah"):
+    for record in meta_train(learner, family, Outer(steps=100, batch=40), out="runs/cheetah"):
         print(record.step, record.metrics["return_after"])
 
-An iteration draws tasks, acts in them under the start (support), adapts, acts under each task's own weights (query),
-and takes one outer step on all of it. Everything random is drawn from `seeding.generator(seed, purpose, step)`, so a
-run that was killed and resumed ends with the bits of an unbroken one on the same machine (with MuJoCo; Warp adds up
-contacts in any order).
+A step draws tasks, acts in them under the start (support), adapts, acts under each task's own weights (query), and
+takes one outer step on all of it. Everything random is drawn from `seeding.generator(seed, purpose, step)`, so a run
+that was killed and resumed is bit-identical to an uninterrupted one on the same machine (with MuJoCo; Warp adds up
+contacts in any order). `kshot.loop` does everything around a step.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,99 +23,74 @@ import torch
 from torch import Tensor
 
 from kshot import checkpoint, engine, seeding
-from kshot.loop import append_record, trim_records
+from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of
+from kshot.rl import trust
 from kshot.rl.learner import PolicyLearner, act, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, returns
 from kshot.rl.score import evaluate
-from kshot.rl.trust import Region, Update, improve
+from kshot.rl.trust import Region, improve
 from kshot.scores import over_seeds
-from kshot.train import NonFiniteLoss, Record, refuse_a_run_in, restore_learner
+from kshot.train import restore_learner
 
 if TYPE_CHECKING:
     from kshot.core import Task
     from kshot.rl.control import Array, Control
 
-__all__ = ["Outer", "evaluate", "meta_train", "over_seeds"]
+__all__ = ["OUTER", "Acting", "Outer", "PolicyStep", "evaluate", "meta_train", "over_seeds"]
+
+OUTER = Outer(steps=100, batch=40, val_every=0, save_every=10)
+"""Settings of the outer loop where none are given."""
 
 
 @dataclass(frozen=True)
-class Outer:
-    """Settings of the outer loop.
+class Acting(Region):
+    """How a policy acts in a step, and what the outer step is; with the settings of the trust region ("trpo").
 
     Attributes:
-        steps: outer steps in all.
-        batch: tasks of one step, T.
         rollouts: of each task, for support and for query, R.
         discount: gamma, 0..1.
         lam: lambda of the generalised advantages, 0..1.
-        method: "trpo", a step within a trust region; "vpg", a step of Adam; "ppo", several of them on one batch of
-            rollouts; "sac", several of them on what is kept of all rollouts, of `train_tasks` tasks.
-        meta_lr: Adam's rate ("vpg", "ppo", "sac").
-        epochs: steps of Adam in an outer step ("ppo", "sac").
+        method: "trpo", a step within a trust region; "vpg", a step of the optimiser; "ppo", several of them on one
+            batch of rollouts; "sac", several of them on what is kept of all rollouts, of `train_tasks` tasks.
+        epochs: steps of the optimiser in an outer step ("ppo", "sac").
         train_tasks: that are drawn once and visited again and again ("sac").
-        context: transitions that a belief is made of, at most: each step of Adam draws a number from a thirty-second
-            of it on ("sac").
-        transitions: of each task in one step of Adam ("sac").
+        context: transitions that a belief is made of, at most: each step of the optimiser draws a number from a
+            thirty-second of it on ("sac").
+        transitions: of each task in one step of the optimiser ("sac").
         memory: steps of all tasks that are kept ("sac").
-        kl: largest mean divergence of a step within the trust region, nats ("trpo").
-        cg_steps: steps of conjugate gradient ("trpo").
-        damping: added to the curvature's diagonal ("trpo").
-        shrink: factor between two tries of the line search, 0..1 ("trpo").
-        tries: of the line search ("trpo").
-        rows: the share of the steps that products with the curvature are taken over, 0..1 ("trpo").
-        save_every: steps between two checkpoints; one is also written at the end.
-        seed: of the weights, the tasks and everything else.
     """
 
-    steps: int = 100
-    batch: int = 40
     rollouts: int = 20
     discount: float = 0.99
     lam: float = 1.0
     method: Literal["trpo", "vpg", "ppo", "sac"] = "trpo"
-    meta_lr: float = 1e-3
     epochs: int = 5
     train_tasks: int = 100
     context: int = 1024
     transitions: int = 256
     memory: int = 1_000_000
-    kl: float = 0.01
-    cg_steps: int = 10
-    damping: float = 1e-5
-    shrink: float = 0.8
-    tries: int = 15
-    rows: float = 1.0
-    save_every: int = 10
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rollouts", "save_every", "epochs", "train_tasks", "context", "transitions", "memory"):
+        super().__post_init__()
+        for name in ("rollouts", "epochs", "train_tasks", "context", "transitions", "memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps} must not be negative")
-        if not 0 < self.meta_lr < math.inf:
-            raise ValueError(f"meta_lr={self.meta_lr} must be positive")
         if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
         if self.method not in ("trpo", "vpg", "ppo", "sac"):
             raise ValueError(f"method must be 'trpo', 'vpg', 'ppo' or 'sac', got {self.method!r}")
-        _ = self.region
-
-    @property
-    def region(self) -> Region:
-        """The trust region."""
-        return Region(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Region)})
 
 
 def meta_train(
     learner: PolicyLearner,
     family: Control,
     outer: Outer | None = None,
+    acting: Acting | None = None,
     *,
+    val: Callable[[], Any] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
@@ -135,12 +108,15 @@ def meta_train(
     Args:
         learner: trained in place.
         family: the distribution of tasks.
-        outer: the settings; `overrides` replace single ones (`steps=300`).
-        out: folder for `last.safetensors` and `records.jsonl`, in place of those of an earlier run; None keeps nothing.
-        resume: go on from `out/last.safetensors` where there is one.
+        outer: the settings of the outer loop; None: `OUTER`.
+        acting: how it acts, and what an outer step is. `overrides` replace single settings of both (`steps=300`).
+        val: gives the scores of a validation, as `kshot.loop.loop` takes it.
+        out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
+            of an earlier run; None keeps nothing.
+        resume: continue from `out/last.safetensors` where there is one.
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
         defaults: of settings that a checkpoint from before them does not tell.
-        stop: asked in each step; True saves and ends (SIGINT, a time limit).
+        stop: asked after each step; True saves and ends (SIGINT, a time limit).
         overwrite: False: refuse a folder that holds a run, unless it is resumed.
 
     Raises:
@@ -149,265 +125,141 @@ def meta_train(
         CheckpointError: a checkpoint that cannot be written or read; another process trains in `out`.
         ValueError: a policy for observations or actions of another size; a trust region for a learner that has none.
     """
-    outer = Outer(**{**asdict(outer or Outer()), **overrides})
-    check_fits(learner, family)
-    if (outer.method == "sac") != isinstance(learner, PEARL):
-        raise ValueError(
-            f"{type(learner).__name__} with method={outer.method!r}: 'sac' is for PEARL, and nothing else is"
-        )
-    if outer.method == "trpo" and not isinstance(learner, PolicyMAML):
-        raise ValueError(f"{type(learner).__name__} has no trust region: pass method='ppo' or method='vpg'")
-    folder = Path(out) if out is not None else None
-    with checkpoint.locked(folder) if folder is not None else nullcontext():
-        if folder is not None and not (resume or overwrite):
-            refuse_a_run_in(folder)
-        yield from _trained(learner, family, outer, folder, resume, settings, defaults, stop)
+    own = {name: overrides.pop(name) for name in tuple(overrides) if name in Acting.__dataclass_fields__}
+    outer = dataclasses.replace(outer or OUTER, **overrides)
+    acting = dataclasses.replace(acting or Acting(), **own)
+    return loop(
+        PolicyStep(learner, family, outer, acting), outer, family="control",
+        settings={**(settings or {}), "acting": asdict(acting)}, defaults=defaults, val=val, out=out, resume=resume,
+        stop=stop, overwrite=overwrite,
+    )  # fmt: skip
 
 
-def _trained(
-    learner: PolicyLearner,
-    family: Control,
-    outer: Outer,
-    folder: Path | None,
-    resume: bool,
-    settings: dict[str, Any] | None,
-    defaults: dict[str, Any] | None,
-    stop: Callable[[], bool] | None,
-) -> Iterator[Record]:
-    """The loop of `meta_train`, alone in its folder."""
-    optimizer = torch.optim.Adam(learner.parameters(), lr=outer.meta_lr) if outer.method != "trpo" else None
-    replay = _replay(learner, family, outer) if outer.method == "sac" else None
-    start, env_steps = 0, 0
-    if folder is not None and resume and (folder / "last.safetensors").exists():
-        start, env_steps = _go_on(learner, optimizer, replay, outer, settings or {}, folder, defaults)
-    elif folder is not None:
-        for old in (folder / "last.safetensors", folder / "records.jsonl", *folder.glob("replay-*.safetensors")):
-            old.unlink(missing_ok=True)  # of another run
-    if folder is not None:
-        clear_parts(folder, "last.safetensors", "records.jsonl", "replay-*.safetensors")
+class PolicyStep:
+    """A stepper: rollouts of a batch of tasks, and an outer step on them. See `meta_train` for its arguments.
 
-    def save(step: int) -> None:
-        if folder is None:
-            return
-        tensors = {f"learner.{n}": t for n, t in learner.state_dict().items()}
-        info: dict[str, Any] = {"step": step, "best": None, "env_steps": env_steps, "outer": asdict(outer)}
-        if optimizer is not None:
-            packed, info["optimizer"] = checkpoint.pack_optimizer(optimizer)
-            tensors |= {f"optimizer.{n}": t for n, t in packed.items()}
-        info |= {"settings": settings or {}, "versions": checkpoint.versions()}
-        own = folder / f"replay-{step}.safetensors"  # the checkpoint's is whole before the checkpoint tells of it
-        if replay is not None:
-            checkpoint.save(own, replay.state_dict(), {"step": step})
-        checkpoint.save(folder / "last.safetensors", tensors, info)
-        for old in set(folder.glob("replay-*.safetensors")) - {own}:
-            old.unlink()
+    Raises:
+        ValueError: see `meta_train`.
+    """
 
-    def kept() -> str:
-        if folder is None or not (folder / "last.safetensors").exists():
-            return "nothing was saved"
-        return f"{folder} holds what was learned up to step {checkpoint.load(folder / 'last.safetensors')[1]['step']}"
+    def __init__(self, learner: PolicyLearner, family: Control, outer: Outer, acting: Acting):
+        check_fits(learner, family)
+        kind, method = type(learner).__name__, acting.method
+        if (method == "sac") != isinstance(learner, PEARL):
+            raise ValueError(f"{kind} with method={method!r}: 'sac' is for PEARL, and nothing else is")
+        if method == "trpo" and not isinstance(learner, PolicyMAML):
+            raise ValueError(f"{kind} has no trust region: pass method='ppo' or method='vpg'")
+        self.learner, self.family, self.outer, self.acting = learner, family, outer, acting
+        self.env_steps = 0
+        self.optimiser = Optimiser(learner, outer) if method != "trpo" else None
+        self.replay: Replay | None = None
+        if method == "sac":
+            goals = family.sample(seeding.generator(outer.seed, "training tasks"), acting.train_tasks)
+            each = max(acting.memory // (len(goals) * family.horizon), learner.rounds * acting.rollouts)
+            self.replay = Replay(family, goals, each)
 
-    def act_in(goals: Array, step: int, clock: Clock) -> tuple[list[Trajectory], dict[str, float]]:
-        try:
-            return _act(learner, family, goals, outer, step, clock)
-        except NonFiniteRollouts as error:
-            save(step)
-            raise NonFiniteLoss(f"outer step {step} on {family.name}: {error}. {kept()}") from error
-
-    for step in range(start, outer.steps):
-        began, clock = time.perf_counter(), Clock()
-        drawn = seeding.generator(outer.seed, "goals", step)
-        if replay is None:
-            found, metrics = act_in(family.sample(drawn, outer.batch), step, clock)
+    def __call__(self, i: int) -> Update:
+        began, clock, seed = time.perf_counter(), Clock(), self.outer.seed
+        drawn = seeding.generator(seed, "goals", i)
+        if self.replay is None:
+            found, metrics = self._act(self.family.sample(drawn, self.outer.batch), i, clock)
             with clock.on("baseline"):
-                task = learner.experience(found, outer.discount, outer.lam)
+                task = self.learner.experience(found, self.acting.discount, self.acting.lam)
             with clock.on("update"):
-                update = _outer_step(learner, task, outer, optimizer, seeding.generator(outer.seed, "rows", step))
+                update = self._improved(task, i)
         else:
-            which = torch.randperm(outer.train_tasks, generator=drawn)[: outer.batch]
-            found, metrics = act_in(replay.goals[which.numpy()], step, clock)
+            which = torch.randperm(self.acting.train_tasks, generator=drawn)[: self.outer.batch]
+            found, metrics = self._act(self.replay.goals[which.numpy()], i, clock)
             with clock.on("update"):
-                replay.add(which, found)
-                update = _learn(learner, replay, outer, optimizer, step)
-        env_steps += int(metrics.pop("steps"))
+                self.replay.add(which, found)
+                update = self._learned(self.replay, i)
         if not all(map(math.isfinite, (update.before, update.after, update.norm))):
-            if optimizer is None:  # a step within a trust region leaves the weights where it cannot be taken
-                save(step)
             raise NonFiniteLoss(
-                f"outer step {step}: loss {update.before}, gradient norm {update.norm}, on the tasks of "
-                f"seeding.generator({outer.seed}, 'goals', {step}); {kept()}. Try a smaller inner rate or trust region"
+                f"outer step {i}: loss {update.before}, gradient norm {update.norm}, on the tasks of "
+                f"seeding.generator({seed}, 'goals', {i}). Try a smaller inner rate or trust region",
+                save=self.optimiser is None,  # a step within a trust region that cannot be taken changes no weights
             )
-        done, seconds = step + 1, time.perf_counter() - began
-        metrics |= {"kl": update.kl, "entropy": update.entropy, "tries": update.tries, "env_steps": env_steps}
+        seconds = time.perf_counter() - began
+        self.env_steps += sum(int(trajectory.alive.sum()) for trajectory in found)
+        metrics |= {"kl": update.kl, "entropy": update.entropy, "tries": update.tries, "env_steps": self.env_steps}
         metrics |= {what: clock.seconds.get(what, 0.0) / seconds for what in ("simulation", "policy", "update")}
-        record = Record(done, update.before, metrics, outer.meta_lr, update.norm, seconds, metrics["simulation"])
-        stopped = stop is not None and stop()
-        if folder is not None:
-            append_record(folder / "records.jsonl", record)
-        if done % outer.save_every == 0 or done == outer.steps or stopped:
-            save(done)
-        yield record
-        if stopped:
-            return
-    if folder is not None and start >= outer.steps and not (folder / "last.safetensors").exists():
-        save(start)
+        return Update(update.before, metrics, update.norm, self.outer.rate(i), clock.seconds.get("simulation", 0.0))
 
+    def tensors(self) -> dict[str, Tensor]:
+        kept = {f"learner.{n}": t for n, t in self.learner.state_dict().items()}
+        if self.optimiser is not None:
+            kept |= self.optimiser.tensors()
+        if self.replay is not None:
+            kept |= {f"replay.{n}": t for n, t in self.replay.state_dict().items()}
+        return kept
 
-def _act(
-    learner: PolicyLearner, family: Control, goals: Array, outer: Outer, step: int, clock: Clock
-) -> tuple[list[Trajectory], dict[str, float]]:
-    """All rounds of a batch of tasks, and what they tell."""
-    last = learner.rounds - 1
-    purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]
-    generators = [seeding.generator(outer.seed, purpose, step) for purpose in purposes]
-    found = act(learner, family, goals, outer.rollouts, generators, outer.discount, outer.lam, clock)
-    paid = [float(returns(trajectory).mean()) for trajectory in found]
-    steps = sum(float(trajectory.alive.sum()) for trajectory in found)
-    return found, {"return_before": paid[0], "return_after": paid[-1], "steps": steps}
+    def numbers(self) -> dict[str, Any]:
+        return {"env_steps": self.env_steps, **(self.optimiser.numbers() if self.optimiser is not None else {})}
 
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        restore_learner(self.learner, tensors, "the checkpoint")
+        if self.optimiser is not None:
+            self.optimiser.restore(tensors, numbers)
+        if self.replay is not None:
+            kept = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
+            try:
+                self.replay.load_state_dict(kept)
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise checkpoint.CheckpointError(
+                    f"no rollouts of these tasks are kept ({' '.join(str(error).split())[:200]}): train in another "
+                    "folder"
+                ) from error
+        self.env_steps = int(numbers["env_steps"])
 
-def _outer_step(
-    learner: PolicyLearner, task: Task, outer: Outer, optimizer: torch.optim.Optimizer | None, rows: torch.Generator
-) -> Update:
-    if optimizer is None:
-        assert isinstance(learner, PolicyMAML)
-        return improve(learner, task, outer.region, rows)
-    plan = engine.Plan(learner.strategy, chunk_size=10 if learner.strategy == "vmap" else None)
-    found: list[Update] = []
-    for _ in range(outer.epochs if outer.method == "ppo" else 1):
-        gradients, outcome = engine.meta_gradient(learner, task, plan)
-        engine.assign(learner, gradients)
-        optimizer.step()
-        norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
-        kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
-        found.append(Update(float(outcome.loss.mean()), float(outcome.loss.mean()), kl, 1, norm, entropy))
-    optimizer.zero_grad(set_to_none=True)
-    after = engine.meta_loss(learner, task, plan)
-    kl = float(after.metrics["kl"].mean())
-    return found[0]._replace(after=float(after.loss.mean()), kl=kl, tries=len(found))
+    def settle(self) -> None:
+        """Nothing is derived from a policy's weights."""
 
-
-def _replay(learner: PolicyLearner, family: Control, outer: Outer) -> Replay:
-    """An empty one, for the run's training tasks."""
-    each = max(outer.memory // (outer.train_tasks * family.horizon), learner.rounds * outer.rollouts)
-    return Replay(family, family.sample(seeding.generator(outer.seed, "training tasks"), outer.train_tasks), each)
-
-
-def _learn(
-    learner: PolicyLearner, replay: Replay, outer: Outer, optimizer: torch.optim.Optimizer | None, step: int
-) -> Update:
-    """Steps of Adam on what is kept."""
-    assert optimizer is not None
-    plan, found = engine.Plan(learner.strategy), []
-    for k in range(outer.epochs):
-        generator = seeding.generator(outer.seed, "replay", step, k)
-        context = max(1, round(outer.context * 32 ** -float(torch.rand((), generator=generator))))
-        task = replay.sample(generator, outer.batch, context, outer.transitions, outer.discount)
-        with seeding.seeded(outer.seed, "noise", step, k):
-            gradients, outcome = engine.meta_gradient(learner, task, plan)
-        engine.assign(learner, gradients)
-        optimizer.step()
-        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-        found.append(
-            torch.stack([outcome.loss.mean(), outcome.metrics["kl"].mean(), outcome.metrics["entropy"].mean(), norm])
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss, kl, entropy, norm = torch.stack(found).mean(0).tolist()
-    return Update(loss, loss, kl, outer.epochs, norm, entropy)
-
-
-def _go_on(
-    learner: PolicyLearner,
-    optimizer: torch.optim.Optimizer | None,
-    replay: Replay | None,
-    outer: Outer,
-    settings: dict[str, Any],
-    folder: Path,
-    defaults: dict[str, Any] | None,
-) -> tuple[int, int]:
-    path = folder / "last.safetensors"
-    needed = ("step", "env_steps", "outer", "settings", *(("optimizer",) if optimizer is not None else ()))
-    tensors, info = checkpoint.load(path, needed)
-    refuse_another_run(outer, settings, info, path, longer=True, defaults=defaults)
-    restore_learner(learner, tensors, path)
-    if optimizer is not None:
-        packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-        restore_optimizer(optimizer, packed, info["optimizer"], path)
-    if replay is not None:
-        beside = folder / f"replay-{info['step']}.safetensors"
-        tensors, _ = checkpoint.load(beside)
+    def _act(self, goals: Array, i: int, clock: Clock) -> tuple[list[Trajectory], dict[str, float]]:
+        """All rounds of a batch of tasks, and what they tell."""
+        learner, acting, last = self.learner, self.acting, self.learner.rounds - 1
+        purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]
+        generators = [seeding.generator(self.outer.seed, purpose, i) for purpose in purposes]
         try:
-            replay.load_state_dict(tensors)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise checkpoint.CheckpointError(
-                f"{beside} holds no rollouts of these tasks ({' '.join(str(error).split())[:200]}): train in "
-                "another folder"
-            ) from error
-    trim_records(folder / "records.jsonl", info["step"])
-    return int(info["step"]), int(info["env_steps"])
+            found = act(learner, self.family, goals, acting.rollouts, generators, acting.discount, acting.lam, clock)
+        except NonFiniteRollouts as error:
+            raise NonFiniteLoss(f"outer step {i} on {self.family.name}: {error}", save=True) from error
+        paid = [float(returns(trajectory).mean()) for trajectory in found]
+        return found, {"return_before": paid[0], "return_after": paid[-1]}
 
+    def _improved(self, task: Task, i: int) -> trust.Update:
+        """A step within the trust region, or steps of the optimiser on these rollouts."""
+        learner, optimiser = self.learner, self.optimiser
+        if optimiser is None:
+            assert isinstance(learner, PolicyMAML)
+            return improve(learner, task, self.acting, seeding.generator(self.outer.seed, "rows", i))
+        plan = engine.Plan(learner.strategy, chunk_size=10 if learner.strategy == "vmap" else None)
+        found: list[trust.Update] = []
+        for _ in range(self.acting.epochs if self.acting.method == "ppo" else 1):
+            gradients, outcome = engine.meta_gradient(learner, task, plan)
+            engine.assign(learner, gradients)
+            norm = float(norm_of(gradients.values()))
+            optimiser.step(i, norm)
+            kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
+            found.append(trust.Update(float(outcome.loss.mean()), float(outcome.loss.mean()), kl, 1, norm, entropy))
+        after = engine.meta_loss(learner, task, plan)
+        kl = float(after.metrics["kl"].mean())
+        return found[0]._replace(after=float(after.loss.mean()), kl=kl, tries=len(found))
 
-# What may change without making a run another one; `steps` only where the rate does not depend on it.
-_MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
-
-
-def refuse_another_run(
-    outer: Any,
-    settings: dict[str, Any],
-    info: dict[str, Any],
-    path: Path,
-    longer: bool,
-    defaults: dict[str, Any] | None = None,
-) -> None:
-    """Compare a run's settings with those of its checkpoint.
-
-    Args:
-        outer, settings: of the run.
-        info: of the checkpoint.
-        path: of the checkpoint.
-        longer: whether another number of steps is the same run.
-        defaults: what settings were that a checkpoint from before them does not tell.
-
-    Raises:
-        CheckpointError: with the settings that differ.
-    """
-    now = json.loads(json.dumps({**settings, **asdict(outer)}))
-    then = {**json.loads(json.dumps(defaults or {})), **info["settings"], **info["outer"]}
-    changes = [
-        f"{name}={then[name]!r} and not {now[name]!r}"
-        for name in now
-        if name in then and then[name] != now[name] and name not in _MAY_CHANGE and not (longer and name == "steps")
-    ]
-    if changes:
-        raise checkpoint.CheckpointError(
-            f"{path} was trained with {', '.join(changes)}: give the same settings to go on with it, or train in "
-            "another folder"
-        )
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, packed: dict[str, Tensor], numbers: dict[str, Any], path: Path
-) -> None:
-    """Put an optimiser back to what `checkpoint.pack_optimizer` gave.
-
-    Raises:
-        CheckpointError: it was of another optimiser or of other parameters; `path` is named.
-    """
-    try:
-        checkpoint.unpack_optimizer(optimizer, packed, numbers)
-        for parameter, state in optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{name} has the shape {list(value.shape)}, its weights {list(parameter.shape)}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise checkpoint.CheckpointError(
-            f"{path} was trained with another optimizer or with other parameters frozen ({error!s:.200}): give the "
-            "same settings to resume it, or train in another folder"
-        ) from error
-
-
-def clear_parts(folder: Path, *names: str) -> None:
-    """Delete what a run that was killed while it wrote has left of these files."""
-    for name in names:
-        for part in folder.glob(f".{name}.*.part"):
-            part.unlink(missing_ok=True)
+    def _learned(self, replay: Replay, i: int) -> trust.Update:
+        """Steps of the optimiser on what is kept."""
+        learner, acting, seed = self.learner, self.acting, self.outer.seed
+        assert self.optimiser is not None
+        plan, found = engine.Plan(learner.strategy), []
+        for k in range(acting.epochs):
+            generator = seeding.generator(seed, "replay", i, k)
+            context = max(1, round(acting.context * 32 ** -float(torch.rand((), generator=generator))))
+            task = replay.sample(generator, self.outer.batch, context, acting.transitions, acting.discount)
+            with seeding.seeded(seed, "noise", i, k):
+                gradients, outcome = engine.meta_gradient(learner, task, plan)
+            engine.assign(learner, gradients)
+            norm = norm_of(gradients.values())
+            self.optimiser.step(i, norm)
+            metrics = outcome.metrics
+            found.append(torch.stack([outcome.loss.mean(), metrics["kl"].mean(), metrics["entropy"].mean(), norm]))
+        loss, kl, entropy, norm = torch.stack(found).mean(0).tolist()
+        return trust.Update(loss, loss, kl, acting.epochs, norm, entropy)

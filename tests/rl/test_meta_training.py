@@ -27,11 +27,11 @@ from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
 from kshot.rl.recipe import ControlRecipe
 from kshot.rl.score import which_tasks
-from kshot.rl.train import Outer, evaluate, meta_train, over_seeds
+from kshot.rl.train import Acting, Outer, evaluate, meta_train, over_seeds
 from kshot.scores import Column, Scores, table
 from kshot.train import NonFiniteLoss
 
-SMALL = Outer(steps=4, batch=3, rollouts=4, save_every=2)
+SMALL, FEW = Outer(steps=4, batch=3, save_every=2), Acting(rollouts=4)
 
 
 class Short(Point):
@@ -57,16 +57,16 @@ def bits(own: PolicyMAML) -> bytes:
 def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, rows: float, tmp_path: Path) -> None:
     outer: dict[str, Any] = {"method": method, "meta_lr": 0.01, "rows": rows}
     whole = learner()
-    records = list(meta_train(whole, Short(), SMALL, out=tmp_path / "whole", **outer))
+    records = list(meta_train(whole, Short(), SMALL, FEW, out=tmp_path / "whole", **outer))
     assert [r.step for r in records] == [1, 2, 3, 4]
     broken = learner()
-    for record in meta_train(broken, Short(), SMALL, out=tmp_path / "broken", **outer):
+    for record in meta_train(broken, Short(), SMALL, FEW, out=tmp_path / "broken", **outer):
         if record.step == 3:  # saved at 2
             break
     again = learner()
     with torch.no_grad():
         again.policy.log_std += 1  # what it was before does not matter
-    rest = list(meta_train(again, Short(), SMALL, out=tmp_path / "broken", resume=True, **outer))
+    rest = list(meta_train(again, Short(), SMALL, FEW, out=tmp_path / "broken", resume=True, **outer))
     assert [r.step for r in rest] == [3, 4]
     assert [r.metrics["env_steps"] for r in rest] == [r.metrics["env_steps"] for r in records[2:]]
     assert bits(again) == bits(whole)
@@ -80,21 +80,21 @@ def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, rows: f
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
-    list(meta_train(learner(), Short(), SMALL, out=tmp_path, steps=1))
+    list(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, steps=1))
     with pytest.raises(CheckpointError, match="batch=3 and not 5"):
-        next(meta_train(learner(), Short(), SMALL, out=tmp_path, resume=True, batch=5))
+        next(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, resume=True, batch=5))
 
 
 def test_a_folder_is_one_trainings_at_a_time(tmp_path: Path) -> None:
-    first = meta_train(learner(), Short(), SMALL, out=tmp_path, steps=2, save_every=1)
+    first = meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, steps=2, save_every=1)
     next(first)
     for resume in (False, True):
         with pytest.raises(CheckpointError, match="is being written by this very process"):
-            next(meta_train(learner(), Short(), SMALL, out=tmp_path, steps=2, resume=resume))
+            next(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, steps=2, resume=resume))
     assert [r.step for r in first] == [2]  # nobody took its files away
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "records.jsonl"]
     with pytest.raises(CheckpointError, match="holds a run already: add --resume"):
-        next(meta_train(learner(), Short(), SMALL, out=tmp_path, overwrite=False, steps=2))
+        next(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, overwrite=False, steps=2))
 
 
 def test_it_learns_where_the_points_are() -> None:
@@ -104,7 +104,7 @@ def test_it_learns_where_the_points_are() -> None:
         low, high = 0.4, 0.5
 
     own = learner()
-    records = list(meta_train(own, Corner(), SMALL, steps=12, batch=4, rollouts=10, kl=0.05))
+    records = list(meta_train(own, Corner(), SMALL, FEW, steps=12, batch=4, rollouts=10, kl=0.05))
     first, last = (records[i].metrics["return_after"] for i in (0, -1))
     assert last > first + 2
     curve = evaluate(own, Corner(), 6, 10, 1)
@@ -114,7 +114,7 @@ def test_it_learns_where_the_points_are() -> None:
 
 def test_a_step_on_the_own_rollouts_helps_after_training() -> None:
     own = learner()
-    records = list(meta_train(own, Short(), SMALL, steps=15, batch=10, rollouts=10, kl=0.05))
+    records = list(meta_train(own, Short(), SMALL, FEW, steps=15, batch=10, rollouts=10, kl=0.05))
     assert sum(r.metrics["return_after"] - r.metrics["return_before"] for r in records[-5:]) > 0
     curve = evaluate(own, Short(), 20, 20, 1)
     assert means(curve)[1] > means(curve)[0] + max(half for *_, half in curve.per_step) / 2
@@ -154,7 +154,7 @@ def test_ppo_takes_several_steps_on_the_same_rollouts() -> None:
     found = []
     for epochs in (1, 3):
         own = learner()
-        record = next(meta_train(own, Short(), SMALL, method="ppo", meta_lr=0.01, epochs=epochs))
+        record = next(meta_train(own, Short(), SMALL, FEW, method="ppo", meta_lr=0.01, epochs=epochs))
         assert record.metrics["tries"] == epochs
         found.append(bits(own))
     assert found[0] != found[1]
@@ -218,7 +218,7 @@ def test_rewards_that_are_not_finite_name_their_tasks_and_lose_nothing(tmp_path:
     records: list[Any] = []
     own = learner()
     with pytest.raises(NonFiniteLoss, match=r"step \d+ on point: rewards are not finite .* in 1 of 3 tasks") as caught:
-        records.extend(meta_train(own, Broken(), SMALL, out=tmp_path, steps=200, save_every=1000))
+        records.extend(meta_train(own, Broken(), SMALL, FEW, out=tmp_path, steps=200, save_every=1000))
     step = len(records)
     goals = Broken().sample(seeding.generator(0, "goals", step), 3)
     (wrong,) = np.flatnonzero(goals[:, 0] > 0.4)
@@ -258,7 +258,7 @@ def test_observations_that_are_not_finite_are_not_called_rewards(when: int, valu
     records: list[Any] = []
     own, tasks = learner(), Observes(when, value)
     with pytest.raises(NonFiniteLoss) as caught:
-        records.extend(meta_train(own, tasks, SMALL, out=tmp_path, steps=200, save_every=1000))
+        records.extend(meta_train(own, tasks, SMALL, FEW, out=tmp_path, steps=200, save_every=1000))
     step = len(records)
     goals = tasks.sample(seeding.generator(0, "goals", step), 3)
     named = ", ".join(f"{t} (goal {goals[t].round(3).tolist()})" for t in np.flatnonzero(goals[:, 0] > 0.4))
@@ -311,9 +311,9 @@ def test_a_simulator_that_gives_other_rows_is_refused() -> None:
 def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from kshot.rl import train
 
-    monkeypatch.setattr(train, "improve", lambda *_: train.Update(math.nan, math.nan, 0.0, 1, 0.0, 0.0))
+    monkeypatch.setattr(train, "improve", lambda *_: train.trust.Update(math.nan, math.nan, 0.0, 1, 0.0, 0.0))
     with pytest.raises(NonFiniteLoss, match=r"outer step 0: loss nan.*nothing was saved"):
-        next(meta_train(learner(), Short(), SMALL))
+        next(meta_train(learner(), Short(), SMALL, FEW))
 
 
 def test_a_policy_of_another_size_is_refused() -> None:
@@ -323,7 +323,7 @@ def test_a_policy_of_another_size_is_refused() -> None:
 
 
 def test_stop_saves(tmp_path: Path) -> None:
-    seen = list(meta_train(learner(), Short(), SMALL, out=tmp_path, stop=lambda: True))
+    seen = list(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, stop=lambda: True))
     assert [r.step for r in seen] == [1]
     assert (tmp_path / "last.safetensors").exists()
 
@@ -332,9 +332,14 @@ def test_stop_saves(tmp_path: Path) -> None:
 def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
     method: Any = "ppo" if name in ("promp", "rl2") else "trpo"
     kind: Any = name
-    recipe = ControlRecipe("point", kind, hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2, method=method))
+    acting = Acting(rollouts=2, method=method)
+    recipe = ControlRecipe("point", kind, hidden=(8,), outer=Outer(steps=1, batch=2), acting=acting)
     own = recipes.build(recipe)
-    list(meta_train(own, recipes.control(recipe), recipe.outer, out=tmp_path, settings=recipes.settings(recipe)))
+    list(
+        meta_train(
+            own, recipes.control(recipe), recipe.outer, recipe.acting, out=tmp_path, settings=recipes.settings(recipe)
+        )
+    )
     assert recipes.is_control(tmp_path)
     run = recipes.load_run(tmp_path)
     assert run.recipe == recipe
@@ -342,9 +347,9 @@ def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
 
 
 def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
-    first = ControlRecipe("point", "pretrained", hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))
+    first = ControlRecipe("point", "pretrained", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2))
     own = recipes.build(first)
-    list(meta_train(own, Point(), first.outer, out=tmp_path / "a", settings=recipes.settings(first)))
+    list(meta_train(own, Point(), first.outer, first.acting, out=tmp_path / "a", settings=recipes.settings(first)))
     weights = bits(own)
     for name in ("maml", "metasgd"):  # of another seed, whose weights would be others
         later = dataclasses.replace(first, learner=name, start=str(tmp_path / "a"), outer=Outer(seed=1))
@@ -443,7 +448,7 @@ def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
         (["--learning-curve", "x.xyz"], "pictures are files that end in"),
     ):
         assert message in kshot("evaluate", folders[0], *bad).stderr
-    list(meta_train(learner(), Short(), SMALL, out=folders[3]))  # without settings
+    list(meta_train(learner(), Short(), SMALL, FEW, out=folders[3]))  # without settings
     for command in (["evaluate", folders[0], "--beside", folders[3]], ["video", folders[3], "--out", "x.gif"]):
         done = kshot(*command)
         assert done.returncode == 2
@@ -455,21 +460,27 @@ def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
 def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:
     own = recipes.build(ControlRecipe("point", "rl2", hidden=(8,)))
     with pytest.raises(ValueError, match="RL2 has no trust region: pass method='ppo'"):
-        next(meta_train(own, Short(), SMALL))
+        next(meta_train(own, Short(), SMALL, FEW))
 
 
 def test_settings_that_a_checkpoint_does_not_tell_had_their_defaults(tmp_path: Path) -> None:
     """A run from before a setting goes on as it was, and not with what the setting has become."""
-    recipe = ControlRecipe("point", "maml", hidden=(8,), outer=Outer(steps=1, batch=2, rollouts=2))
+    recipe = ControlRecipe("point", "maml", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2))
     kept = recipes.settings(recipe)
     del kept["activation"]
-    list(meta_train(recipes.build(recipe), recipes.control(recipe), recipe.outer, out=tmp_path, settings=kept))
+    list(
+        meta_train(
+            recipes.build(recipe), recipes.control(recipe), recipe.outer, recipe.acting, out=tmp_path, settings=kept
+        )
+    )
     changed = dataclasses.replace(recipe, activation="tanh")
     more: Any = {"resume": True, "defaults": recipes.settings(ControlRecipe()), "steps": 2}
 
     def going_on(own: ControlRecipe) -> Any:
         settings = recipes.settings(own)
-        return meta_train(recipes.build(own), recipes.control(own), own.outer, out=tmp_path, settings=settings, **more)
+        return meta_train(
+            recipes.build(own), recipes.control(own), own.outer, own.acting, out=tmp_path, settings=settings, **more
+        )
 
     with pytest.raises(CheckpointError, match="activation='relu' and not 'tanh'"):
         next(going_on(changed))

@@ -19,7 +19,7 @@ from kshot.rl.pearl import PEARL, Belief, Squashed, Transitions, transitions
 from kshot.rl.recipe import ControlRecipe, build
 from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Trajectory
-from kshot.rl.train import Outer, evaluate, meta_train
+from kshot.rl.train import Acting, Outer, evaluate, meta_train
 
 
 class Short(Point):
@@ -221,17 +221,9 @@ def test_a_replay_keeps_the_last_rollouts_and_makes_beliefs_of_the_last_visit() 
         replay.add(torch.tensor([1]), [numbered(1, 6)])
 
 
-SETTINGS = Outer(
-    steps=4,
-    batch=2,
-    rollouts=2,
-    method="sac",
-    epochs=3,
-    train_tasks=3,
-    context=16,
-    transitions=8,
-    memory=200,
-    save_every=2,
+SETTINGS = (
+    Outer(steps=4, batch=2, save_every=2),
+    Acting(rollouts=2, method="sac", epochs=3, train_tasks=3, context=16, transitions=8, memory=200),
 )
 
 
@@ -239,19 +231,32 @@ def test_a_run_that_is_cut_goes_on_with_the_bits_of_an_unbroken_one(tmp_path: Pa
     def ends(out: Path, steps: int, resume: bool = False) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         learner = PEARL(2, 2, (8,), 2)
-        list(meta_train(learner, Short(), SETTINGS, steps=steps, out=out, resume=resume))
-        return {
-            **checkpoint.load(out / "last.safetensors")[0],
-            **checkpoint.load(out / f"replay-{steps}.safetensors")[0],
-        }
+        list(meta_train(learner, Short(), *SETTINGS, steps=steps, out=out, resume=resume))
+        return checkpoint.load(out / "last.safetensors")[0]
 
     whole = ends(tmp_path / "whole", 4)
+    assert {"replay.rewards", "replay.count", "optimizer.0.step"} < whole.keys()
     ends(tmp_path / "cut", 2)
-    (tmp_path / "cut" / "replay-9.safetensors").write_bytes(b"of a run that was killed while it wrote")
     cut = ends(tmp_path / "cut", 4, resume=True)
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert [path.name for path in (tmp_path / "cut").glob("replay-*")] == ["replay-4.safetensors"]
+
+    # As it was before: a replay in a file of its own, and one settings class for all.
+    old = tmp_path / "old"
+    ends(old, 2)
+    tensors, info = checkpoint.load(old / "last.safetensors")
+    kept = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
+    checkpoint.save(old / "replay-2.safetensors", kept, {"step": 2})
+    (old / "replay-9.safetensors").write_bytes(b"of a run that was killed while it wrote")
+    info |= {"outer": {**info["outer"], **info["settings"].pop("acting")}}
+    del info["family"], info["outer"]["momentum"], info["outer"]["schedule"]
+    rest = {n: t for n, t in tensors.items() if not n.startswith("replay.")}
+    checkpoint.save(old / "last.safetensors", rest, info)
+    with pytest.raises(checkpoint.CheckpointError, match="with transitions=8 and not 9"):
+        next(meta_train(PEARL(2, 2, (8,), 2), Short(), *SETTINGS, transitions=9, out=old, resume=True))
+    cut = ends(old, 4, resume=True)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not list(old.glob("replay-*"))
 
 
 def test_the_temperature_of_a_recipe_is_that_at_the_start() -> None:
@@ -262,7 +267,7 @@ def test_the_temperature_of_a_recipe_is_that_at_the_start() -> None:
 
 def test_only_pearl_learns_from_what_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'sac' is for PEARL"):
-        next(meta_train(PEARL(2, 2, (8,), 2), Short(), SETTINGS, method="ppo"))
+        next(meta_train(PEARL(2, 2, (8,), 2), Short(), *SETTINGS, method="ppo"))
 
 
 def test_a_belief_of_nothing_acts_by_the_prior_and_a_tested_one_by_its_own() -> None:

@@ -17,7 +17,7 @@ from kshot.rl.learner import act
 from kshot.rl.paper import Point
 from kshot.rl.recurrent import RL2, GaussianGRU, Memory, Trials, digest
 from kshot.rl.rollouts import Trajectory
-from kshot.rl.train import Outer, evaluate, meta_train
+from kshot.rl.train import Acting, Outer, evaluate, meta_train
 
 
 class Short(Point):
@@ -171,7 +171,7 @@ def test_it_learns_to_find_the_goal_from_what_it_was_paid() -> None:
             return sign * np.array([[0.5, 0.0]])
 
     own = learner(2, 16)
-    outer = Outer(batch=10, rollouts=10, method="ppo", meta_lr=0.01)
-    list(meta_train(own, Two(), outer, steps=40))
+    outer, acting = Outer(batch=10, meta_lr=0.01), Acting(rollouts=10, method="ppo")
+    list(meta_train(own, Two(), outer, acting, steps=40))
     before, after = (mean for _, mean, _ in evaluate(own, Two(), 20, 20, 1).per_step)
     assert after > before + 0.3
