@@ -24,7 +24,7 @@ WAVES = Sinusoid(shots=10, queries=10, amplitude=(1.0, 2.0), phase=(0.0, 1.0), x
 
 
 class Row(NamedTuple):
-    """How many of the 22 checks run on a machine without CUDA, with an MLP, a Conv4, and on sine waves (if it can)."""
+    """How many of the 23 checks run on a machine without CUDA, with an MLP, a Conv4, and on sine waves (if it can)."""
 
     mlp: int
     conv: int
@@ -37,21 +37,22 @@ class Row(NamedTuple):
 # everything is frozen; support_order where the support set is cut into batches; five checks of classes on sine waves.
 # A learner that begins to claim more, or less, must be told here.
 EXPECTED: dict[str, Row] = {
-    "maml": Row(19, 18, 16),
-    "fomaml": Row(18, 17, 15),
-    "anil": Row(19, 18, 16),
-    "boil": Row(19, 18, 16),
-    "metasgd": Row(19, 18, 16),
-    "mamlpp": Row(19, 18, 16, {"inner_steps": 2}),
-    "reptile": Row(17, 16, 14, {"inner_steps": 3, "inner_lr": 0.05}),
-    "imaml": Row(18, 17, 15, {"inner_steps": 3, "cg_steps": 2}),
-    "protonet": Row(21, 21, None),
-    "matching": Row(21, 21, None),
-    "r2d2": Row(20, 20, None),
-    "metaoptnet": Row(20, 20, None),
-    "simpleshot": Row(21, 21, None),
-    "pixels": Row(19, 19, None),
-    "finetune": Row(18, 18, 15, {"steps": 5, "lr": 0.1}),
+    "maml": Row(20, 19, 17),
+    "fomaml": Row(19, 18, 16),
+    "anil": Row(20, 19, 17),
+    "boil": Row(20, 19, 17),
+    "metasgd": Row(20, 19, 17),
+    "mamlpp": Row(20, 19, 17, {"inner_steps": 2}),
+    "reptile": Row(18, 17, 15, {"inner_steps": 3, "inner_lr": 0.05}),
+    "imaml": Row(19, 18, 16, {"inner_steps": 3, "cg_steps": 2}),
+    "protonet": Row(22, 22, None),
+    "softkmeans": Row(21, 21, None),
+    "matching": Row(22, 22, None),
+    "r2d2": Row(21, 21, None),
+    "metaoptnet": Row(21, 21, None),
+    "simpleshot": Row(22, 22, None),
+    "pixels": Row(20, 20, None),
+    "finetune": Row(19, 19, 16, {"steps": 5, "lr": 0.1}),
 }
 WAVE_SETTINGS = {name: {"inner_lr": 0.05} for name in ("maml", "fomaml", "anil", "boil", "metasgd", "mamlpp")}
 WAVE_SETTINGS["reptile"] = {"inner_steps": 5, "inner_lr": 0.01}
@@ -74,7 +75,7 @@ def conv(head: bool) -> nn.Module:
 
 
 def counted(report: Report, expected: int) -> None:
-    assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS) == 22
+    assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS) == 23
     assert len(report.ran) == expected + CUDA, f"{expected + CUDA} checks expected\n{report}"
 
 
@@ -127,7 +128,7 @@ def test_inductive_mode_of_learners_with_batch_norm(name: str):
         "queries_are_independent",
     ]
     report = check_learner(learner, IMAGES, only=checks)
-    assert report.skipped.keys() <= ({"finite_difference"} if getattr(learner, "surrogate", False) else set())
+    assert report.skipped.keys() <= ({"finite_difference"} if learner.surrogate else set())
 
 
 # ------------------------------------------------------------------------------------------- checks that can fail
@@ -269,8 +270,63 @@ class QueriesTalk(Good):
 
 
 class PathStandsStill(Good):
-    def adapt_path(self, state, support):
+    def adapt_path(self, state, support, steps=None):
         return [state, state]
+
+
+class PathWithoutSteps(Good):
+    def adapt_path(self, state, support):
+        return [state, self.adapt(state, support)]
+
+
+class ClaimsSteps(Good):
+    stepwise = True
+
+
+class ManySteps(Good):
+    inner_steps = 3
+    stepwise = True
+
+    def adapt_path(self, state, support, steps=None):
+        after, steps = self.adapt(state, support), 3 if steps is None else steps
+        return [state, *(self.between(state, after, (k + 1) / steps, k) for k in range(steps))]
+
+    def between(self, state, after, share, k):  # the state after k + 1 steps
+        return after
+
+
+class HeedsSteps(ManySteps):
+    stepwise = False
+
+
+class MiscountsSteps(ManySteps):
+    inner_steps = 2
+
+
+class LooksAhead(ManySteps):
+    """Its second step is another one where a third is to come."""
+
+    def between(self, state, after, share, k):
+        return {**after, "sums": share * after["sums"]}
+
+
+class Anneals(Good):
+    weight = 1.0
+
+    def set_progress(self, fraction):
+        self.weight = fraction
+
+    def predict(self, state, x):
+        return super().predict(state, x) * self.weight
+
+
+class AnnealsFromTheStart(Anneals):
+    anneals = True
+    weight = 0.0
+
+
+class ClaimsToAnneal(Good):
+    anneals = True
 
 
 class PlainTensor(Good):
@@ -358,6 +414,18 @@ BROKEN = [
     ("folding", FoldsMeans, "two halves in turn differs .*sums and counts"),
     ("queries_are_independent", QueriesTalk, "with other queries beside it gets another prediction"),
     ("path_ends_at_adapt", PathStandsStill, "last state of adapt_path predicts otherwise"),
+    ("path_ends_at_adapt", PathWithoutSteps, r"adapt_path\(state, support\) does not take `steps`.*add the argument"),
+    (
+        "path_ends_at_adapt",
+        ClaimsSteps,
+        r"adapt_path\(state, support, steps=2\) gave 2 states. Expected: 3, .*stepwise",
+    ),
+    ("path_ends_at_adapt", HeedsSteps, r"gave 4 states. Expected: 2, because stepwise is False"),
+    ("path_ends_at_adapt", MiscountsSteps, r"gave 4 states. Expected: 3, .* inner_steps 2"),
+    ("path_ends_at_adapt", LooksAhead, "the state after 2 steps of 3 predicts otherwise than that after 2 of 2"),
+    ("progress", Anneals, "set_progress changed .*the loss.*anneals is not claimed"),
+    ("progress", AnnealsFromTheStart, "before set_progress is called, .*the loss.* are others than at its end"),
+    ("progress", ClaimsToAnneal, "changed neither the loss nor its gradient"),
     (
         "checkpoint_round_trip",
         PlainTensor,
@@ -389,7 +457,7 @@ def test_a_good_learner_passes_and_is_left_alone():
     learner = Good().train()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     report = check_learner(learner, VECTORS)
-    counted(report, 21)
+    counted(report, 22)
     assert str(report).startswith("Good keeps the contract: ")
     assert report.skipped.keys() <= {"device_is_respected"}
     assert learner.training

@@ -41,6 +41,8 @@ from kshot.estimators import FewShotClassifier, FileError, confidence, files, ve
 from kshot.estimators.classifier import OldRules
 from kshot.learners.metaoptnet import MetaOptNet
 from kshot.learners.r2d2 import R2D2
+from kshot.learners.softkmeans import SoftKMeans
+from kshot.models import Features
 from kshot.report import page
 
 WAYS, SHOTS = 5, 3
@@ -238,6 +240,19 @@ def test_unlabelled_examples_help() -> None:
         both, labels = np.concatenate([X, free]), np.concatenate([np.arange(4), np.full(80, -1)])
         gains.append(FewShotClassifier("features", unlabelled=True).fit(both, labels).score(Q, truth) - plain)
     assert np.mean(gains) > 4 * np.std(gains) / np.sqrt(len(gains)) > 0
+
+
+def test_unlabelled_examples_are_shared_as_the_learner_does() -> None:
+    """Its state is that of soft k-means, a learner, on the same rows, where both share by the bare scores."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((9, 6)), np.array([0, 1, 2, -1, -1, -1, -1, -1, -1])
+    classifier = FewShotClassifier("features", unlabelled=True, steps=3, normalize="none").fit(X, y)
+    classifier._prior_temperature = lambda state, known: 1.0
+    state = classifier._adapt(classifier._y)
+    learner = SoftKMeans(Features(6), ways=3, steps=3).double()
+    wanted = learner.adapt(learner.init(), Batch(torch.tensor(X), torch.tensor(y)))
+    torch.testing.assert_close(state.sums, wanted.sums)
+    torch.testing.assert_close(state.counts, wanted.counts)
 
 
 def test_none_of_these_keeps_what_is_known() -> None:

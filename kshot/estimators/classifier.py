@@ -34,6 +34,8 @@ from kshot import checkpoint, models, tree
 from kshot.core import PADDING, Batch
 from kshot.data.images import open_image, square
 from kshot.estimators import confidence, files, given, vectors
+from kshot.learners import softkmeans
+from kshot.learners.protonet import ProtoNet
 
 __all__ = ["Answer", "FewShotClassifier", "OldRules"]
 
@@ -348,15 +350,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             state = learner.adapt(learner.init(), Batch(self._x[known], y[known]))
         if not (self.unlabelled and (y == -1).any()):
             return state
-        if not hasattr(state, "sums"):
+        if not isinstance(learner, ProtoNet):
             raise ValueError("unlabelled examples are used by learner='protonet' alone")
-        labelled, free = state, self._x[y == -1]
+        free = self._x[y == -1]
         sure = 1.0 if self._rules == 1 else self._prior_temperature(state, known)
-        for _ in range(self.steps):  # soft k-means: each is shared among the classes by how near it is
-            with torch.no_grad():
-                share = (sure * learner.predict(state, free)).softmax(1)  # [U, C]
-            state = labelled._replace(sums=labelled.sums + share.T @ free, counts=labelled.counts + share.sum(0))
-        return state
+        with torch.no_grad():
+            return softkmeans.refine(learner, state, free, free.new_ones(len(free)), self.steps, sure)
 
     def _look_at_itself(self) -> None:
         """Temperature, threshold and left-out labels, from classifying support examples by the others."""

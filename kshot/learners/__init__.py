@@ -26,6 +26,7 @@ class Entry(NamedTuple):
         paper: where it comes from.
         settings: preset keyword arguments of the class.
         regression: it can also learn functions (float targets).
+        unlabelled: it learns from unlabelled rows too, for tasks that have some.
         floor: it learns nothing from other tasks; every table shows it beside the learners.
     """
 
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     paper: str
     settings: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
     regression: bool = False
+    unlabelled: bool = False
     floor: bool = False
 
 
@@ -48,6 +50,7 @@ REGISTRY: dict[str, Entry] = {
     "reptile": Entry(_L + "reptile:Reptile", True, "Nichol et al. 2018, arXiv:1803.02999", regression=True),
     "imaml": Entry(_L + "imaml:IMAML", True, "Rajeswaran et al. 2019, arXiv:1909.04630", regression=True),
     "protonet": Entry(_L + "protonet:ProtoNet", False, "Snell et al. 2017, arXiv:1703.05175"),
+    "softkmeans": Entry(_L + "softkmeans:SoftKMeans", False, "Ren et al. 2018, arXiv:1803.00676", unlabelled=True),
     "matching": Entry(_L + "matching:MatchingNet", False, "Vinyals et al. 2016, arXiv:1606.04080"),
     "r2d2": Entry(_L + "r2d2:R2D2", False, "Bertinetto et al. 2019, arXiv:1805.08136"),
     "metaoptnet": Entry(_L + "metaoptnet:MetaOptNet", False, "Lee et al. 2019, arXiv:1904.03758"),

@@ -97,11 +97,11 @@ class ProtoNet(Learner):
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         """Scores `[M, W]` of x `[M, ...]`: how near each query is to each prototype, by `distance`, times the scale."""
-        return self._scores(state, _embed.features(self.body, x))
+        return self.scores(state, _embed.features(self.body, x))
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """The loss and metrics of ONE task; in `train()` mode its `[N + M, ...]` inputs are embedded as one batch."""
-        return _embed.joint_loss(self, task, self._state_from, self._scores)
+        return _embed.joint_loss(self, task, self._state_from, self.scores)
 
     def _state_from(self, features: Tensor, y: Tensor) -> Prototypes:
         labels = losses.one_hot(y, self.ways, features.dtype)  # [N, W]
@@ -111,7 +111,8 @@ class ProtoNet(Learner):
         """Features `[N, D]` in the space whose squared distances the scores are."""
         return _embed.unit(features) if self.distance == "cosine" else features
 
-    def _scores(self, state: Prototypes, features: Tensor) -> Tensor:
+    def scores(self, state: Prototypes, features: Tensor) -> Tensor:
+        """Scores `[M, W]` of features `[M, D]`, see `predict`."""
         prototypes = state.sums / state.counts.clamp_min(1)[:, None]  # [W, D]
         if self.distance == "cosine":
             scores = _embed.unit(features) @ _embed.unit(prototypes).T  # [M, W]

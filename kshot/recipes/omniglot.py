@@ -19,7 +19,7 @@ from kshot.train import Outer
 _TASKS = {f"{prefix}-{ways}way-{shots}shot": (split, ways, shots)
           for prefix, split in (("omniglot", "vinyals"), ("omniglot-lake", "lake"))
           for ways in (5, 20) for shots in (1, 5)}  # fmt: skip
-_LEARNERS = [name for name, entry in REGISTRY.items() if not entry.floor]
+_LEARNERS = [name for name, entry in REGISTRY.items() if not (entry.floor or entry.unlabelled)]
 
 
 def names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import tempfile
 from collections.abc import Callable, Iterable
@@ -49,6 +50,13 @@ def rows(support: Any, index: Any) -> Any:
     return tree.map_(lambda leaf: leaf[index] if leaf.ndim and len(leaf) == count else leaf, support)
 
 
+def _partly_unlabelled(tasks: Task[Batch]) -> Task[Batch]:
+    """Every other query row is an unlabelled support row instead, for learners that claim to use them."""
+    (x, y), (asked, truth) = tasks
+    y = torch.cat([y, torch.full_like(truth[:, ::2], UNLABELLED)], 1)
+    return Task(Batch(torch.cat([x, asked[:, ::2]], 1), y), Batch(asked[:, 1::2], truth[:, 1::2]))
+
+
 class _Case:
     """What a check works on: fresh copies of the learner, and tasks by purpose. Nothing of the caller's is changed."""
 
@@ -58,8 +66,10 @@ class _Case:
         self.tasks = tasks
         self.seed = seed
         self.steps = steps
+        self.unlabelled = False
         self.acts = not isinstance(self.tasks.sample(seeding.generator(seed, "kind"), 1).support, Batch)
         self.regression = self.acts or self.batch("kind", 1).support.y.is_floating_point()
+        self.unlabelled = learner.uses_unlabelled and not self.regression
 
     def learner(self, train: bool = False, dtype: torch.dtype = torch.float64) -> Learner:
         """A deep copy, in eval mode or in training mode with dropout and noise off."""
@@ -70,7 +80,8 @@ class _Case:
         return learner
 
     def batch(self, purpose: str, num_tasks: int, dtype: torch.dtype = torch.float64) -> Task:
-        return to(self.tasks.sample(seeding.generator(self.seed, purpose), num_tasks), dtype=dtype)
+        tasks = to(self.tasks.sample(seeding.generator(self.seed, purpose), num_tasks), dtype=dtype)
+        return _partly_unlabelled(tasks) if self.unlabelled else tasks
 
     def task(self, purpose: str, dtype: torch.dtype = torch.float64) -> Task:
         return tree.index(self.batch(purpose, 1, dtype), 0)
@@ -575,21 +586,89 @@ def queries_are_independent(case: _Case) -> None:
 
 @_learner_check
 def path_ends_at_adapt(case: _Case) -> None:
-    """`adapt_path` has a state before the first step and ends where `adapt` does."""
+    """`adapt_path` has a state before the first step and ends where `adapt` does; it takes as many steps as it is asked
+    for where `stepwise` is claimed, and two states else.
+    """
     learner, task = case.learner(), case.task("path")
+    if "steps" not in inspect.signature(learner.adapt_path).parameters:
+        fail(
+            f"adapt_path{inspect.signature(learner.adapt_path)} does not take `steps`",
+            "adapt_path(state, support, steps=None)",
+            "add the argument; without `stepwise` it may be ignored",
+        )
     with torch.no_grad():
         state = learner.init()
         path = learner.adapt_path(state, task.support)
         end = numbers(learner.predict(path[-1], task.query.x))
         wanted = numbers(learner.predict(learner.adapt(state, task.support), task.query.x))
+        longer = {steps: learner.adapt_path(state, task.support, steps) for steps in (2, 3)}
+        third = [numbers(learner.predict(p[min(2, len(p) - 1)], task.query.x)) for p in longer.values()]
     mend = "return [state, ..., adapt(state, support)]; the default does that for learners that take no steps"
     if len(path) < 2:
         fail(f"adapt_path gave {len(path)} states", "at least two, before the first step and after the last", mend)
+    expected = learner.inner_steps + 1 if learner.stepwise else 2
+    found = {"": len(path), **{f", steps={steps}": len(p) for steps, p in longer.items()}}
+    right = {"": expected, **{f", steps={steps}": steps + 1 if learner.stepwise else 2 for steps in longer}}
+    for how, count in found.items():
+        if count != right[how]:
+            fail(
+                f"adapt_path(state, support{how}) gave {count} states",
+                f"{right[how]}, because stepwise is {learner.stepwise} and inner_steps {learner.inner_steps}",
+                "give a state before the first step and after each, set inner_steps to what adapt takes, and claim "
+                "`stepwise` where `steps` is heeded",
+            )
+    if learner.stepwise and distance(*third) > CLOSE:
+        fail(
+            f"the state after 2 steps of 3 predicts otherwise than that after 2 of 2, by {distance(*third):.2g}",
+            f"a difference of at most {CLOSE:g}",
+            "let a step depend on the steps before it and not on how many are to come",
+        )
     if distance(end, wanted) > CLOSE:
         fail(
             f"the last state of adapt_path predicts otherwise than adapt's, by {distance(end, wanted):.2g}",
             f"a difference of at most {CLOSE:g}",
             mend,
+        )
+
+
+@_learner_check
+def progress(case: _Case) -> None:
+    """What a training loop says of its progress changes the loss or its gradient where `anneals` is claimed, and
+    nothing else.
+    """
+    if not case._learner.anneals and type(case._learner).set_progress is Learner.set_progress:
+        return
+    tasks = case.batch("progress", 2)
+
+    def at(fraction: float | None) -> dict[str, Tensor]:
+        learner = case.learner(train=True)
+        if fraction is not None:
+            learner.set_progress(fraction)
+        with seeding.seeded(case.seed, "progress"):
+            gradient, outcome = engine.meta_gradient(learner, tasks, "loop")
+        return {**gradient, "the loss": outcome.loss}
+
+    end = at(1.0)
+    changed = differing(end, at(None))
+    if changed:
+        fail(
+            f"before set_progress is called, {few(changed)} are others than at its end, set_progress(1.0)",
+            "the same bits: a learner without a training loop is at the end of its annealing",
+            "begin with the settings of the end",
+        )
+    changed = [name for fraction in (0.0, 0.3, 0.6) for name in differing(end, at(fraction))]
+    if changed and not case._learner.anneals:
+        fail(
+            f"set_progress changed {few(sorted(set(changed)))}",
+            "no change, because anneals is not claimed",
+            "set anneals = True: another number of steps is then another run, and the engine looks for the costliest "
+            "part of training",
+        )
+    if case._learner.anneals and not changed:
+        fail(
+            "set_progress(0.0), (0.3) and (0.6) changed neither the loss nor its gradient",
+            "a change, because anneals is claimed",
+            "override set_progress, or leave anneals = False",
         )
 
 

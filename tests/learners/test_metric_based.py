@@ -23,7 +23,7 @@ from kshot.learners.simpleshot import SimpleShot
 from kshot.nn import MLP, Conv4
 
 WAYS, SHOTS, QUERIES = 4, 3, 5
-LEARNED = ["protonet", "matching", "r2d2", "metaoptnet", "simpleshot"]
+LEARNED = ["protonet", "softkmeans", "matching", "r2d2", "metaoptnet", "simpleshot"]
 FOLDING = ["protonet", "matching", "simpleshot", "pixels"]
 
 
@@ -42,6 +42,12 @@ def conv(population: bool = True) -> Conv4:
 
 def make(name: str, body: nn.Module | None = None, ways: int = WAYS, **settings) -> Any:
     return build(name, mlp() if body is None else body, ways, **settings).double()
+
+
+def with_free_rows(count: int = 6) -> Batch:
+    """A support set of which the last `count` rows are unlabelled."""
+    x, y = batch()
+    return Batch(torch.cat([x, torch.randn(count, 6, dtype=torch.float64)]), torch.cat([y, y.new_full((count,), -1)]))
 
 
 def batch(shots: int = SHOTS, shape: tuple[int, ...] = (6,), ways: int = WAYS) -> Batch:
@@ -86,7 +92,7 @@ def test_permutations(name):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("body", [mlp, conv, lambda: conv(population=False)], ids=["mlp", "population", "batch"])
-@pytest.mark.parametrize("name", [*LEARNED, "pixels", "finetune"])
+@pytest.mark.parametrize("name", [*(n for n in LEARNED if n != "softkmeans"), "pixels", "finetune"])
 def test_rows_without_a_label_change_nothing(name, body, training):
     shape = (6,) if body is mlp else (1, 16, 16)
     settings = {"steps": 3, "fresh_head": True} if name == "finetune" else {}
@@ -453,3 +459,48 @@ def test_what_float32_cannot_solve_is_nan() -> None:
     y = torch.eye(5).repeat(5, 1)
     assert ridge(x, y, torch.tensor(1e-3)).isnan().all()
     assert ridge(x.double(), y.double(), torch.tensor(1e-3, dtype=torch.float64)).isfinite().all()
+
+
+# --- soft k-means ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_soft_k_means_is_that_of_the_paper(steps):
+    """Ren et al. 2018, equations 1 to 4, written with loops over classes and rows."""
+    learner, (x, y), asked = make("softkmeans", steps=steps), with_free_rows(), batch().x
+    eye = torch.eye(WAYS, dtype=torch.float64)
+    with torch.no_grad():
+        seen, queries = learner.body(x), learner.body(asked)
+        prototypes = torch.stack([seen[y == c].mean(0) for c in range(WAYS)])
+        for _ in range(steps):
+            total, weight = torch.zeros_like(prototypes), torch.zeros(WAYS, dtype=torch.float64)
+            for f, k in zip(seen, y.tolist(), strict=True):
+                near = torch.stack([(-(f - p).square().sum()).exp() for p in prototypes])
+                z = near / near.sum() if k == -1 else eye[k]
+                total, weight = total + z[:, None] * f, weight + z
+            prototypes = total / weight[:, None]
+        close(scores(learner, Batch(x, y), asked), -(queries[:, None] - prototypes).square().sum(-1))
+
+
+def test_soft_k_means_without_unlabelled_rows_is_protonet():
+    learner, plain, support, query = make("softkmeans", steps=2), make("protonet"), batch(), batch()
+    plain.load_state_dict(learner.state_dict())
+    assert torch.equal(scores(learner, support, query.x), scores(plain, support, query.x))
+
+
+def test_soft_k_means_gives_nothing_to_classes_without_an_example_nor_to_padding():
+    learner, (x, y) = make("softkmeans", ways=WAYS + 2), with_free_rows()
+    state = learner.adapt(learner.init(), Batch(x, y))
+    assert not state.counts[WAYS:].any()
+    assert float(state.counts.detach().sum()) == pytest.approx(len(y))
+    hidden = Batch(x, torch.where(y == -1, -2, y))
+    assert float(learner.adapt(learner.init(), hidden).counts.detach().sum()) == WAYS * SHOTS
+
+
+def test_meta_training_soft_k_means_uses_the_unlabelled_rows():
+    """In `train()` mode too, where support and query are embedded as one batch."""
+    learner, support = make("softkmeans").train(), with_free_rows()
+    task = Task(support, batch(QUERIES))
+    with_rows = learner.loss(task)[0]
+    without = learner.loss(task._replace(support=Batch(*(leaf[: WAYS * SHOTS] for leaf in support))))[0]
+    assert abs(float(with_rows - without)) > 1e-6

@@ -46,15 +46,15 @@ def policy() -> GaussianMLP:
 # gradient is an estimator (first order, pearl); support_order and queries_are_independent where each trial has a memory
 # of its own.
 LEARNERS: dict[str, tuple[Callable[[], PolicyLearner], int]] = {
-    "maml": (lambda: PolicyMAML(policy(), 0.3), 16),
-    "maml by ratios": (lambda: PolicyMAML(policy(), 0.3, ratio=True), 16),
-    "fomaml": (lambda: PolicyMAML(policy(), 0.3, first_order=True), 15),
-    "metasgd": (lambda: PolicyMAML(policy(), 0.3, learn_rates=True), 16),
-    "e-maml": (lambda: EMAML(policy(), 0.3), 16),
-    "promp": (lambda: ProMP(policy(), 0.3), 16),
-    "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 16),
-    "rl2": (lambda: RL2(GaussianGRU(2, 2, 16), episodes=2), 15),
-    "pearl": (lambda: PEARL(2, 2, (32, 32), 2, weight=0.01, follow=0.1, temperature=0.02), 16),
+    "maml": (lambda: PolicyMAML(policy(), 0.3), 17),
+    "maml by ratios": (lambda: PolicyMAML(policy(), 0.3, ratio=True), 17),
+    "fomaml": (lambda: PolicyMAML(policy(), 0.3, first_order=True), 16),
+    "metasgd": (lambda: PolicyMAML(policy(), 0.3, learn_rates=True), 17),
+    "e-maml": (lambda: EMAML(policy(), 0.3), 17),
+    "promp": (lambda: ProMP(policy(), 0.3), 17),
+    "pretrained": (lambda: PolicyMAML(policy(), 0.3, adapts=False), 17),
+    "rl2": (lambda: RL2(GaussianGRU(2, 2, 16), episodes=2), 16),
+    "pearl": (lambda: PEARL(2, 2, (32, 32), 2, weight=0.01, follow=0.1, temperature=0.02), 17),
 }
 LONG = {"rl2": 600, "pearl": 1500}
 
