@@ -502,9 +502,10 @@ def _refuse_another_run(
         kept = {name: value for name, value in of["settings"].items() if name != "outer"}
         return _flat(json.loads(json.dumps({**kept, **of["outer"]})))
 
-    before, changes = _flat(json.loads(json.dumps(defaults))) | told(then), []
+    before, lacked, changes = told(then), _flat(json.loads(json.dumps(defaults))), []
     for key, value in told(now).items():
-        was = before.get(key, before.get(("", key[1]), value))  # what is of a group now may have been of none
+        # What is of a group now may have been of none.
+        was = before.get(key, before.get(("", key[1]), lacked.get(key, value)))
         if was != value and key[1] not in _MAY_CHANGE and not (longer and key == ("", "steps")):
             changes.append(f"{key[1]}={was!r} and not {value!r}")
     if changes:
