@@ -6,6 +6,8 @@ holds a SHA-256 of everything in it, so a file in which a bit has changed since 
 
     checkpoint.save(path, tensors, info)
     tensors, info = checkpoint.load(path)
+    info = checkpoint.header(path)      # reads no tensor
+    checkpoint.load_into(module, tensors, path)
 
     with checkpoint.locked(folder):     # one process at a time writes there
         ...
@@ -38,7 +40,9 @@ __all__ = [
     "Held",
     "append",
     "best",
+    "header",
     "load",
+    "load_into",
     "locked",
     "pack_optimizer",
     "packed",
@@ -231,8 +235,8 @@ def packed(tensors: dict[str, Tensor], info: dict[str, Any]) -> bytes:
     content = safetensors.save(own, metadata={"kshot": text, "sha256": _digest(own, text)})
     # safetensors writes the metadata in an order that differs from call to call: equal contents are to be equal files.
     start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    told = json.loads(content[8:start])
+    ordered = {"__metadata__": dict(sorted(told.pop("__metadata__").items())), **told}
     head = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return len(head).to_bytes(8, "little") + head + content[start:]
@@ -250,10 +254,10 @@ def unpacked(content: bytes, path: Path | str) -> tuple[dict[str, Tensor], dict[
     try:
         tensors = safetensors.load(content)
         length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        told = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error})") from error
-    return tensors, _told(tensors, header, path)
+    return tensors, _told(tensors, told, path)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
@@ -265,13 +269,16 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return found.hexdigest()
 
 
-def _told(tensors: dict[str, Tensor], header: dict[str, str], path: Path | str) -> dict[str, Any]:
-    """The info of a header, compared with the digest that stands beside it (older files have none)."""
-    text = header.get("kshot", "{}")
-    if "sha256" in header and header["sha256"] != _digest(tensors, text):
+def _told(tensors: dict[str, Tensor], told: dict[str, str], path: Path | str) -> dict[str, Any]:
+    """The info of the metadata, compared with the digest that stands beside it (older files have none)."""
+    if "sha256" in told and told["sha256"] != _digest(tensors, told.get("kshot", "{}")):
         raise CheckpointError(f"{path} is damaged: it is not what was written (its SHA-256 is another one). {_INSTEAD}")
+    return _info(told, path)
+
+
+def _info(told: dict[str, str], path: Path | str) -> dict[str, Any]:
     try:
-        info = json.loads(text)
+        info = json.loads(told.get("kshot", "{}"))
         if not isinstance(info, dict):
             raise TypeError
     except (ValueError, TypeError, RecursionError) as error:
@@ -306,20 +313,40 @@ def load(path: Path | str, needs: tuple[str, ...] = ()) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: no such file, a truncated or damaged one, another program's, or one of a newer kshot.
     """
+    tensors, told = _read(Path(path), True)
+    return tensors, _usable(_told(tensors, told, path), path, needs)
+
+
+def header(path: Path | str, needs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The info of a checkpoint alone: no tensor is read, so whether the file is what was written is not known.
+
+    Args:
+        path: the file.
+        needs: entries of the info that have to be there.
+
+    Raises:
+        CheckpointError: no such file, a truncated one, another program's, or one of a newer kshot.
+    """
+    return _usable(_info(_read(Path(path), False)[1], path), path, needs)
+
+
+def _read(path: Path, all_of_it: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (or none) and metadata of a file."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}: give the folder that 'kshot train --out' wrote")
     try:
         with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            return {name: file.get_tensor(name) for name in file.keys() if all_of_it}, file.metadata() or {}  # noqa: SIM118
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error}): make it readable") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}). {_INSTEAD}") from error
-    info = _told(tensors, header, path)
+
+
+def _usable(info: dict[str, Any], path: Path | str, needs: tuple[str, ...]) -> dict[str, Any]:
+    """The info, if this version can read it and it has what is needed."""
     version = info.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of kshot. {_INSTEAD}")
@@ -338,7 +365,7 @@ def load(path: Path | str, needs: tuple[str, ...] = ()) -> tuple[dict[str, Tenso
             raise CheckpointError(
                 f"{path} is no checkpoint of a training that can be used: {name!r} is {found}. {_INSTEAD}"
             )
-    return tensors, info
+    return info
 
 
 _INFO: dict[str, tuple[tuple[type, ...], int]] = {
@@ -358,7 +385,32 @@ def _is(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def rebuilt(build: Callable[[], Module], tensors: dict[str, Tensor], path: Path | str) -> Module:
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path | str, prefix: str = "learner.") -> None:
+    """Put weights of a checkpoint into a module.
+
+    Args:
+        module: that they are of.
+        tensors: those of the module begin with `prefix`; others are left out.
+        path: named in errors.
+        prefix: see there.
+
+    Raises:
+        CheckpointError: weights of another learner or network.
+    """
+    try:
+        module.load_state_dict(_of(tensors, prefix))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())  # torch's message has a line per weight
+        raise CheckpointError(f"{path} holds the weights of another learner or network: {why}") from error
+
+
+def _of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def rebuilt(
+    build: Callable[[], Module], tensors: dict[str, Tensor], path: Path | str, prefix: str = "learner."
+) -> Module:
     """What `build` makes, with the weights of a checkpoint.
 
     The settings of a file may ask for a network of any size, so it is built without memory first and compared with the
@@ -366,13 +418,12 @@ def rebuilt(build: Callable[[], Module], tensors: dict[str, Tensor], path: Path 
 
     Args:
         build: called twice.
-        tensors: those of the learner begin with "learner.".
+        tensors, prefix: see `load_into`.
         path: named in errors.
 
     Raises:
         CheckpointError: the settings make nothing, or another network than that of the weights.
     """
-    own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
     try:
         with torch.device("meta"):
             empty = build().state_dict()
@@ -381,14 +432,14 @@ def rebuilt(build: Callable[[], Module], tensors: dict[str, Tensor], path: Path 
     except Exception as error:  # whatever a file may ask for: one line
         said = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: its settings make no learner ({said}). {_INSTEAD}") from error
-    found = {name: t.shape for name, t in own.items()}
+    found = {name: t.shape for name, t in _of(tensors, prefix).items()}
     if wanted := {name: t.shape for name, t in empty.items() if found.get(name) != t.shape} or set(found) - set(empty):
         raise CheckpointError(
             f"{path} holds the weights of another learner or network than its settings tell "
             f"({', '.join(sorted(wanted)[:3])}). {_INSTEAD}"
         )
     made = build()
-    made.load_state_dict(own)
+    load_into(made, tensors, path, prefix)
     return made
 
 

@@ -456,7 +456,8 @@ class _Run:
 
 def _sign(scores: Any) -> int:
     """1 where more of the primary metric is better, else -1."""
-    return 1 if scores.metric in ("accuracy", "log_likelihood", "return") else -1
+    better = scores.columns[scores.primary].better if hasattr(scores, "columns") else ""
+    return 1 if "more" in (better, {"accuracy": "more"}.get(scores.metric)) else -1
 
 
 def _best(best: Any, path: Path) -> Any:

@@ -17,8 +17,9 @@ The rate of mode="all" is small since a few examples move all weights: with 0.01
 learned is lost (on the bank of tests/test_pretrain.py). A learner made by hand is put into `eval()` mode before it
 adapts (`evaluate` does it), so that the body uses its population statistics.
 
-A run is short, so there are no checkpoints inside it: `save` keeps a finished body and `restore` loads it. A run that
-was killed starts again, and ends with the same bits as an unbroken one (equal seed, body and bank, same machine).
+`save` keeps a finished body and `restore` loads it, also from the `last.safetensors` of a run that was given a folder.
+`Supervised` is one step, and `kshot.loop` everything around it: a run that was killed and resumed is bit-identical to
+an uninterrupted one (equal seed, body and bank, same machine).
 
 Wei-Yu Chen, Yen-Cheng Liu, Zsolt Kira, Yu-Chiang Frank Wang, Jia-Bin Huang: A Closer Look at Few-shot Classification.
 ICLR 2019, arXiv:1904.04232. Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten: SimpleShot:
@@ -38,12 +39,12 @@ from torch.nn import functional as F
 
 from kshot import checkpoint, seeding
 from kshot import nn as knn
-from kshot.train import NonFiniteLoss, Outer, Record
+from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
 
-__all__ = ["Classifier", "calibrate", "feature_mean", "pretrain", "restore", "save"]
+__all__ = ["Classifier", "Supervised", "calibrate", "feature_mean", "pretrain", "restore", "save"]
 
 
 class Classifier(nn.Module):
@@ -98,14 +99,16 @@ def pretrain(
     rotations: int = 1,
     classifier: Literal["linear", "cosine"] = "linear",
     seed: int = 0,
+    out: Path | str | None = None,
+    resume: bool = False,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[Record]:
     """Train `body` in place to tell all classes of `bank` apart, yielding a `Record` after each step.
 
     The images of step i are drawn (with replacement) from `seeding.generator(seed, "pretrain", i)`, so equal seeds,
-    bodies and banks give equal weights on the same machine. With the last step, or the one at which `stop` said so, the
-    body's population statistics are set from the training images (`calibrate`) and it is put into `eval()` mode.
-    Whoever leaves the loop with `break` does both himself.
+    bodies and banks give equal weights on the same machine. With the last step, the one at which `stop` said so and
+    those that are saved, the body's population statistics are set from the training images (`calibrate`) and it is put
+    into `eval()` mode. Whoever leaves the loop with `break` does both himself.
 
     Args:
         body: inputs -> features `[N, D]`, with D as its attribute `out_features` and no last layer of its own
@@ -120,7 +123,9 @@ def pretrain(
         rotations: 4 makes every class turned by 90, 180 and 270 degrees a class of its own, as in `Episodes`; or 1.
         classifier: "linear", or "cosine": scores are cosines with one weight vector per class ("Baseline++").
         seed: of the last layer and of the images. The body's weights are the caller's.
-        stop: asked after each step; True ends (SIGINT, a time limit).
+        out: folder for `last.safetensors`, which `restore` reads too, and `records.jsonl`; None keeps nothing.
+        resume: continue from `out/last.safetensors` where there is one.
+        stop: asked after each step; True saves and ends (SIGINT, a time limit).
 
     Returns:
         An iterator of records: `loss` is the cross-entropy of the batch, `metrics["accuracy"]` its share of right
@@ -131,6 +136,7 @@ def pretrain(
             statistics or without anything to train, rotations of what cannot be turned, or a number out of range.
         NonFiniteLoss: (while training) the loss or its gradient is infinite or NaN; the weights are the last finite
             ones.
+        CheckpointError: (while training) a checkpoint that cannot be written or read; another run is in `out`.
 
     Differs from the papers: images are drawn with replacement and not epoch by epoch, a cosine schedule (SimpleShot's
     code: steps), no augmentation of images; "cosine" has one learned scale and not one learned norm per class.
@@ -147,15 +153,11 @@ def pretrain(
         raise ValueError(f"lr={lr}: pass a positive learning rate, for instance 1e-3 with Adam")
     if classifier not in ("linear", "cosine"):
         raise ValueError(f"unknown classifier {classifier!r}: use 'linear' or 'cosine'")
-    settings = Outer(
-        steps=steps,
-        batch=batch,
-        meta_lr=lr,
-        optimizer=optimizer,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        seed=seed,
-    )
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    outer = Outer(
+        steps=steps, batch=batch, meta_lr=lr, optimizer=optimizer, momentum=momentum, schedule=schedule,
+        weight_decay=weight_decay, seed=seed,
+    )  # fmt: skip
     _check_turns(bank, rotations)
     classes = bank.num_classes * rotations
     if classes < 2:
@@ -180,49 +182,62 @@ def pretrain(
         if classifier == "cosine":
             device, dtype = knn.place(body)
             network.head = _Cosine(size, classes).to(device, dtype)
-    return _train(network, bank, settings, rotations, stop)
+    stepper, own = Supervised(network, bank, outer, rotations), {"rotations": rotations, "classifier": classifier}
+    return loop(stepper, outer, family="pretraining", settings=own, out=out, resume=resume, stop=stop)
 
 
-def _train(
-    network: Classifier, bank: Bank, settings: Outer, rotations: int, stop: Callable[[], bool] | None
-) -> Iterator[Record]:
-    """The loop of `pretrain`."""
-    body, seed = network.body, settings.seed
-    params = [p for p in network.parameters() if p.requires_grad]
-    optimizer = _optimizer(params, settings)
-    for step in range(settings.steps):
+class Supervised:
+    """A stepper: one step along the gradient of the cross-entropy of a batch of images. See `pretrain`.
+
+    Args:
+        network: a body with a head for all classes of the bank, and of their rotations.
+        bank, rotations: as there.
+        outer: the settings.
+    """
+
+    def __init__(self, network: Classifier, bank: Bank, outer: Outer, rotations: int):
+        self.network, self.bank, self.outer, self.rotations = network, bank, outer, rotations
+        self.optimiser = Optimiser(network, outer)
+
+    def __call__(self, i: int) -> Update:
+        network, outer = self.network, self.outer
         network.train()  # the caller's loop may have evaluated it
         began = time.perf_counter()
-        x, y = _draw(bank, seeding.generator(seed, "pretrain", step), settings.batch, rotations, body)
-        sampled = time.perf_counter()
-        with seeding.seeded(seed, "pretrain noise", step):  # dropout and the like
+        generator = seeding.generator(outer.seed, "pretrain", i)
+        x, y = _draw(self.bank, generator, outer.batch, self.rotations, network.body)
+        sampling = time.perf_counter() - began
+        with seeding.seeded(outer.seed, "pretrain noise", i):  # dropout and the like
             scores = network(x)  # [B, K]
         loss = F.cross_entropy(scores, y)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimiser.torch.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.stack([p.grad.square().sum() for p in params if p.grad is not None]).sum().sqrt()
+        norm = norm_of(p.grad for p in self.optimiser.params if p.grad is not None)
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            optimizer.zero_grad(set_to_none=True)
+            self.optimiser.torch.zero_grad(set_to_none=True)
             raise NonFiniteLoss(
-                f"pre-training step {step}: loss {float(loss.detach())}, gradient norm {float(norm)}, on the images of "
-                f"seeding.generator({seed}, 'pretrain', {step}); the body has the weights from before this step. Try "
-                f"a smaller learning rate than lr={settings.meta_lr}"
+                f"pre-training step {i}: loss {float(loss.detach())}, gradient norm {float(norm)}, on the images of "
+                f"seeding.generator({outer.seed}, 'pretrain', {i}); the body has the weights from before this step. "
+                f"Try a smaller learning rate than lr={outer.meta_lr}"
             )
-        rate = settings.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        metrics = {"accuracy": float((scores.detach().argmax(-1) == y).float().mean())}
-        share = (sampled - began) / (time.perf_counter() - began)
-        done = step + 1
-        stopped = stop is not None and stop()
-        if stopped or done == settings.steps:
-            calibrate(body, bank, batch=settings.batch, rotations=rotations, seed=seed)
-            body.eval()
-        yield Record(done, float(loss.detach()), metrics, rate, float(norm), time.perf_counter() - began, share)
-        if stopped:
-            return
+        rate = self.optimiser.step(i, norm)
+        right = float((scores.detach().argmax(-1) == y).float().mean())
+        return Update(float(loss.detach()), {"accuracy": right}, float(norm), rate, sampling)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.network.state_dict(), **self.optimiser.tensors()}  # "body.*", "head.*", "optimizer.*"
+
+    def numbers(self) -> dict[str, Any]:
+        return self.optimiser.numbers()
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        checkpoint.load_into(self.network.body, tensors, "the checkpoint", "body.")
+        checkpoint.load_into(self.network.head, tensors, "the checkpoint", "head.")
+        self.optimiser.restore(tensors, numbers)
+
+    def settle(self) -> None:
+        body, outer = self.network.body, self.outer
+        calibrate(body, self.bank, batch=outer.batch, rotations=self.rotations, seed=outer.seed)
+        body.eval()
 
 
 def calibrate(
@@ -302,23 +317,11 @@ def restore(body: nn.Module, path: Path | str) -> dict[str, Any]:
         CheckpointError: see `kshot.checkpoint.load`, or weights of another network.
     """
     tensors, info = checkpoint.load(path)
-    own = {name.removeprefix("body."): t for name, t in tensors.items() if name.startswith("body.")}
-    try:
-        body.load_state_dict(own)
-    except RuntimeError as error:
-        why = " ".join(str(error).split())  # torch's message has a line per weight
-        raise checkpoint.CheckpointError(f"{path} holds the weights of another network: {why}") from error
+    checkpoint.load_into(body, tensors, path, "body.")
     return info["settings"]
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _optimizer(params: list[nn.Parameter], settings: Outer) -> torch.optim.Optimizer:
-    lr, decay = settings.meta_lr, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(params, lr, momentum=0.9, weight_decay=decay)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](params, lr, weight_decay=decay)
 
 
 def _features(body: nn.Module) -> int:

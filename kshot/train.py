@@ -37,7 +37,6 @@ __all__ = [
     "meta_train",
     "refuse_a_run_in",
     "restore",
-    "restore_learner",
     "validation",
 ]
 
@@ -51,22 +50,8 @@ def restore(learner: Learner, path: Path | str) -> dict[str, Any]:
         CheckpointError: see `checkpoint.load`, or weights of another learner or network.
     """
     tensors, info = checkpoint.load(path)
-    restore_learner(learner, tensors, path)
+    checkpoint.load_into(learner, tensors, path)
     return info
-
-
-def restore_learner(learner: Learner, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Load the learner's weights from a checkpoint's tensors.
-
-    Raises:
-        CheckpointError: weights of another learner or network; `path` is named.
-    """
-    own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
-    try:
-        learner.load_state_dict(own)
-    except RuntimeError as error:
-        why = " ".join(str(error).split())  # torch's message has a line per weight
-        raise checkpoint.CheckpointError(f"{path} holds the weights of another learner or network: {why}") from error
 
 
 def meta_train(
@@ -212,7 +197,7 @@ class MetaGradient:
         return {"engine": asdict(self.plan) if self.plan is not None else None, **self.optimiser.numbers()}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        restore_learner(self.learner, tensors, "the checkpoint")
+        checkpoint.load_into(self.learner, tensors, "the checkpoint")
         self.optimiser.restore(tensors, numbers)
         self.before = _plan(numbers.get("engine"))
 

@@ -59,6 +59,38 @@ def test_round_trip_keeps_every_bit_shape_and_dtype(saved: Path) -> None:
     assert names(saved.parent) == ["last.safetensors"]
 
 
+def test_a_header_is_read_without_the_tensors(saved: Path) -> None:
+    assert checkpoint.header(saved, ("step",)) == {"format": checkpoint.FORMAT, **INFO}
+    with pytest.raises(CheckpointError, match="'engine' is missing"):
+        checkpoint.header(saved, ("engine",))
+    content = bytearray(saved.read_bytes())
+    content[-1] ^= 1  # of a tensor: nobody looks at it
+    saved.write_bytes(content)
+    assert checkpoint.header(saved)["step"] == 7
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        checkpoint.load(saved)
+    saved.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.header(saved)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        checkpoint.header(saved.parent / "none")
+
+
+def test_weights_go_into_a_module_by_their_prefix() -> None:
+    tensors = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2), "b.weight": torch.ones(1)}
+    net = nn.Linear(3, 2)
+    checkpoint.load_into(net, tensors, "x", "a.")
+    assert torch.equal(net.weight, torch.ones(2, 3))
+    for other in (nn.Linear(2, 2), nn.LayerNorm(1)):
+        with pytest.raises(CheckpointError, match="x holds the weights of another learner or network") as caught:
+            checkpoint.load_into(other, tensors, "x", "a.")
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CheckpointError, match="another learner or network than its settings tell"):
+            checkpoint.rebuilt(lambda other=other: other, tensors, "x", "a.")
+    made = checkpoint.rebuilt(lambda: nn.Linear(3, 2), tensors, "x", "a.")
+    assert torch.equal(made.bias, torch.zeros(2))
+
+
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:
     base = torch.arange(6.0)
     tied = {"a": base, "b": base, "c": base[2:4]}

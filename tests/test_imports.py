@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plots": "checkpoint core distributions engine evaluate losses nn tasks tree",
         "loop": "checkpoint parallel seeding",
         "train": "checkpoint core engine evaluate loop nn parallel planning seeding tasks tree checks",
-        "pretrain": "checkpoint data loop nn seeding train",
+        "pretrain": "checkpoint data loop nn seeding",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",
         "runs": "checkpoint config core data evaluate learners nn plots pretrain seeding tasks train tree",
         "rl": "checkpoint core engine learners loop nn scores seeding settings train tree",

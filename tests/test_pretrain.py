@@ -13,7 +13,7 @@ from torch import nn
 from kshot import nn as knn
 from kshot import pretrain as module
 from kshot import seeding
-from kshot.checkpoint import CheckpointError
+from kshot.checkpoint import CheckpointError, load
 from kshot.core import Batch, Learner
 from kshot.data.bank import Bank
 from kshot.evaluate import evaluate, evaluate_modes
@@ -184,6 +184,28 @@ def test_the_callers_loop_may_evaluate_and_stop():
     assert all(bool((mean != 0).any()) for mean in means)
 
 
+def test_a_run_that_is_cut_goes_on_with_the_bits_of_an_unbroken_one(tmp_path: Path):
+    settings: dict[str, Any] = {"steps": 4, "batch": 16, "optimizer": "sgd", "lr": 0.05}
+    whole = conv()
+    list(pretrain(whole, TRAIN, out=tmp_path / "whole", **settings))
+    asked = []
+    list(pretrain(conv(), TRAIN, out=tmp_path / "cut", stop=lambda: len(asked.append(0) or asked) == 2, **settings))
+    again = conv(seed=1)  # what it was before does not matter
+    rest = list(pretrain(again, TRAIN, out=tmp_path / "cut", resume=True, **settings))
+    assert [record.step for record in rest] == [3, 4]
+    assert not any(moved(whole, again))
+    kept = [load(tmp_path / name / "last.safetensors") for name in ("whole", "cut")]
+    assert kept[0][0].keys() == kept[1][0].keys()
+    assert all(torch.equal(tensor, kept[1][0][name]) for name, tensor in kept[0][0].items())
+    assert any(name.endswith("momentum_buffer") for name in kept[0][0])
+    assert kept[0][1]["family"] == "pretraining"
+    loaded = conv(seed=1)
+    assert restore(loaded, tmp_path / "cut" / "last.safetensors") == {"rotations": 1, "classifier": "linear"}
+    assert not any(moved(whole, loaded))
+    with pytest.raises(CheckpointError, match="was trained with batch=16 and not 8"):
+        next(pretrain(conv(), TRAIN, out=tmp_path / "cut", resume=True, **{**settings, "batch": 8}))
+
+
 def test_population_statistics_are_those_of_the_training_images(trained: knn.Conv4):
     """In eval() mode the normalised activations of the training images have mean 0 and variance 1, nearly."""
     block = trained.blocks[0]
@@ -260,7 +282,7 @@ def test_a_saved_body_comes_back(trained: knn.Conv4, tmp_path: Path):
     other = conv(seed=5)
     assert restore(other, tmp_path / "body.safetensors") == {"steps": 120}
     assert not any(moved(trained, other))  # population statistics too
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="another learner or network"):
         restore(knn.MLP(4, 8), tmp_path / "body.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         restore(other, tmp_path / "nothing.safetensors")

@@ -108,7 +108,7 @@ class TrainControl:
         if self.json is not None and record is not None:
             values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
             write_json(self.json, {**values, "record": asdict(record)})
-        held = record.step if record is not None else checkpoint.load(self.out / "last.safetensors")[1]["step"]
+        held = record.step if record is not None else checkpoint.header(self.out / "last.safetensors")["step"]
         if record is None:
             say.print(f"nothing to do: {self.out} holds {held} outer steps. Next: kshot evaluate {self.out}")
         elif held < recipe.outer.steps:

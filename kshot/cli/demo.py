@@ -45,7 +45,7 @@ class Demo:
         recipe = replace(recipe, outer=outer, source="kshot demo")
         last = self.out / "last.safetensors"
         if last.exists():  # of an earlier demo; anything else is not the demo's to replace
-            if checkpoint.load(last)[1].get("settings", {}).get("source") != recipe.source:
+            if checkpoint.header(last).get("settings", {}).get("source") != recipe.source:
                 raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
             with checkpoint.locked(self.out):  # no demo is training there now
                 last.unlink(missing_ok=True)

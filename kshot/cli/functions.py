@@ -26,7 +26,7 @@ def is_of_functions(folder: Path | str) -> bool:
     path = Path(folder) / "last.safetensors"
     if not path.is_file():
         return False
-    data = checkpoint.load(path)[1].get("settings", {}).get("data", "")
+    data = checkpoint.header(path).get("settings", {}).get("data", "")
     return isinstance(data, str) and data != "sinusoid" and functions.is_function(data)
 
 

@@ -180,7 +180,7 @@ def _train(
         if writer is not None:
             writer.close()
     if run.json is not None and world.leads and record is not None:
-        best = checkpoint.load(run.out / "last.safetensors")[1]["best"]
+        best = checkpoint.header(run.out / "last.safetensors")["best"]
         values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
         write_json(run.json, {**values, "record": asdict(record), "best": best})
     done = record.step if record is not None else recipe.outer.steps
@@ -197,7 +197,7 @@ def _train(
 def _is_of(folder: Path, job: str | None) -> bool:
     """Whether the run in the folder is of this torchrun, which has started its processes again."""
     last = folder / "last.safetensors"
-    return job is not None and last.exists() and checkpoint.load(last)[1].get("settings", {}).get("job") == job
+    return job is not None and last.exists() and checkpoint.header(last).get("settings", {}).get("job") == job
 
 
 def _explained(plan: Plan) -> Table:

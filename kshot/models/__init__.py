@@ -156,8 +156,7 @@ def shipped() -> dict[str, Path]:
 
 def told(name: str) -> str:
     """A shipped model in a line: learner, data, classes, images."""
-    _, info = checkpoint.load(shipped()[name])
-    own = info["settings"]
+    own = checkpoint.header(shipped()[name])["settings"]
     classes, size = len(own.get("train_classes", ())), own["size"]
     colour = "colour" if own["channels"] == 3 else "grey"
     split = f", {own['splits']} split" if own["data"] == "omniglot" else ""

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kshot import checkpoint
+
 __all__ = ["HUB", "HubBody", "Missing", "is_hub", "load", "rebuild"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -119,13 +121,8 @@ def rebuild(about: dict[str, Any], tensors: dict[str, Tensor]) -> HubBody:
         raise ValueError("images of a size or colours that no model has")
     made = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
     kind = _class(transformers, made)
-    with torch.device("meta"):
-        empty = kind(made)
-    if {f"model.{n}": t.shape for n, t in empty.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
-        raise ValueError("the weights are of another network than the configuration tells")
-    body = HubBody(kind(made).eval(), size, mean, std)
-    body.load_state_dict(tensors)
-    return body.eval()
+    model = checkpoint.rebuilt(lambda: kind(made).eval(), tensors, "the configuration", "model.")
+    return HubBody(model, size, mean, std).eval()
 
 
 def _transformers(name: str) -> Any:

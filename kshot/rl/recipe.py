@@ -178,7 +178,7 @@ def settings(recipe: ControlRecipe) -> dict[str, Any]:
 def is_control(folder: Path | str) -> bool:
     """Whether a training folder holds a policy."""
     path = Path(folder) / "last.safetensors"
-    return path.is_file() and checkpoint.load(path)[1].get("settings", {}).get("kind") == KIND
+    return path.is_file() and checkpoint.header(path).get("settings", {}).get("kind") == KIND
 
 
 def upgrade(told: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, returns
 from kshot.rl.score import evaluate
 from kshot.rl.trust import Region, improve
 from kshot.scores import over_seeds
-from kshot.train import restore_learner
 
 if TYPE_CHECKING:
     from kshot.core import Task
@@ -197,7 +196,7 @@ class PolicyStep:
         return {"env_steps": self.env_steps, **(self.optimiser.numbers() if self.optimiser is not None else {})}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        restore_learner(self.learner, tensors, "the checkpoint")
+        checkpoint.load_into(self.learner, tensors, "the checkpoint")
         if self.optimiser is not None:
             self.optimiser.restore(tensors, numbers)
         if self.replay is not None:
