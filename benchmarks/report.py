@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from kshot.scores import Scores
+
 RESULTS = Path(__file__).resolve().parent / "results"
 VARIANTS = {
     "none": "none",
@@ -26,8 +28,8 @@ def cell(data: str, variant: str) -> str:
     path = RESULTS / f"augment-{data}-{variant}.json"
     if not path.exists():
         return "not measured" if variant != "unrotated" or data == "omniglot" else ""
-    (result,) = json.loads(path.read_text())["results"]
-    return f"{100 * result['mean']:.2f} ± {100 * result['interval95']:.2f}"
+    (result,) = map(Scores.from_dict, json.loads(path.read_text())["results"])
+    return str(result["accuracy"]).removesuffix(" %")
 
 
 def main() -> None:

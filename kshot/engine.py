@@ -29,6 +29,7 @@ import functools
 import itertools
 import os
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -50,6 +51,7 @@ __all__ = [
     "Plan",
     "Strategy",
     "Trial",
+    "answers",
     "calibrate",
     "checked",
     "choose",
@@ -459,6 +461,55 @@ def spread(
     if threads < 2:
         return part(learner, tasks)
     return [found for share in _shared(learner, tasks, threads, part) for found in share]
+
+
+def answers(
+    learner: Learner,
+    tasks: Task,
+    strategy: Strategy = "auto",
+    steps: int | None = None,
+    path: bool = False,
+) -> tuple[list[Any], float]:
+    """Predictions for the queries of T tasks, with a leading T, and the seconds that adapting and predicting took.
+
+    Args:
+        learner: adapts as it is set; no graph is kept.
+        tasks: a leading T on every leaf.
+        strategy: see the module.
+        steps: adaptation steps, for `stepwise` learners; None: the learner's own number. Others ignore it.
+        path: of the state after each step, 0, 1, ...; else of the last one alone. The time is that of the last.
+    """
+
+    def last(own: Learner, task: Any) -> tuple[list[Any], Any]:
+        if path or (steps is not None and own.stepwise):
+            states = own.adapt_path(own.init(), task.support, steps)
+        else:
+            states = [own.adapt(own.init(), task.support)]
+        return states[:-1] if path else [], own.predict(states[-1], task.query.x)
+
+    def one(own: Learner, task: Any) -> tuple[list[Any], float, float]:
+        began = _clock(task.query.x.device)
+        states, final = last(own, task)
+        answered = _clock(task.query.x.device)
+        found = [*(own.predict(state, task.query.x) for state in states), final]
+        return found, answered - began, _clock(task.query.x.device) - began
+
+    x = tasks.query.x
+    began = _clock(x.device)
+    if choose(learner, strategy) == "vmap":
+        states, final = torch.vmap(lambda task: last(learner, task), randomness="different")(tasks)  # [T, M, W]
+        took = _clock(x.device) - began
+        predict = torch.vmap(learner.predict, randomness="different")
+        return [*(predict(state, x) for state in states), final], took
+    found, first, whole = zip(*spread(learner, tasks, one, strategy), strict=True)
+    took = (_clock(x.device) - began) * sum(first) / max(sum(whole), 1e-9)  # threads work side by side
+    return [tree.stack(list(step)) for step in zip(*found, strict=True)], took
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _threads(learner: Learner, tasks: Task, how: Plan) -> int:

@@ -18,7 +18,8 @@ import torch
 
 from kshot import __version__
 from kshot.estimators import FewShotClassifier
-from kshot.evaluate import calibration_error, proportion95
+from kshot.evaluate import calibration_error
+from kshot.intervals import proportion95
 
 __all__ = ["page"]
 

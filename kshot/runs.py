@@ -20,9 +20,10 @@ from kshot import checkpoint, config, learners, pretrain, seeding, tree
 from kshot.config import Recipe
 from kshot.core import Learner
 from kshot.data import folder, located, scripts, split_names
-from kshot.evaluate import Result, evaluate_modes
+from kshot.evaluate import evaluate_modes
 from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
+from kshot.scores import Scores
 from kshot.tasks import Episodes
 from kshot.tasks.base import TaskDistribution
 
@@ -188,7 +189,7 @@ def score(
     shots: int | None = None,
     progress: Callable[[int, int], object] | None = None,
     beside: Sequence[Run] = (),
-) -> list[Result]:
+) -> list[Scores]:
     """Results of the learner, in both modes where they differ, and of the floors, on the same tasks.
 
     `beside` are the other runs of a comparison: what they were trained on counts too where classes are chosen.
@@ -236,6 +237,7 @@ def score(
     results = []
     for label, one, count in rows:
         options: dict[str, Any] = {"name": label, "steps": count, "settings": settings, "device": test.device}
+        options["baseline"] = one is not learner
         number = test.tasks
         if isinstance(one, FineTune):
             small = shown.ways * shown.shots * shown.augment * shown.size**2 <= SMALL

@@ -255,7 +255,8 @@ def ratios(values: Tensor, weights: Tensor, cluster: Sequence[int] | None = None
         weights: `[T]`, what it is a share of: how many values.
         cluster, shown: as for `mean`.
     """
-    figures = (weights[:, None] / weights.sum() * values).sum(0).tolist()
+    weights = weights.double()
+    figures = ((weights / weights.sum())[:, None] * values).sum(0).tolist()
     columns = zip(figures, values.T, strict=True)
     return [Column(own, _half(v, cluster, weights), per_task=v.tolist(), **shown) for own, v in columns]
 

@@ -22,6 +22,7 @@ from kshot.cli.scores import Figures
 from kshot.config import Recipe
 from kshot.data import Bank
 from kshot.runs import Test as Scoring
+from kshot.scores import Scores
 from kshot.train import Outer
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -258,14 +259,14 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert "4 tasks" in out
     written = json.loads(file.read_text())
     assert written["command"].startswith(f"kshot evaluate {proto}")
-    result = written["results"][0]
-    assert result["num_tasks"] == len(result["per_task"]) == 4
-    assert result["interval95"] > 0
-    assert result["settings"]["ways"] == 5
-    assert result["settings"]["queries"] == 3
+    result = Scores.from_dict(written["results"][0])
+    assert result.num_tasks == len(result.per_task) == 4
+    assert result.interval95 > 0
+    assert result.settings["ways"] == 5
+    assert result.settings["queries"] == 3
     again = tmp_path / "again.json"
     evaluated(capsys, "evaluate", proto, "--tasks", 4, "--queries", 3, "--no-floors", "--json", again)
-    assert json.loads(again.read_text())["results"][0]["per_task"] == result["per_task"]
+    assert Scores.from_dict(json.loads(again.read_text())["results"][0]).per_task == result.per_task
 
 
 def test_evaluate_with_other_ways_and_shots(proto: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,9 +337,9 @@ def test_sinusoid(sinusoid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         "--picture", tmp_path / "x.png",
     )  # fmt: skip
     assert "sinusoid, 5 points, 3 tasks" in out
-    result = json.loads((tmp_path / "x.json").read_text())["results"][0]
-    assert result["metric"] == "mse"
-    assert [step for step, *_ in result["per_step"]] == [0, 1, 2, 3, 4]
+    result = Scores.from_dict(json.loads((tmp_path / "x.json").read_text())["results"][0])
+    assert result.metric == "mse"
+    assert [step for step, *_ in result.per_step] == [0, 1, 2, 3, 4]
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import losses, tree
+from kshot import losses, seeding, tree
 from kshot.core import Batch, Learner, Task
 from kshot.data.bank import Bank
 from kshot.evaluate import (
@@ -330,15 +330,9 @@ def test_progress_and_guards():
 
 
 def test_json_round_trip(tmp_path):
-    result = evaluate(Means(), episodes(), 4, settings={"command": "kshot evaluate"})
+    result = evaluate(Means(), episodes(), 4, settings={"command": "kshot evaluate"}, baseline=True)
     assert Result.from_json(result.to_json()) == result
-    path = tmp_path / "deep" / "result.json"
-    result.save(path)
-    assert Result.from_json(path.read_text(encoding="utf-8")) == result
-    assert list(path.parent.iterdir()) == [path]  # no part file left
-    for text in ("[]", '{"name": "x"}', '{"nonsense": 1}', "{"):
-        with pytest.raises(ValueError, match=r"."):
-            Result.from_json(text)
+    assert result.baseline
 
 
 def test_json_of_a_diverged_learner():
@@ -346,7 +340,7 @@ def test_json_of_a_diverged_learner():
     task = Task(Batch(torch.zeros(2, 1), torch.zeros(2, 1)), Batch(x, torch.zeros(2, 1)))
     result = evaluate(Scripted(), Fixed(task), 4)
     assert math.isnan(result.mean)
-    assert json.loads(result.to_json())["mean"] is None  # NaN is not JSON
+    assert json.loads(result.to_json())["columns"]["mse"]["mean"] is None  # NaN is not JSON
     assert math.isnan(Result.from_json(result.to_json()).mean)
 
 
@@ -372,7 +366,7 @@ def test_table():
     from rich.console import Console
 
     tasks = episodes()
-    floor = evaluate(Means(), tasks, 4, name="floor: means")
+    floor = evaluate(Means(), tasks, 4, name="floor: means", baseline=True)
     results = [floor, *evaluate_modes(maml(), tasks, 4, name="maml").values()]
     console = Console(width=120)
     with console.capture() as capture:
@@ -400,3 +394,80 @@ def test_the_interval_of_a_share_is_wilsons():
         theirs = binomtest(right, of).proportion_ci(0.95, method="wilson")
         assert proportion95(right, of) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     assert proportion95(0, 0) == (0.0, 1.0)
+
+
+class Pair(NamedTuple):
+    """What a task shows: no x, no y."""
+
+    numbers: Tensor
+
+
+class Pairs:
+    """The middle of some numbers."""
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+        return Task(*(Pair(torch.rand(num_tasks, 4, generator=generator)) for _ in range(2)))
+
+
+class Middle(Learner):
+    def init(self) -> Tensor:
+        return torch.zeros(())
+
+    def adapt(self, state: Tensor, support: Any) -> Tensor:
+        return support.numbers.mean()
+
+    def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        return state
+
+    def loss(self, task: Any) -> Any:
+        distance = (self.adapt(self.init(), task.support) - task.query.numbers.mean()).abs()
+        return distance, {"near": (distance < 0.1).float()}
+
+
+def test_tasks_of_any_payload():
+    """Nothing is known of them but the learner's own loss and metrics."""
+    result = evaluate(Middle(), Pairs(), 20, batch=8)
+    tasks = [Pairs().sample(seeding.generator(0, "evaluate", k), 1) for k in range(20)]
+    wanted = [float((a.numbers.mean() - b.numbers.mean()).abs()) for a, b in tasks]
+    assert result.per_task == pytest.approx(wanted, rel=1e-5)
+    assert (result.metric, result["loss"].better, result.mode) == ("loss", "less", "")
+    assert result["near"].mean == pytest.approx(sum(w < 0.1 for w in wanted) / 20)
+    assert result.questions == evaluate(Middle(), Pairs(), 20).questions
+    with pytest.raises(TypeError, match="does not know rollouts: Pairs has no test of its own"):
+        evaluate(Middle(), Pairs(), 20, rollouts=3)
+
+
+def test_a_task_without_scored_queries_is_no_task_of_the_test():
+    class Gaps:
+        def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+            y = torch.where(torch.rand(1, 1, generator=generator) < 0.5, -2, torch.zeros(1, 3, dtype=torch.long))
+            x = torch.rand(1, 3, 2, generator=generator)
+            return Task(Batch(torch.zeros(1, 2, 2), torch.tensor([[0, 1]])), Batch(x, y))
+
+    result = evaluate(Scripted(), Gaps(), 40)
+    asked = [k for k in range(40) if (Gaps().sample(seeding.generator(0, "evaluate", k), 1).query.y >= 0).any()]
+    assert result.cluster == asked
+    assert result.num_tasks == len(result.per_task) == len(asked) < 30
+    empty = Task(Batch(torch.zeros(2, 2), torch.tensor([0, 1])), Batch(torch.zeros(1, 2), torch.tensor([-2])))
+    with pytest.raises(ValueError, match="no task has a query that is scored"):
+        evaluate(Scripted(), Fixed(empty), 4)
+
+
+def test_calibration_is_of_all_queries_and_its_interval_of_tasks():
+    """Two tasks in three are right, all with confidence 0.8; scored are one or two queries."""
+    logit = math.log(0.8 / 0.2)
+
+    class Told:
+        def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+            right = bool(torch.rand((), generator=generator) < 2 / 3)
+            x = torch.tensor([[[logit, 0.0], [logit, 0.0], [99.0, 0.0]]])
+            y = torch.tensor([[0 if right else 1, 0 if right else -1, -2]])
+            return Task(Batch(torch.zeros(1, 2, 2), torch.tensor([[0, 1]])), Batch(x, y))
+
+    result = evaluate(Scripted(), Told(), 30)
+    right = [round(r) for r in result.per_task]
+    assert 10 < sum(right) < 30
+    weights = [2 if r else 1 for r in right]
+    share = sum(w * r for w, r in zip(weights, right, strict=True)) / sum(weights)
+    assert result.ece == pytest.approx(abs(share - 0.8), abs=1e-6)
+    assert result["ece"].interval95 == pytest.approx(interval95(right, None, weights), rel=1e-6)

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kshot.scores import Column, Scores
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -45,12 +47,26 @@ def record(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def result(name: str, who: str) -> dict[str, Any]:
+def result(name: str, who: str) -> Scores:
     """The result of that name, or of that name and mode ("maml inductive")."""
     for row in record(name)["results"]:
         if who in (row["name"], f"{row['name']} {row.get('mode')}"):
-            return row
+            return Scores.from_dict(row)
     raise KeyError(f"{name} has no result of {who!r}")
+
+
+def density(name: str, who: str, data: str) -> Scores:
+    """That learner's test on functions of that name."""
+    return Scores.from_dict(record(name)[who][data])
+
+
+def together(name: str, who: str, data: str = "gp-rbf") -> list[list[float]]:
+    """Densities of all values together and their gap, with intervals: one value after another where need be."""
+    found, row = density(name, who, data), record(name)[who][data]
+    if "joint" in found.columns:
+        return [both(found[column]) for column in ("joint", "joint_gap")]
+    one = row["autoregressive"] if "autoregressive" in row else row["details"]["autoregressive"]
+    return [[one[column], one[f"{column}_interval95"]] for column in ("joint", "joint_gap")]
 
 
 def percent(pair: Any) -> list[float]:
@@ -59,6 +75,8 @@ def percent(pair: Any) -> list[float]:
 
 
 def both(pair: Any) -> list[float]:
+    if isinstance(pair, Scores | Column):
+        return [pair.mean, pair.interval95]
     return [pair["mean"], pair["interval95"]] if isinstance(pair, dict) else list(pair)
 
 
@@ -68,8 +86,7 @@ def accuracy(name: str, *who: str) -> list[float]:
 
 def returns(name: str, who: str, steps: int = 4) -> list[Values]:
     """A cell for each gradient step; empty ones where a policy takes none."""
-    row = result(name, who)
-    cells: list[Values] = [[mean, half] for mean, half in zip(row["mean"], row["interval95"], strict=True)]
+    cells: list[Values] = [[mean, half] for _, mean, half in result(name, who).per_step]
     return cells + [[]] * (steps - len(cells))
 
 
@@ -128,7 +145,7 @@ def differs(printed: str, values: list[float]) -> str:
 
 def test_pixels_were_asked_the_same_as_the_learners() -> None:
     for name, row in PIXELS.items():
-        assert record("pixels")["test"][row]["questions"] == result(name, "protonet")["questions"], name
+        assert record("pixels")["test"][row]["questions"] == result(name, "protonet").questions, name
 
 
 def test_figures_that_differ_are_found() -> None:
@@ -219,7 +236,7 @@ PIXELS = {  # record of the other floors -> row of pixels.json: pixels were clas
 
 def _baselines(name: str) -> list[float]:
     """On pixels, from scratch, pre-trained."""
-    own = [100 * result(name, f"floor: {what} inductive")["mean"] for what in ("pixels", "from scratch", "pre-trained")]
+    own = [100 * result(name, f"floor: {what} inductive").mean for what in ("pixels", "from scratch", "pre-trained")]
     if name in PIXELS:
         own[0] = 100 * record("pixels")["test"][PIXELS[name]]["mean"]
     return own
@@ -241,7 +258,7 @@ def _readme() -> list[Table]:
     many, more = f"{one}-protonet-20way", f"{five}-protonet-20way"
     photos, photos5 = "grocery-5way-1shot-protonet", "grocery-5way-5shot-protonet"
     lake = "omniglot-lake-5way-1shot"
-    sinusoid = {int(step): [mean, half] for step, mean, half in result("sinusoid-maml", "maml")["per_step"]}
+    sinusoid = {int(step): [mean, half] for step, mean, half in result("sinusoid-maml", "maml").per_step}
     twenty = "Omniglot 20-way 1-shot, 15 queries per class: transductive / inductive"
     rows: list[Any] = [
         _measured(
@@ -453,21 +470,24 @@ def _control() -> list[Table]:
     }
     goals: list[Any] = []
     for learner, each in runs.items():
-        seen = result(f"{v5}-maml", {"MAML": "maml-trpo"}.get(learner, learner.lower()))["seen"]
+        seen = result(f"{v5}-maml", {"MAML": "maml-trpo"}.get(learner, learner.lower())).details["seen"]
         first = "MAML (trust region)" if learner == "MAML" else learner
         goals += seeds(first, seen, each, over_seeds(*each))
     goals += [
         (
             "PEARL, seed 0, 1.0 million steps",
-            [[result(f"{v5}-pearl", "pearl")["seen"]], *returns(f"{v5}-pearl", "pearl")],
+            [[result(f"{v5}-pearl", "pearl").details["seen"]], *returns(f"{v5}-pearl", "pearl")],
         ),
-        ("the same policy", [[result(f"{v5}-pearl-two", "pearl")["seen"]], *returns(f"{v5}-pearl-two", "pearl")]),
+        (
+            "the same policy",
+            [[result(f"{v5}-pearl-two", "pearl").details["seen"]], *returns(f"{v5}-pearl-two", "pearl")],
+        ),
         ("untrained", [[20], *returns(f"{v5}-maml", "random")]),
     ]
     quick: list[Any] = []
     for learner, who in (("MAML", "maml-trpo"), ("ProMP", "promp"), ("RL2", "rl2")):
         each = [returns(fast, f"{who} (seed {seed})") for seed in range(3)]
-        seen = result(fast, f"{who} (seed 0)")["seen"]
+        seen = result(fast, f"{who} (seed 0)").details["seen"]
         quick += seeds(learner, seen, each, returns(fast, f"{who}, 3 seeds"))
     quick.append(("untrained", [[20], *returns(fast, "random")]))
     simulated = record("rl-simulation-gpu")["rows"]
@@ -589,18 +609,16 @@ def _processes() -> list[Table]:
     best = "Beside the best possible answer"
 
     def learner(name: str, who: str) -> list[Values]:
-        row = record(name)[who]
-        cells: list[Values] = [[row["updates"]]]
+        cells: list[Values] = [[record(name)[who]["updates"]]]
         for kernel in kernels:
-            of = row[kernel]
-            held = 100 * of["coverage"]["95"]
-            cells += [[of["log_likelihood"], of["interval95"]], [of["gap"], of["gap_interval95"]], [held]]
+            of = density(name, who, kernel)
+            cells += [both(of), both(of["gap"]), [100 * of["coverage 95"].mean]]
         return cells
 
     def oracle(name: str, who: str) -> list[Values]:
         cells: list[Values] = [[]]
         for kernel in kernels:
-            cells += [[record(name)[who][kernel]["oracle"]], [0.0], []]
+            cells += [[density(name, who, kernel)["oracle"].mean], [0.0], []]
         return cells
 
     def names(full: str, rest: str, in_rest: tuple[str, ...], order: tuple[str, ...]) -> list[tuple[str, list[Values]]]:
@@ -613,19 +631,14 @@ def _processes() -> list[Table]:
     latent = "processes-gp-latent"
 
     def joint(who: str, name: str = "processes-gp-full") -> list[Values]:
-        row = record(name)[who]["gp-rbf"]
-        row = row if row["joint"] is not None else row["autoregressive"]
-        return [[row["joint"], row["joint_interval95"]], [row["joint_gap"], row["joint_gap_interval95"]]]
+        return [*together(name, who)]
 
     def published(kind: str, who: str, sequential: bool = False) -> list[Values]:
-        rows = record(f"processes-np-{kind}-full")[who]
-        cells: list[Values] = [None, None]
+        name, cells = f"processes-np-{kind}-full", list[Values]([None, None])
         for where in ("", ":beyond", ":extrapolation"):
-            row = rows[f"np-{kind}{where}"]
-            one = row["autoregressive"] if sequential else row
-            keys = ("joint", "joint_interval95") if sequential else ("log_likelihood", "interval95")
-            cells.append([one[key] for key in keys])
-        return [*cells, [] if sequential else [100 * rows[f"np-{kind}"]["coverage"]["95"]]]
+            data = f"np-{kind}{where}"
+            cells.append(together(name, who, data)[0] if sequential else both(density(name, who, data)))
+        return [*cells, [] if sequential else [100 * density(name, who, f"np-{kind}")["coverage 95"].mean]]
 
     shown = (("CNP", "cnp"), ("ACNP", "acnp"), ("ConvCNP", "convcnp"), ("ConvCNP, one value after another", ""))
     compared: list[Any] = []
@@ -894,9 +907,7 @@ def _readme_phrases() -> list[Phrase]:
         "floor: from scratch transductive # ± # % #": "floor: from scratch transductive",
         "floor: pre-trained inductive # ± # % #": "floor: pre-trained",
     }
-    table = [
-        Phrase(words, [*accuracy(demo, who), float(result(demo, who)["num_tasks"])]) for words, who in shown.items()
-    ]
+    table = [Phrase(words, [*accuracy(demo, who), float(result(demo, who).num_tasks)]) for words, who in shown.items()]
     direction, turn, walker = "cheetah-direction-maml", "ant-direction-maml", "walker-body-maml-far"
     once = [value for seed in range(3) for value in _at(direction, f"maml-trpo (seed {seed})", 1)]
     fast = [*_at("ant-velocity-maml", "maml-trpo", 1)]
@@ -922,7 +933,7 @@ def _readme_phrases() -> list[Phrase]:
         for words, runs in changed.items()
     ]
     again = [
-        result(name, f"pretrained from {who}, 3 seeds")["mean"][0]
+        result(name, f"pretrained from {who}, 3 seeds").per_step[0][1]
         for name, who in (
             ("ant-again-maml", "ant-body-maml"),
             ("ant-again-maml-seed1", "ant-body-maml-seed1"),
@@ -933,7 +944,7 @@ def _readme_phrases() -> list[Phrase]:
     simulated = record("rl-simulation")["rows"]
     v5 = "v5-cheetah-direction"
     later = [
-        statistics.mean(result(name, who)["mean"][1] for name, who in runs)
+        statistics.mean(result(name, who).per_step[1][1] for name, who in runs)
         for runs in (
             [(f"{v5}-maml", "maml-trpo"), (f"{v5}-maml-seed1", "maml-trpo"), (f"{v5}-maml-seed2", "maml-trpo")],
             [(f"{v5}-maml", "promp"), (f"{v5}-promp-seed1", "promp"), (f"{v5}-promp-seed2", "promp")],
@@ -984,8 +995,7 @@ def _readme_phrases() -> list[Phrase]:
 
 def _gap(learner: str, name: str = "processes-gp-full") -> list[float]:
     """Of the log-density of a value on RBF curves to the posterior's, and its interval."""
-    row = record(name)[learner]["gp-rbf"]
-    return [row["gap"], row["gap_interval95"]]
+    return both(density(name, learner, "gp-rbf")["gap"])
 
 
 def _at(name: str, who: str, step: int) -> list[float]:
@@ -1075,18 +1085,14 @@ def _classifier_phrases() -> list[Phrase]:
 
 def _processes_phrases() -> list[Phrase]:
     def joint(who: str) -> list[float]:
-        row = record("processes-gp")[who]["gp-rbf"]
-        row = row if row["joint"] is not None else row["autoregressive"]
-        return [row["joint"], row["joint_interval95"], row["joint_gap"], row["joint_gap_interval95"]]
+        return [value for pair in together("processes-gp", who) for value in pair]
 
     def eight(kind: str, who: str) -> list[float]:
-        row = record(f"processes-np-{kind}")[who][f"np-{kind}"]
-        return [row["log_likelihood"], row["interval95"]]
+        return both(density(f"processes-np-{kind}", who, f"np-{kind}"))
 
-    one = record("processes-np-sawtooth")["convcnp"]["np-sawtooth"]["autoregressive"]
-    mixed = record("processes-np-mixture")["convcnp"]["np-mixture"]["autoregressive"]
-    certain = record("processes-np-mixture-full")["convcnp"]["np-mixture"]["by_context"]
-    pixels = record("pixels-omniglot-convcnp2d")["results"]["pixels:omniglot"][0]
+    one, mixed = (together(f"processes-np-{kind}", "convcnp", f"np-{kind}")[0] for kind in ("sawtooth", "mixture"))
+    certain = density("processes-np-mixture-full", "convcnp", "np-mixture").details["by_context"]
+    pixels = Scores.from_dict(record("pixels-omniglot-convcnp2d")["results"]["pixels:omniglot"][0])
     jobs = record("processes-full-training")["jobs"]
     conv = jobs["gp-rbf/convcnp"]
     ways = ("updates_per_second_one_by_one", "updates_per_second_replayed_alone")
@@ -1094,13 +1100,13 @@ def _processes_phrases() -> list[Phrase]:
     times = [jobs[name][ways[1]] / jobs[name][ways[0]] for name in jobs]
     speed = record("processes-speed")["seconds"]
     faster = [speed["gp fitted"][count] / speed["convcnp"][count] for count in ("50", "500")]
-    late = [-record(name)["convcnp"]["gp-periodic"]["log_likelihood"] for name in ("processes-gp", "processes-gp-full")]
+    late = [-density(name, "convcnp", "gp-periodic").mean for name in ("processes-gp", "processes-gp-full")]
     pelts = [100 * record("processes-series")["pelts"][count][who]["coverage95"][0]
              for count in ("5", "10") for who in ("curves", "gp", "neighbours")]  # fmt: skip
     return [
         Phrase("The best gap on RBF curves is # ± # nats", _gap("convcnp")),
         Phrase("(ConvCNP: # after four minutes, # at full", [-value for value in late]),
-        Phrase("(best possible #)", [record("processes-gp")["cnp"]["gp-rbf"]["joint_oracle"]]),
+        Phrase("(best possible #)", [density("processes-gp", "cnp", "gp-rbf")["joint_oracle"].mean]),
         Phrase("CNP one value after another # ± # (gap # ± #), ", joint("cnp")),
         Phrase("ACNP one value after another # ± # (gap # ± #), ", joint("acnp")),
         Phrase("GNP # ± # (gap # ± #), ", joint("gnp")),
@@ -1114,14 +1120,13 @@ def _processes_phrases() -> list[Phrase]:
                [*rates["convcnp"], *rates["cnp"], *rates["tnpd"]]),
         Phrase("With more than 18 points it makes # to # nats", [certain[3][3], certain[4][3]]),
         Phrase("sawtooth CNP #, ACNP #, ConvCNP # ± # and # ± # one after another",
-               [eight("sawtooth", "cnp")[0], eight("sawtooth", "acnp")[0], *eight("sawtooth", "convcnp"), one["joint"],
-                one["joint_interval95"]]),
+               [eight("sawtooth", "cnp")[0], eight("sawtooth", "acnp")[0], *eight("sawtooth", "convcnp"), *one]),
         Phrase("mixture #, #, # and #.",
-               [*(eight("mixture", who)[0] for who in ("cnp", "acnp", "convcnp")), mixed["joint"]]),
+               [*(eight("mixture", who)[0] for who in ("cnp", "acnp", "convcnp")), mixed[0]]),
         Phrase("intervals hold # to # % there", [min(pelts), max(pelts)]),
         Phrase("it is # times as fast at 50 points and # times at 500", faster),
         Phrase("# ± # nats a pixel, and # % of",
-               [pixels["log_likelihood"], pixels["interval95"], 100 * pixels["coverage"]["95"]]),
+               [*both(pixels), 100 * pixels["coverage 95"].mean]),
     ]  # fmt: skip
 
 

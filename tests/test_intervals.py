@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import likelihood, seeding
+from kshot import seeding
 from kshot.core import Batch, Learner, Task
 from kshot.distributions import Gaussian
-from kshot.evaluate import Result, evaluate, interval95, paired_difference, proportion95
-from kshot.scores import Column, Scores, over_seeds
+from kshot.evaluate import _binned, _ece, evaluate
+from kshot.intervals import interval95, jackknife, proportion95
+from kshot.likelihood import _SHARES, _calibration
+from kshot.scores import Column, Scores, mean, over_seeds, paired_difference, table
 from kshot.tasks import GaussianProcess, Mixture, PredatorPrey, Sinusoid, published
 from kshot.tasks.processes import Hyper, Oracle
 
@@ -170,33 +172,29 @@ def test_densities_of_tasks_that_share_something() -> None:
         "log_likelihood": -0.5 * math.log(2 * math.pi) - 0.5 * 5,  # E s^2 = 5
         "gap": 0.5 * 5 - 0.5 - 0.5 * math.log(3),
         "mse": 5.0,
-        "coverage": sum(inside) / 2,
+        "coverage 95": sum(inside) / 2,
     }
     held, runs = dict.fromkeys(truth, 0), 40
     for seed in range(runs):
-        r = likelihood.evaluate(Standard(), Strength(), 96, seed)
-        found = {
-            "log_likelihood": (r.log_likelihood, r.interval95), "gap": (r.gap, r.gap_interval95),
-            "mse": (r.mse, r.mse_interval95), "coverage": (r.coverage["95"], r.coverage_interval95["95"]),
-        }  # fmt: skip
-        for what, (mean, half) in found.items():
-            held[what] += abs(mean - truth[what]) <= half  # type: ignore[operator]
+        r = evaluate(Standard(), Strength(), 96, seed)
+        for what, wanted in truth.items():
+            held[what] += abs(r[what].mean - wanted) <= r[what].interval95
     # A mean of 6 coins: all alike in 1 of 32, which no interval can know.
     assert all(count / runs > 0.85 for count in held.values()), held
     assert r.cluster == [k // 16 for k in range(96)]
     assert str(r).endswith("96 tasks in 6 draws, so the intervals are rough")
-    assert r.by_context[0][4] == r.interval95  # all tasks have one support point
+    assert r.details["by_context"][0][4] == r.interval95  # all tasks have one support point
 
 
 def test_one_draw_has_no_interval() -> None:
-    r = likelihood.evaluate(Standard(), Strength(), 16)
-    assert math.isnan(r.interval95)
-    assert r.to_dict()["gap_interval95"] is None
+    r = evaluate(Standard(), Strength(), 16)
+    assert all(math.isnan(column.interval95) for column in r.columns.values())
+    assert r.to_dict()["columns"]["gap"]["interval95"] is None
     assert str(r).endswith("16 tasks in one draw: no interval")
     assert "±" not in str(r)
-    shown = likelihood.table([r])
+    shown = table([r])
     assert [c for column in shown.columns for c in column.cells if "±" in str(c)] == []
-    assert list(shown.columns[-1].cells) == ["16 (1 draw)"]
+    assert {str(c.header): list(c.cells) for c in shown.columns}["tasks"] == ["16 (1 draw)"]
 
 
 def test_errors_of_tasks_that_share_something() -> None:
@@ -231,20 +229,60 @@ def test_paired_differences() -> None:
     """80 tasks in 10 draws, of which one of two learners finds some harder."""
     generator, held, cluster = torch.Generator().manual_seed(0), 0, [k // 8 for k in range(80)]
 
-    def result(values: Tensor, cluster: list[int]) -> Result:
-        return Result("a", "accuracy", "inductive", 0.0, 0.0, 80, 0, values.tolist(), [], None, 0.0, cluster=cluster)
+    def result(values: Tensor, cluster: list[int]) -> Scores:
+        return Scores("a", {"accuracy": mean(values, cluster)}, "accuracy", 80, 0, "", cluster, "q")
 
     for _ in range(200):
         hard, harder = torch.randn(2, 10, generator=generator).repeat_interleave(8, 1)
         own = torch.randn(2, 80, generator=generator)
         a, b = (result(values, cluster) for values in (3 * hard + own[0], 3 * hard + harder + own[1]))
-        mean, half = paired_difference(a, b)
-        held += abs(mean) <= half
+        difference, half = paired_difference(a, b)
+        held += abs(difference) <= half
     assert 0.9 < held / 200 < 0.99
     again = [cluster[-1 - k] for k in range(80)]  # other numbers of the same draws
     assert paired_difference(a, result(own[1], again))[1] > 0
     with pytest.raises(ValueError, match="cluster"):
-        paired_difference(a, result(own[1], []))
+        paired_difference(a, result(own[1], list(range(80))))
+
+
+def test_calibration_errors() -> None:
+    """The interval of a figure that is a sum of absolute differences is that of the figure's expectation: it holds it
+    in 95 % and more. It is not that of a calibration error without noise, as `calibration_error` says.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def bins(off: float, tasks: int) -> Tensor:
+        hard = 0.1 * torch.randn(tasks, 1, generator=generator)  # tasks differ: their answers are clusters
+        confidence = 0.3 + 0.7 * torch.rand(tasks, 30, generator=generator)
+        right = torch.rand(tasks, 30, generator=generator) < (confidence - off + hard).clamp(0, 1)
+        return _binned(confidence, right)
+
+    for off in (0.0, 0.1):
+        truth = float(_ece(bins(off, 20_000).sum(0)))
+        found = [jackknife(bins(off, 25), _ece) for _ in range(80)]
+        expected = sum(value for value, _ in found) / 80
+        holds = [sum(abs(value - wanted) <= half for value, half in found) / 80 for wanted in (expected, truth)]
+        assert holds[0] > 0.88
+        if off:  # far from 0 it is smooth, and both are one
+            assert holds[1] > 0.88
+            assert expected == pytest.approx(truth, abs=0.01)
+        else:
+            assert holds[1] < 0.88
+            assert expected > 3 * truth
+
+
+def test_calibration_of_quantiles() -> None:
+    """Means that lie beside the truth by 0.3 standard deviations, in tasks that share half of their noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sums(tasks: int) -> Tensor:
+        shared, own = (torch.randn(tasks, n, generator=generator).double() for n in (1, 20))
+        chance = 0.5 * (1 + torch.erf((own + 0.5 * shared + 0.3) / math.sqrt(2)))
+        return torch.cat([(chance[..., None] < _SHARES).sum(1), torch.full((tasks, 1), 20)], 1).double()
+
+    truth = float(_calibration(sums(20_000).sum(0)))
+    found = [jackknife(sums(50), _calibration) for _ in range(80)]
+    assert sum(abs(value - truth) <= half for value, half in found) / 80 > 0.88
 
 
 def test_means_over_seeds() -> None:

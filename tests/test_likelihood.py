@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import functions, likelihood, recipes, seeding, tree
+from kshot import checkpoint, functions, likelihood, recipes, seeding, tree
 from kshot.core import Batch, Task
 from kshot.distributions import Gaussian
+from kshot.evaluate import evaluate
 from kshot.joint import joint_log_prob, joint_sample
 from kshot.learners import build
 from kshot.learners._process import Memory, Remembering
 from kshot.tasks.processes import GaussianProcess, Hyper, posterior
+from kshot.train import meta_train
 
 ONE: dict[str, Any] = {"length": (0.5, 0.5), "scale": (0.8, 0.8), "noise": 0.1}
 
@@ -46,37 +48,39 @@ class Exact(Remembering):
 @pytest.mark.parametrize("ragged", [False, True])
 def test_the_exact_posterior_has_no_gap(ragged: bool) -> None:
     tasks = GaussianProcess("matern32", context=(0, 12), total=24, ragged=ragged, **ONE)
-    result = likelihood.evaluate(Exact(tasks), tasks, 640)
-    assert result.gap == pytest.approx(0, abs=1e-6)
-    assert result.log_likelihood == pytest.approx(result.oracle or 0, abs=1e-6)
+    result = evaluate(Exact(tasks), tasks, 640)
+    assert result["gap"].mean == pytest.approx(0, abs=1e-6)
+    assert result.mean == pytest.approx(result["oracle"].mean, abs=1e-6)
     assert result.num_tasks == 640
+    assert result.draws == (640 if ragged else 40)
     count = 640 * 8  # values are not independent
-    for level, share in result.coverage.items():
-        wanted = float(level) / 100
-        assert share == pytest.approx(wanted, abs=4 * math.sqrt(wanted * (1 - wanted) / count))
-    assert result.calibration < 0.01
-    assert sum(row[2] for row in result.by_context) == 640
-    assert all(row[3] == pytest.approx(row[5], abs=1e-6) for row in result.by_context)  # type: ignore[arg-type]
+    for level in likelihood.LEVELS:
+        share = result[f"coverage {100 * level:g}"].mean
+        assert share == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / count))
+    assert result["calibration"].mean < 0.01
+    rows = result.details["by_context"]
+    assert sum(row[2] for row in rows) == 640
+    assert all(row[3] == pytest.approx(row[5], abs=1e-6) for row in rows)
 
 
 def test_a_wrong_answer_has_the_gap_of_theory() -> None:
     """KL of two normal distributions: off^2 / 2, or log s + 1 / (2 s^2) - 1 / 2; intervals hold what they must."""
     tasks = GaussianProcess("rbf", context=(5, 5), total=40, **ONE)
-    off = likelihood.evaluate(Exact(tasks, off=1.0), tasks, 1600)
-    assert off.gap == pytest.approx(0.5, abs=2 * (off.gap_interval95 or 0))
-    wide = likelihood.evaluate(Exact(tasks, wide=2.0), tasks, 1600)
-    assert wide.gap == pytest.approx(math.log(2) + 1 / 8 - 1 / 2, abs=2 * (wide.gap_interval95 or 0))
-    assert wide.coverage["95"] == pytest.approx(0.99991, abs=0.001)
-    assert off.coverage["50"] == pytest.approx(0.3267, abs=0.02)  # Phi(-0.3255) - Phi(-1.6745)
-    assert off.calibration > 0.2
-    assert wide.sharpness == pytest.approx(2 * off.sharpness)
+    off = evaluate(Exact(tasks, off=1.0), tasks, 1600)
+    assert off["gap"].mean == pytest.approx(0.5, abs=2 * off["gap"].interval95)
+    wide = evaluate(Exact(tasks, wide=2.0), tasks, 1600)
+    assert wide["gap"].mean == pytest.approx(math.log(2) + 1 / 8 - 1 / 2, abs=2 * wide["gap"].interval95)
+    assert wide["coverage 95"].mean == pytest.approx(0.99991, abs=0.001)
+    assert off["coverage 50"].mean == pytest.approx(0.3267, abs=0.02)  # Phi(-0.3255) - Phi(-1.6745)
+    assert off["calibration"].mean > 0.2
+    assert wide["sharpness"].mean == pytest.approx(2 * off["sharpness"].mean)
 
 
 def test_value_after_value_is_the_joint_density() -> None:
     tasks = GaussianProcess("matern52", context=(3, 8), total=20, **ONE)
-    result = likelihood.evaluate(Exact(tasks), tasks, 32, autoregressive=True)
-    assert result.joint_gap == pytest.approx(0, abs=1e-6)
-    assert (result.joint or 0) > result.log_likelihood
+    result = evaluate(Exact(tasks), tasks, 32, autoregressive=True)
+    assert result["joint_gap"].mean == pytest.approx(0, abs=1e-6)
+    assert result["joint"].mean > result.mean
     learner, task = Exact(tasks), tree.index(tasks.sample(seeding.generator(0), 1), 0)
     state = learner.adapt(learner.init(), task.support)
     x, y = task.query.x.double(), task.query.y.double()
@@ -106,24 +110,29 @@ def test_functions_drawn_value_after_value() -> None:
 def test_values_alone_need_a_noise() -> None:
     tasks = GaussianProcess("rbf", context=(5, 5), total=10)
     learner = build("maml", torch.nn.Linear(1, 1), 1, inner_lr=0.01)
+    assert evaluate(learner, tasks, 16).metric == "mse"
     with pytest.raises(ValueError, match="pass noise"):
-        likelihood.evaluate(learner, tasks, 16)
+        evaluate(learner, tasks, 16, measure=likelihood.Densities())
     noise = likelihood.noise_of(learner, tasks, 64)
-    result = likelihood.evaluate(learner, tasks, 64, noise=noise)
-    assert result.mse == pytest.approx(noise**2, rel=0.5)
+    result = evaluate(learner, tasks, 64, noise=noise)
+    assert result.metric == "log_likelihood"
+    assert result["mse"].mean == pytest.approx(noise**2, rel=0.5)
     with pytest.raises(ValueError, match="no density"):
-        likelihood.evaluate(learner, tasks, 16, noise=noise, autoregressive=True)
+        evaluate(learner, tasks, 16, noise=noise, autoregressive=True)
     with pytest.raises(ValueError, match="at least 2"):
-        likelihood.evaluate(learner, tasks, 1, noise=noise)
+        evaluate(learner, tasks, 1, noise=noise)
+    more = evaluate(learner, tasks, 16, noise=noise, steps=0)
+    assert more.questions == evaluate(learner, tasks, 16, noise=noise).questions
+    assert more.mean != evaluate(learner, tasks, 16, noise=noise).mean
 
 
 @pytest.mark.parametrize("name", ["gp", "neighbours"])
 def test_the_floors(name: str) -> None:
     tasks = GaussianProcess("rbf", context=(20, 20), total=30, **ONE)
     floor = build(name, None, 1)
-    result = likelihood.evaluate(floor, tasks, 32)
-    assert 0 < (result.gap or 0) < (0.5 if name == "gp" else 2)
-    assert 0.8 < result.coverage["95"] <= 1
+    result = evaluate(floor, tasks, 32)
+    assert 0 < result["gap"].mean < (0.5 if name == "gp" else 2)
+    assert 0.8 < result["coverage 95"].mean <= 1
     empty = Batch(torch.zeros(2, 1), torch.full((2, 1), torch.nan))
     answer: Any = floor.predict(floor.adapt(floor.init(), empty), torch.zeros(3, 1))
     assert (answer.mean == 0).all()
@@ -141,7 +150,7 @@ def test_neighbours_by_hand() -> None:
 
 
 def test_recipes_and_commands(tmp_path: Path) -> None:
-    """Train, resume what is complete, test on other functions, with pictures; pixels are refused by name."""
+    """Train with validation, test on other functions, with pictures; pixels are refused by name."""
     assert "gp-rbf-convcnp" in recipes.names()
     assert "gp-rbf-convcnp2d" not in recipes.names()
     run, out = tmp_path / "run", tmp_path / "result.json"
@@ -150,15 +159,18 @@ def test_recipes_and_commands(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "kshot", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    done = kshot("train", "gp-rbf-cnp", "--budget", "quick", "--steps", "20", "--out", str(run), "--width", "16")
+    small = ("--steps", "20", "--width", "16", "--val-every", "10", "--val-tasks", "4")
+    done = kshot("train", "gp-rbf-cnp", "--budget", "quick", "--out", str(run), *small)
     assert done.returncode == 0, done.stderr
+    assert checkpoint.load(run / "best.safetensors")[1]["best"]["metric"] == "log_likelihood"
     pictures = ["--plot", str(tmp_path / "f.png"), "--context", str(tmp_path / "c.png"), "--json", str(out)]
     done = kshot("evaluate", str(run), "--tasks", "32", "--floors", "4", "--on", "gp-rbf", "gp-periodic", *pictures)
     assert done.returncode == 0, done.stderr
     assert "floor: gp" in done.stdout
     results = json.loads(out.read_text())["results"]
     assert set(results) == {"gp-rbf", "gp-periodic"}
-    assert results["gp-rbf"][0]["gap"] > 0
+    assert results["gp-rbf"][0]["columns"]["gap"]["mean"] > 0
+    assert [r["baseline"] for r in results["gp-rbf"]] == [False, True, True]
     assert {p.name for p in tmp_path.glob("*.png")} == {f"{a}-gp-{b}.png" for a in "fc" for b in ("rbf", "periodic")}
     wrong = kshot("evaluate", str(run), "--tasks", "32", "--on", "predator-prey")
     assert wrong.returncode == 2
@@ -172,7 +184,7 @@ def test_ragged_batches_are_scored_as_single_tasks() -> None:
     tasks = GaussianProcess("rbf", context=(0, 8), total=16, ragged=True)
     with seeding.seeded(0, "weights"):
         learner = build("cnp", None, 1, width=8, layers=1).eval()
-    result = likelihood.evaluate(learner, tasks, 16)
+    result = evaluate(learner, tasks, 16, 1)
     batch = tasks.sample(seeding.generator(1, "functions", 0), 16)
     alone = []
     for t in range(16):
@@ -181,3 +193,58 @@ def test_ragged_batches_are_scored_as_single_tasks() -> None:
         answer: Any = learner.predict(learner.adapt(learner.init(), own.support), own.query.x)
         alone.append(float(answer.log_prob(own.query.y).mean().detach()))
     assert result.per_task == pytest.approx(alone, rel=1e-4)
+
+
+def cnp() -> Any:
+    with seeding.seeded(0, "weights"):
+        return build("cnp", None, 1, width=8, layers=1)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_any_number_of_tasks_is_a_prefix(ragged: bool) -> None:
+    """Tasks are drawn sixteen at a time, and exactly as many are scored as were asked for."""
+    tasks = GaussianProcess("rbf", ragged=ragged)
+    many, few = evaluate(cnp(), tasks, 32), evaluate(cnp(), tasks, 4)
+    assert few.num_tasks == 4
+    assert few.per_task == many.per_task[:4]
+    assert few["gap"].per_task == many["gap"].per_task[:4]
+    assert few.draws == (4 if ragged else 1)
+    assert math.isnan(few.interval95) is not ragged
+    small = evaluate(cnp(), tasks, 32, batch=5)
+    assert small.per_task == pytest.approx(many.per_task, rel=1e-5)
+    assert (small.cluster, small.questions) == (many.cluster, many.questions)
+
+
+def test_padding_does_not_count() -> None:
+    """More rows that are not there change no figure; a task without any value is no task of the test."""
+
+    class Padded(GaussianProcess):
+        def sample_with(self, generator: torch.Generator, num_tasks: int) -> Any:
+            (support, query), hyper = super().sample_with(generator, num_tasks)
+            more = torch.full((num_tasks, 9, 1), torch.nan)
+            query = Batch(torch.cat([query.x, 0 * more.nan_to_num()], 1), torch.cat([query.y, more], 1))
+            query.y[1] = torch.nan
+            return Task(support, query), hyper
+
+    options: dict[str, Any] = {"ragged": True, **ONE}
+    plain, padded = (evaluate(cnp(), family("rbf", **options), 16) for family in (GaussianProcess, Padded))
+    assert padded.num_tasks == len(padded.cluster) == 15
+    rest = [0, *range(2, 16)]
+    assert padded.cluster == rest
+    for name, column in padded.columns.items():
+        if column.per_task:
+            assert column.per_task == pytest.approx([plain[name].per_task[t] for t in rest], rel=1e-4, abs=1e-6), name
+    values = [int((~y.isnan()).sum()) for y in GaussianProcess("rbf", **options).sample(
+        seeding.generator(0, "functions", 0), 16).query.y]  # fmt: skip
+    held = sum(values[t] * plain["coverage 50"].per_task[t] for t in rest) / sum(values[t] for t in rest)
+    assert padded["coverage 50"].mean == pytest.approx(held, rel=1e-5)  # larger tasks have a larger share
+
+
+def test_a_process_is_validated_and_keeps_its_best(tmp_path: Path) -> None:
+    """By its log-density, of which more is better."""
+    tasks = GaussianProcess("rbf", ragged=True)
+    records = list(meta_train(cnp(), tasks, val=tasks, steps=4, val_every=1, val_tasks=8, batch=4, out=tmp_path))
+    found = [record.metrics["val_log_likelihood"] for record in records]
+    best = checkpoint.load(tmp_path / "best.safetensors")[1]["best"]
+    assert best["mean"] == max(found)
+    assert best["metric"] == "log_likelihood"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from kshot.checkpoint import CheckpointError
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
-from kshot.evaluate import Result
-from kshot.plots import draw_episode, plot_shots, plot_sinusoid, plot_steps
+from kshot.plots import draw_episode, plot_context, plot_shots, plot_sinusoid, plot_steps
 from kshot.plots import scores as plots
+from kshot.scores import ACCURACY, MSE, NATS, RETURN, Column, Mode, Scores
 
 
 class Corner(Learner):
@@ -69,10 +70,24 @@ def episode(ways: int = 5, shots: int = 1, queries: int = 3, channels: int = 1) 
     return Task(batch(shots), batch(queries))
 
 
-def result(name: str, means: list[float], mode: str = "inductive", metric: str = "accuracy", shots: int = 1) -> Result:
-    path = [(i, mean, 0.01) for i, mean in enumerate(means)]
-    tasks = {"num_tasks": 600, "seed": 0, "per_task": [], "per_step": path, "ece": None, "seconds_per_task": 0.01}
-    return Result(name, metric, mode, means[-1], 0.01, **tasks, settings={"shots": shots})  # type: ignore[arg-type]
+SHOWN = {"accuracy": ACCURACY, "mse": MSE, "return": RETURN, "log_likelihood": NATS}
+
+
+def result(
+    name: str, means: list[float], mode: Mode = "inductive", metric: str = "accuracy", shots: int = 1, **more: Any
+) -> Scores:
+    column = Column(means[-1], 0.01, path=[(i, mean, 0.01) for i, mean in enumerate(means)], **SHOWN[metric])
+    baseline = name.startswith("floor")
+    return Scores(name, {metric: column}, metric, 600, 0, mode, settings={"shots": shots}, baseline=baseline, **more)
+
+
+def levels(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The heights of level lines that are drawn."""
+    from matplotlib.axes import Axes
+
+    found: list[float] = []
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **_: found.append(y))
+    return found
 
 
 @pytest.fixture
@@ -136,7 +151,40 @@ def test_shots(tmp_path, texts):
     whole(tmp_path / "shots.png")
     assert "protonet" in texts
     with pytest.raises(ValueError, match="does not tell its shots"):
-        plot_shots([Result("x", "accuracy", "inductive", 1, 0, 2, 0, [], [(0, 1, 0)], 0, 0)], tmp_path / "no.png")
+        plot_shots([Scores("x", {"accuracy": Column(1.0)}, "accuracy", 2, 0)], tmp_path / "no.png")
+    plot_shots(points, tmp_path / "again.png", setting="shots")
+    with pytest.raises(ValueError, match="does not tell its ways"):
+        plot_shots(points, tmp_path / "no.png", setting="ways")
+
+
+def test_returns_are_steps_too(tmp_path, texts, monkeypatch):
+    """A policy that takes no step is a level line, a baseline that takes as many is none."""
+    found = levels(monkeypatch)
+    results = [result("maml", [-90.0, -60.0], "", "return"), result("oracle", [-20.0], "", "return")]
+    results.append(result("floor: random", [-95.0, -96.0], "", "return"))
+    plot_steps(results, tmp_path / "returns.png", across="rounds of adapting")
+    whole(tmp_path / "returns.png")
+    assert found == [-20.0]
+    assert {"maml", "oracle", "floor: random"} <= set(texts)
+    found.clear()
+    plot_steps(
+        [result("maml", [0.2, 0.3, 0.4]), result("protonet", [0.2, 0.9]), result("floor", [0.1] * 9)],
+        tmp_path / "a.png",
+    )
+    assert found == [90.0, 10.0]  # one pass, and a baseline of other numbers of steps
+
+
+def test_context(tmp_path, texts):
+    own = result(
+        "convcnp",
+        [0.5],
+        "",
+        "log_likelihood",
+        details={"by_context": [(1, 3, 9, 0.2, 0.1, 0.4), (4, 6, 9, 0.7, 0.1, 1.0)]},
+    )
+    plot_context([own], tmp_path / "context.png", "gp-rbf")
+    whole(tmp_path / "context.png")
+    assert {"convcnp", "best possible"} <= set(texts)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -24,7 +24,7 @@ from PIL import Image
 from kshot.checkpoint import versions
 from kshot.cli._shared import machine, write_json
 from kshot.data import load
-from kshot.evaluate import interval95
+from kshot.intervals import interval95
 
 TASKS = {"omniglot": (20, 1, 10), "grocery": (5, 5, 40)}
 """Data -> classes, pictures of each, others of each (as far as there are so many)."""

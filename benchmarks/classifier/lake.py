@@ -25,7 +25,7 @@ from kshot.checkpoint import versions
 from kshot.cli._shared import machine, write_json
 from kshot.data import load, omniglot
 from kshot.estimators import FewShotClassifier
-from kshot.evaluate import interval95
+from kshot.intervals import interval95
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from kshot.core import Batch
 from kshot.data import load, scripts
 from kshot.data.bank import Bank
 from kshot.estimators import FewShotClassifier
-from kshot.evaluate import calibration_error, interval95
+from kshot.evaluate import calibration_error
+from kshot.intervals import interval95
 from kshot.nn import Conv4
 from kshot.runs import pixel_floor
 

@@ -21,13 +21,14 @@ import torch
 import tyro
 from timed import train
 
-from kshot import checkpoint, functions, likelihood, seeding
+from kshot import checkpoint, functions, seeding
 from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
+from kshot.evaluate import evaluate
 from kshot.learners import PROCESSES, process
 from kshot.learners.convcnp import ConvCNP
+from kshot.scores import finite
 
-LEFT_OUT = ("per_task", "per_task_gap", "cluster", "versions")
 OURS = tuple(name for name in PROCESSES if name != "convcnp2d")
 
 
@@ -86,16 +87,17 @@ def test(name: str, learner: Learner, settings: Settings) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for data in settings.on:
         tasks = functions.make(data, ragged=settings.ragged)
-        result = likelihood.evaluate(learner, tasks, settings.tasks, name=name, told=data)
-        rows[data] = {k: v for k, v in result.to_dict().items() if k not in LEFT_OUT}
-        rows[data]["draws"] = result.draws
-        if settings.autoregressive and result.joint is None:
-            chain = likelihood.evaluate(learner, tasks, settings.autoregressive, autoregressive=True, name=name)
-            rows[data]["autoregressive"] = {
-                k: getattr(chain, k)
-                for k in ("joint", "joint_interval95", "joint_gap", "joint_gap_interval95", "num_tasks", "draws")
-            }
-        print(result, rows[data].get("autoregressive", ""), flush=True)
+        result = evaluate(learner, tasks, settings.tasks, 1, name=name, settings={"data": data})
+        rows[data] = result.to_dict(per_task=False)
+        print(*[f"{column} {result[column]}" for column in result.columns], sep=", ", flush=True)
+        if settings.autoregressive and "joint" not in result.columns:
+            chain = evaluate(learner, tasks, settings.autoregressive, 1, autoregressive=True, name=name)
+            own: dict[str, Any] = {"num_tasks": chain.num_tasks, "draws": chain.draws}
+            for column in ("joint", "joint_gap"):
+                if column in chain.columns:
+                    own |= {column: chain[column].mean, f"{column}_interval95": chain[column].interval95}
+                    print(f"one value after another: {column} {chain[column]}", flush=True)
+            rows[data]["details"]["autoregressive"] = finite(own)
     return rows
 
 

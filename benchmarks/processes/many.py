@@ -21,7 +21,7 @@ import tyro
 from kshot import checkpoint, seeding
 from kshot.cli._shared import machine, write_json
 from kshot.estimators.fitting import fit, trained
-from kshot.evaluate import interval95
+from kshot.intervals import interval95
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from kshot import checkpoint, seeding
 from kshot.cli._shared import machine, write_json
 from kshot.estimators.familiar import unlike
 from kshot.estimators.fitting import Trained, fit, trained
-from kshot.evaluate import interval95
+from kshot.intervals import interval95
 from kshot.tasks.curves import canadian, growth, lynx_hare
 
 

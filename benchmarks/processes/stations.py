@@ -23,7 +23,8 @@ from kshot import checkpoint, likelihood, seeding
 from kshot import nn as knn
 from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
-from kshot.evaluate import interval95
+from kshot.evaluate import evaluate
+from kshot.intervals import interval95
 from kshot.learners import build
 from kshot.tasks.curves import Augmentation, Curves, canadian
 
@@ -68,15 +69,15 @@ def main(settings: Settings) -> int:
         learner = made(name, settings.seed)
         updates = train(learner, training, settings.minutes, seed=settings.seed)
         noise = likelihood.noise_of(learner, training) if name == "maml" else None
-        found = [likelihood.evaluate(learner, one, settings.draws, noise=noise, name=name) for one in stations]
+        found = [evaluate(learner, one, settings.draws, 1, noise=noise, name=name) for one in stations]
         # Densities of degrees Celsius: those of standardised values less the logarithm of the factor.
-        nats = [r.log_likelihood - math.log(degrees) for r in found]
-        error = [math.sqrt(r.mse) * degrees for r in found]
+        nats = [r.mean - math.log(degrees) for r in found]
+        error = [math.sqrt(r["mse"].mean) * degrees for r in found]
         rows[name] = {
             "updates": updates,
             "error_degrees": [sum(error) / len(error), interval95(error)],
             "nats": [sum(nats) / len(nats), interval95(nats)],
-            "coverage95": sum(r.coverage["95"] for r in found) / len(found),
+            "coverage95": sum(r["coverage 95"].mean for r in found) / len(found),
         }
         print(name, rows[name], flush=True)
     if settings.json is not None:

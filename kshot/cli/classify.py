@@ -53,7 +53,7 @@ class Fit:
     def run(self) -> int:
         from kshot.data import folder
         from kshot.data.images import frames, open_image, square
-        from kshot.evaluate import proportion95
+        from kshot.intervals import proportion95
 
         writable(self.out, self.json)
         if not self.support.is_dir():

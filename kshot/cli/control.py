@@ -220,7 +220,7 @@ class EvaluateControl:
             alike.setdefault(kind, {})[run.recipe.outer.seed] = curve
         # The interval of two is 12.7 standard errors, which says nothing.
         curves += [over_seeds(list(same.values())) for same in alike.values() if len(same) > 2]
-        say.print(table(curves, title(curves), steps=True, more=("seen",)))
+        say.print(table(curves, table_title(curves), steps=True, more=("seen",)))
         if self.json is not None:
             training = [{"step": run.info["step"], "env_steps": run.info["env_steps"], "recipe": run.info["settings"]}
                         for run in runs]  # fmt: skip
@@ -229,8 +229,9 @@ class EvaluateControl:
         if self.plot is not None:
             from kshot import plots
 
-            lines = [(c.name, [m for _, m, _ in c.per_step], [h for *_, h in c.per_step]) for c in curves]
-            plots.plot_returns(lines, self.plot, f"{first.tasks}, {curves[0].details['tested_on']}")
+            title = f"{first.tasks}, {curves[0].details['tested_on']}"
+            across = "rounds of adapting (gradient steps; with a memory: rollouts)"
+            plots.plot_steps(curves, self.plot, title, across)
             say.print(f"plot: {self.plot}")
         if self.learning_curve is not None:
             from kshot import plots
@@ -312,7 +313,7 @@ def _records(folder: Path) -> list[tuple[float, float, float]]:
     return [(row["env_steps"], row["return_before"], row["return_after"]) for row in rows]
 
 
-def title(curves: list[Scores]) -> str:
+def table_title(curves: list[Scores]) -> str:
     """Above a table of policies."""
     one = curves[0].details
     tasks = curves[0].settings["tasks"].removesuffix("-seen")

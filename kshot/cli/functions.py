@@ -16,7 +16,7 @@ from kshot.tasks.base import WithOracle
 
 if TYPE_CHECKING:
     from kshot.core import Task
-    from kshot.likelihood import Likelihood
+    from kshot.scores import Scores
 
 __all__ = ["EvaluateFunctions", "is_of_functions"]
 
@@ -63,7 +63,8 @@ class EvaluateFunctions:
     """Write log-density against the size of the support set to this PNG."""
 
     def run(self) -> int:
-        from kshot import likelihood, plots
+        from kshot import plots
+        from kshot.scores import table
 
         writable(self.json, self.plot, self.context)
         loaded = [runs.load_run(folder) for folder in (self.folder, *self.beside)]
@@ -78,11 +79,11 @@ class EvaluateFunctions:
                 raise InputError(f"--on {data}: its functions have other numbers of x or y than {first.data}")
             tasks = self._tasks(loaded[0], data, self.split, ragged=True)
             found[data] = results = self._results(loaded, data, tasks)
-            say.print(likelihood.table(results, title=_title(data, results[0])))
+            say.print(table(results, title=_title(data, results[0])))
             several = f"-{data.replace(':', '_')}" if len(self.on) > 1 else ""
             if self.context is not None:
                 path = self.context.with_stem(f"{self.context.stem}{several}")
-                plots.plot_context(_lines(results), path, f"{data}, {results[0].num_tasks} tasks")
+                plots.plot_context(results, path, f"{data}, {results[0].num_tasks} tasks")
                 say.print(f"likelihood against context: {path}")
             if self.plot is not None:
                 path = self.plot.with_stem(f"{self.plot.stem}{several}")
@@ -91,11 +92,7 @@ class EvaluateFunctions:
         if self.json is not None:
             training = [{"step": run.info["step"], "recipe": _settings(run)} for run in loaded]
             values = {"command": command(), "machine": machine(), "training": training}
-            long = ("per_task", "per_task_gap", "cluster")
-            brief = {
-                data: [{k: v for k, v in r.to_dict().items() if k not in long} | {"draws": r.draws} for r in results]
-                for data, results in found.items()
-            }
+            brief = {data: [r.to_dict(per_task=False) for r in results] for data, results in found.items()}
             write_json(self.json, {**values, "results": brief})
         return 0
 
@@ -105,9 +102,10 @@ class EvaluateFunctions:
             data, split, data_root=self.data_root, size=r.size, channels=r.channels, splits=r.splits, ragged=ragged
         )  # fmt: skip
 
-    def _results(self, loaded: list[runs.Run], data: str, tasks: Any) -> list[Likelihood]:
+    def _results(self, loaded: list[runs.Run], data: str, tasks: Any) -> list[Scores]:
         """Of the learners, and of the floors on fewer tasks."""
         from kshot import likelihood
+        from kshot.evaluate import evaluate
 
         names, results = [run.recipe.learner for run in loaded], []
         for name, run in zip(names, loaded, strict=True):
@@ -116,17 +114,17 @@ class EvaluateFunctions:
                 noise = likelihood.noise_of(run.learner, self._tasks(run, run.recipe.data, "train"))
             shown = name if names.count(name) == 1 else run.folder.name
             with counting(f"testing {shown}") as progress:
-                results.append(likelihood.evaluate(
+                results.append(evaluate(
                     run.learner, tasks, self.tasks, self.seed, noise=noise, autoregressive=self.autoregressive,
-                    name=shown, told=data, progress=progress,
+                    name=shown, settings={"data": data}, progress=progress,
                 ))  # fmt: skip
         inputs, outputs = functions.sizes(data, loaded[0].recipe.channels)
         for name, label in {"gp": "gp", "neighbours": "3-nn"}.items() if self.floors > 1 else ():
             floor = learners.process(name, inputs=inputs, outputs=outputs)
             with counting(f"testing {name}") as progress:
-                results.append(likelihood.evaluate(
-                    floor, tasks, min(self.floors, self.tasks), self.seed, name=f"floor: {label}", told=data,
-                    progress=progress,
+                results.append(evaluate(
+                    floor, tasks, min(self.floors, self.tasks), self.seed, name=f"floor: {label}", baseline=True,
+                    settings={"data": data}, progress=progress,
                 ))  # fmt: skip
         return results
 
@@ -136,16 +134,10 @@ def _settings(run: runs.Run) -> dict[str, Any]:
     return {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
 
 
-def _title(data: str, result: Likelihood) -> str:
-    best = "" if result.oracle is None else f"; the best possible: {result.oracle:.3f} value by value"
-    together = "" if result.joint_oracle is None else f", {result.joint_oracle:.3f} together"
+def _title(data: str, result: Scores) -> str:
+    best = "" if "oracle" not in result.columns else f"; the best possible: {result['oracle'].mean:.3f} value by value"
+    together = "" if "joint_oracle" not in result.columns else f", {result['joint_oracle'].mean:.3f} together"
     return f"{data}, {result.rests_on} (seed {result.seed}), nats{best}{together}"
-
-
-def _lines(results: list[Likelihood]) -> list[tuple[str, list[tuple[float, float, float]]]]:
-    lines = [(r.name, [(0.5 * (a + b), m, h) for a, b, _, m, h, _ in r.by_context]) for r in results]
-    best = [(0.5 * (a + b), o, 0.0) for a, b, _, _, _, o in results[0].by_context if o is not None]
-    return [*lines, ("best possible", best)] if best else lines
 
 
 def _draw(run: runs.Run, tasks: Any, path: Path, seed: int, title: str) -> None:

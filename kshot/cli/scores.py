@@ -17,7 +17,7 @@ from kshot.runs import Run, Test
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kshot.evaluate import Result
+    from kshot.scores import Scores
 
 __all__ = ["Compare", "Evaluate", "Figures", "counting", "draw", "scored", "show", "titles"]
 
@@ -37,8 +37,8 @@ class Figures:
     picture: Path | None = None
 
 
-def show(tables: list[list[Result]], test: Test, figures: Figures, titles: list[str], training: Any = None) -> None:
-    from kshot.evaluate import table
+def show(tables: list[list[Scores]], test: Test, figures: Figures, titles: list[str], training: Any = None) -> None:
+    from kshot.scores import table
 
     results = [result for rows in tables for result in rows]
     for rows, title in zip(tables, titles, strict=True):
@@ -73,13 +73,13 @@ def counting(what: str) -> Iterator[Callable[[int, int], object]]:
         yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
-def scored(run: Run, test: Test, name: str | None = None, beside: Sequence[Run] = ()) -> list[list[Result]]:
+def scored(run: Run, test: Test, name: str | None = None, beside: Sequence[Run] = ()) -> list[list[Scores]]:
     """A list of results for each number of shots."""
     with counting("testing") as progress:
         return [runs.score(run, test, name, shots, progress, beside) for shots in test.shots or (None,)]
 
 
-def titles(recipe: Recipe, test: Test, tables: list[list[Result]]) -> list[str]:
+def titles(recipe: Recipe, test: Test, tables: list[list[Scores]]) -> list[str]:
     """A title for each table of `scored`."""
     titles = []
     for shots, rows in zip(test.shots or (None,), tables, strict=True):
@@ -143,7 +143,7 @@ class Compare:
             self.test, ways=first.ways, shots=self.test.shots or (first.shots,), queries=first.queries,
             data=first.data, rotations=first.rotations,
         )  # fmt: skip
-        tables: list[list[Result]] = [[] for _ in test.shots]
+        tables: list[list[Scores]] = [[] for _ in test.shots]
         for i, (folder, run) in enumerate(zip(self.folders, loaded, strict=True)):
             name = folder.name or str(folder)
             more = scored(run, replace(test, floors=test.floors and i == 0), name, loaded)

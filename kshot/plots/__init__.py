@@ -7,8 +7,8 @@ matplotlib is imported when a picture is made and no sooner; no window system is
 left alone. A picture is written beside its place and then moved there. The format follows the name (.png, .svg, .pdf).
 """
 
-from kshot.plots.functions import plot_completion, plot_context, plot_function
-from kshot.plots.scores import draw_episode, plot_learning, plot_returns, plot_shots, plot_sinusoid, plot_steps
+from kshot.plots.functions import plot_completion, plot_function
+from kshot.plots.scores import draw_episode, plot_context, plot_learning, plot_shots, plot_sinusoid, plot_steps
 
 __all__ = [
     "draw_episode",
@@ -16,7 +16,6 @@ __all__ = [
     "plot_context",
     "plot_function",
     "plot_learning",
-    "plot_returns",
     "plot_shots",
     "plot_sinusoid",
     "plot_steps",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot import checkpoint
-from kshot.evaluate import Result
+from kshot.scores import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,6 @@ __all__ = [
     "RIGHT",
     "WRONG",
     "band",
-    "finish",
     "name_lines",
     "new_axes",
     "note",
@@ -37,21 +36,13 @@ INK, GREY, FAINT = "#222222", "#767676", "#D9D9D9"
 RIGHT, WRONG = "#2E9E5B", "#D62728"
 
 
-_UNITS = {
-    "accuracy": "accuracy, %",
-    "mse": "mean squared error",
-    "return": "return",
-    "nats": "log-density of a value, nats",
-}
-
-
-def new_axes(metric: str, across: str, title: str | None) -> tuple[Figure, Axes]:
+def new_axes(up: str, across: str, title: str | None) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure((7.2, 4.2), dpi=160, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(across, color=INK, labelpad=7)
-    axes.set_ylabel(_UNITS.get(metric, ""), color=INK, labelpad=7)
+    axes.set_ylabel(up, color=INK, labelpad=7)
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=INK, pad=20, weight="bold")
     for side in ("top", "right"):
@@ -77,13 +68,6 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
 
 
-def finish(axes: Axes, metric: str) -> None:
-    """Limits with some room, no more than a metric can be."""
-    axes.margins(y=0.08)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 101) if metric == "accuracy" else high)
-
-
 def name_lines(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Names beside the right ends of the lines (value, name, colour), moved apart where they would overlap."""
     low, high = axes.get_ylim()
@@ -106,7 +90,7 @@ def name_lines(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-def note(axes: Axes, results: Sequence[Result]) -> None:
+def note(axes: Axes, results: Sequence[Scores]) -> None:
     """What the figures rest on, in small print."""
     tasks, seeds = sorted({r.num_tasks for r in results}), sorted({r.seed for r in results})
     many = " / ".join(map(str, tasks))

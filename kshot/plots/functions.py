@@ -2,7 +2,6 @@
 
 plot_function(learner, task, "curve.png")             # one task
 plot_completion(learner, tasks, "images.png", 28, 28)
-plot_context([("convcnp", rows)], "context.png")      # likelihood against the size of the support set
 plot_series(panels, "series.png")                     # series with their bands, a panel each
 """
 
@@ -19,9 +18,9 @@ from kshot import core
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, num_tasks
 from kshot.distributions import Gaussian
-from kshot.plots._base import COLOURS, GREY, INK, band, name_lines, new_axes, save
+from kshot.plots._base import COLOURS, GREY, INK, new_axes, save
 
-__all__ = ["plot_completion", "plot_context", "plot_function", "plot_series"]
+__all__ = ["plot_completion", "plot_function", "plot_series"]
 
 
 def plot_function(
@@ -144,29 +143,6 @@ def plot_completion(
         axes[row, 0].set_ylabel(label)
     if title:
         figure.suptitle(title, fontsize=10)
-    save(figure, path)
-
-
-def plot_context(
-    curves: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], path: Path | str, title: str | None = None
-) -> None:
-    """Log-density of a value against the size of the support set.
-
-    Args:
-        curves: (name, [(points, mean, half-width of the 95 % interval)]).
-        path: the picture.
-        title: above it.
-    """
-    figure, axes = new_axes("nats", "support points", title)
-    ends: list[tuple[float, str, str]] = []
-    for i, (name, rows) in enumerate(curves):
-        if not rows:
-            continue
-        x, means, halves = ([row[k] for row in rows] for k in range(3))
-        colour = COLOURS[i % len(COLOURS)]
-        band(axes, x, means, halves, colour, "-")
-        ends.append((means[-1], name, colour))
-    name_lines(axes, ends)
     save(figure, path)
 
 

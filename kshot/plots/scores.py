@@ -1,6 +1,6 @@
 """Pictures of scores: against adaptation steps and against shots, one episode with its guesses, one fitted curve.
 
-    plot_steps(results, "steps.png")                      # results of `kshot.evaluate`
+    plot_steps(results, "steps.png")                      # scores of `kshot.evaluate`
     draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
 
 matplotlib is imported when a picture is made and no sooner; no window system is needed and pyplot's global state is
@@ -9,9 +9,10 @@ left alone. A picture is written beside its place and then moved there. The form
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from torch import Tensor
 from kshot import core
 from kshot import nn as knn
 from kshot.core import Batch, Learner, State, Task
-from kshot.evaluate import Result, interval95, is_transductive
+from kshot.evaluate import is_transductive
+from kshot.intervals import interval95
 from kshot.plots._base import (
     COLOURS,
     FAINT,
@@ -29,123 +31,161 @@ from kshot.plots._base import (
     RIGHT,
     WRONG,
     band,
-    finish,
     name_lines,
     new_axes,
     note,
     save,
     whole_numbers,
 )
+from kshot.scores import Scores, by_primary
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
-__all__ = ["draw_episode", "plot_learning", "plot_returns", "plot_shots", "plot_sinusoid", "plot_steps"]
+__all__ = ["draw_episode", "plot_context", "plot_learning", "plot_shots", "plot_sinusoid", "plot_steps"]
+
+_UP = {
+    "accuracy": "accuracy, %",
+    "mse": "mean squared error",
+    "log_likelihood": "log-density of a value, nats",
+}
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def plot_steps(results: Sequence[Result], path: Path | str, title: str | None = None) -> None:
-    """The metric against adaptation steps, a line per result with its 95 % interval as a band.
+class _Line(NamedTuple):
+    """Of a plot: (x, mean, half-width) by x; of a level one only the last counts."""
 
-    Floors and, beside learners that take several steps, one-pass learners are level lines at their final score.
+    name: str
+    rows: Sequence[tuple[float, float, float]]
+    colour: str
+    dashes: Any = "-"
+    level: bool = False
+
+
+def plot_steps(
+    results: Sequence[Scores], path: Path | str, title: str | None = None, across: str = "adaptation steps"
+) -> None:
+    """The primary column against adaptation steps, a line for each of the scores with its 95 % interval as a band.
+
+    Learners that take no step, and beside others baselines of other numbers of steps and one-pass learners, are level
+    lines at their final score.
+
+    Args:
+        results: of one primary column.
+        path: of the picture.
+        title: above it.
+        across: what the steps are: rounds of adapting of a policy, ...
 
     Raises:
         ValueError: no results, or accuracies and squared errors in one plot.
         CheckpointError: the disk is full or not writable.
     """
-    metric = _one_metric(results)
-    longest = max((r.per_step[-1][0] for r in results if not r.is_floor), default=0)
-    figure, axes = new_axes(metric, "adaptation steps", title)
-    end = max(longest, 1)
-    ends: list[tuple[float, str, str]] = []
+    _one_metric(results)
+    longest = max((r.per_step[-1][0] for r in results if not r.baseline and r.per_step), default=0)
+    lines = []
     for i, r in enumerate(results):
-        colour, line = _style(i, r)
-        scale = _scale(metric)
-        if r.is_floor or (longest > 1 and len(r.per_step) <= 2):
-            low, high = scale * (r.mean - r.interval95), scale * (r.mean + r.interval95)
-            axes.axhline(scale * r.mean, color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
-            axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
-        else:
-            steps = [step for step, _, _ in r.per_step]
-            means = [scale * mean for _, mean, _ in r.per_step]
-            halves = [scale * half for _, _, half in r.per_step]
-            band(axes, steps, means, halves, colour, line)
-        ends.append((scale * r.mean, _label(r, results), colour))
-    axes.set_xlim(-0.03 * end, end * 1.03)
-    whole_numbers(axes)
-    finish(axes, metric)
-    name_lines(axes, ends)
-    note(axes, results)
-    save(figure, path)
+        rows = r.per_step or [(longest, r.mean, r.interval95)]
+        other = r.baseline and rows[-1][0] != longest
+        level = len(rows) == 1 or other or (longest > 1 and len(rows) == 2)
+        lines.append(_Line(_label(r, results), rows, *_style(i, r), level))
+    end = max(longest, 1)
+    _plot(
+        lines, results, path, title, across, lambda axes: (axes.set_xlim(-0.03 * end, end * 1.03), whole_numbers(axes))
+    )
 
 
-def plot_shots(points: Iterable[Result], path: Path | str, title: str | None = None) -> None:
-    """The metric against the number of shots, with 95 % intervals as bands.
+def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = None, setting: str = "shots") -> None:
+    """The primary column against the number of shots, or another setting, with 95 % intervals as bands.
 
     Args:
-        points: results that tell their shots (`settings["shots"]`); those of one name and mode make a line.
+        points: scores that tell the setting (`settings["shots"]`), a number; those of one name and mode make a line.
+        path: of the picture.
+        title: above it.
+        setting: its name.
 
     Raises:
         ValueError: no results, mixed metrics, or a result that does not tell its shots.
         CheckpointError: the disk is full or not writable.
     """
     points = list(points)
-    metric = _one_metric(points)
+    _one_metric(points)
+    together: dict[tuple[str, str], list[Scores]] = {}
     for r in points:
-        if not isinstance(r.settings.get("shots"), int):
+        if not isinstance(r.settings.get(setting), int | float):
             raise ValueError(
-                f"the result of {r.name!r} does not tell its shots: evaluate(..., settings={{'shots': 5}})"
+                f"the result of {r.name!r} does not tell its {setting}: evaluate(..., settings={{{setting!r}: 5}})"
             )
-    lines: dict[tuple[str, str], list[Result]] = {}
-    for r in points:
-        lines.setdefault((r.name, r.mode), []).append(r)
-    figure, axes = new_axes(metric, "shots (support examples per class)", title)
-    ends: list[tuple[float, str, str]] = []
-    for i, line in enumerate(lines.values()):
-        line.sort(key=lambda r: r.settings["shots"])
-        colour, dashes = _style(i, line[0])
-        scale = _scale(metric)
-        shots = [r.settings["shots"] for r in line]
-        means, halves = [scale * r.mean for r in line], [scale * r.interval95 for r in line]
-        band(axes, shots, means, halves, colour, dashes)
-        ends.append((means[-1], _label(line[0], points), colour))
-    shown = sorted({r.settings["shots"] for r in points})
-    if shown[-1] >= 8 * shown[0]:
-        axes.set_xscale("log")
-    axes.set_xticks(shown, [str(s) for s in shown])
-    axes.minorticks_off()
-    finish(axes, metric)
-    name_lines(axes, ends)
-    note(axes, points)
-    save(figure, path)
+        together.setdefault((r.name, r.mode), []).append(r)
+    lines = [
+        _Line(
+            _label(own[0], points), sorted((r.settings[setting], r.mean, r.interval95) for r in own), *_style(i, own[0])
+        )
+        for i, own in enumerate(together.values())
+    ]
+    shown = sorted({r.settings[setting] for r in points})
+
+    def ticks(axes: Axes) -> None:
+        if shown[-1] >= 8 * shown[0] > 0:
+            axes.set_xscale("log")
+        axes.set_xticks(shown, [str(s) for s in shown])
+        axes.minorticks_off()
+
+    across = {"shots": "shots (support examples per class)"}.get(setting, setting)
+    _plot(lines, points, path, title, across, ticks)
 
 
-def plot_returns(
-    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], path: Path | str, title: str | None = None
-) -> None:
-    """Returns of policies against gradient steps, with 95 % intervals as bands; a curve of one entry is a level line.
+def plot_context(results: Sequence[Scores], path: Path | str, title: str | None = None) -> None:
+    """Log-density of a value against the size of the support set, beside the best possible where that is known.
 
     Args:
-        curves: (name, means, half-widths) after 0, 1, 2, ... steps.
+        results: of tests of densities (`details["by_context"]`).
         path: the picture.
         title: above it.
+
+    Raises:
+        ValueError: no results.
+        CheckpointError: the disk is full or not writable.
     """
-    figure, axes = new_axes("return", "rounds of adapting (gradient steps; with a memory: rollouts)", title)
-    end = max(1, *(len(means) - 1 for _, means, _ in curves))
-    ends: list[tuple[float, str, str]] = []
-    for i, (name, means, halves) in enumerate(curves):
-        colour = COLOURS[i % len(COLOURS)]
-        if len(means) == 1:
-            axes.axhline(means[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.4)
-            axes.axhspan(means[0] - halves[0], means[0] + halves[0], color=colour, alpha=0.12, linewidth=0)
+    _one_metric(results)
+
+    def rows(r: Scores) -> list[tuple[float, float, float]]:
+        return [(0.5 * (a + b), m, h) for a, b, _, m, h, _ in r.details["by_context"]]
+
+    lines = [_Line(r.name, rows(r), COLOURS[i % len(COLOURS)]) for i, r in enumerate(results)]
+    best = [(0.5 * (a + b), o, 0.0) for a, b, _, _, _, o in results[0].details["by_context"] if o is not None]
+    lines += [_Line("best possible", best, COLOURS[len(lines) % len(COLOURS)])] if best else []
+    _plot([line for line in lines if line.rows], results, path, title, "support points")
+
+
+def _plot(
+    lines: Sequence[_Line],
+    results: Sequence[Scores],
+    path: Path | str,
+    title: str | None,
+    across: str,
+    ticks: Callable[[Axes], object] = lambda axes: None,
+) -> None:
+    """The lines with their bands, their names beside them, and what they rest on."""
+    name, like = results[0].primary, results[0][results[0].primary]
+    figure, axes = new_axes(_UP.get(name, f"{name}{f', {like.unit}' if like.unit else ''}"), across, title)
+    scale, lowest, ends = 100.0 if like.unit == "%" else 1.0, math.inf, []
+    for line in lines:
+        x, means, halves = ([factor * row[k] for row in line.rows] for k, factor in enumerate((1, scale, scale)))
+        lowest = min([lowest, *(m - h for m, h in zip(means, halves, strict=True))])
+        if line.level:
+            axes.axhline(means[-1], color=line.colour, linestyle=(0, (4, 3)), linewidth=1.4)
+            axes.axhspan(means[-1] - halves[-1], means[-1] + halves[-1], color=line.colour, alpha=0.12, linewidth=0)
         else:
-            band(axes, list(range(len(means))), list(means), list(halves), colour, LINES[i // len(COLOURS) % 4])
-        ends.append((means[-1], name, colour))
-    axes.set_xlim(-0.03 * end, end * 1.03)
+            band(axes, x, means, halves, line.colour, line.dashes)
+        ends.append((means[-1], line.name, line.colour))
+    ticks(axes)
     axes.margins(y=0.08)
-    whole_numbers(axes)
+    low, high = axes.get_ylim()  # with some room, no more than the figure can be
+    share = like.unit == "%"
+    axes.set_ylim(max(low, 0) if share or lowest >= 0 else low, min(high, 101) if share else high)
     name_lines(axes, ends)
+    note(axes, results)
     save(figure, path)
 
 
@@ -396,24 +436,18 @@ def _badge(i: int, count: int) -> str:
     return _LETTERS[i] if count <= len(_LETTERS) else str(i + 1)
 
 
-def _one_metric(results: Sequence[Result]) -> str:
-    metrics = sorted({r.metric for r in results})
-    if len(metrics) != 1:
-        raise ValueError(f"a plot needs results of one metric, got {metrics or 'no results'}")
-    return metrics[0]
+def _one_metric(results: Sequence[Scores]) -> None:
+    if len(found := by_primary(results)) != 1:
+        raise ValueError(f"a plot needs results of one metric, got {', '.join(found) or 'no results'}")
 
 
-def _scale(metric: str) -> float:
-    return 100.0 if metric == "accuracy" else 1.0
-
-
-def _style(i: int, result: Result) -> tuple[str, Any]:
-    colour = GREY if result.is_floor else COLOURS[i % len(COLOURS)]
+def _style(i: int, result: Scores) -> tuple[str, Any]:
+    colour = GREY if result.baseline else COLOURS[i % len(COLOURS)]
     return colour, LINES[i // len(COLOURS) % len(LINES)]
 
 
-def _label(result: Result, among: Sequence[Result]) -> str:
+def _label(result: Scores, among: Sequence[Scores]) -> str:
     """The name, with the mode where it is transductive or where the plot shows both."""
-    both = len({r.mode for r in among}) > 1
-    told = result.mode == "transductive" or (both and not result.is_floor)
+    both = len({r.mode for r in among if r.mode}) > 1
+    told = result.mode == "transductive" or (both and result.mode and not result.baseline)
     return f"{result.name} ({result.mode})" if told else result.name

@@ -22,7 +22,7 @@ from kshot import models
 from kshot.checkpoint import CheckpointError
 from kshot.data.images import FORMATS, open_image, square
 from kshot.estimators import Answer, FewShotClassifier, FileLimits
-from kshot.evaluate import proportion95
+from kshot.intervals import proportion95
 
 __all__ = ["LIMITS", "Limits", "Refused", "Session", "Store", "resized"]
 

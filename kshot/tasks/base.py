@@ -19,6 +19,7 @@ __all__ = [
     "ActsItself",
     "FromBank",
     "OfFunctions",
+    "ScoresItself",
     "TaskDistribution",
     "WithOracle",
     "augments",
@@ -74,6 +75,15 @@ class ActsItself(TaskDistribution, Protocol):
 
     def returns(self, generator: torch.Generator, num_tasks: int) -> list[torch.Tensor]:
         """`[T]` what each task paid on average, for each of the learner's rounds."""
+        ...
+
+
+@runtime_checkable
+class ScoresItself(TaskDistribution, Protocol):
+    """Tasks with a test of their own, as tasks of control have: a learner acts in them."""
+
+    def score(self, learner: Any, num_tasks: int, seed: int, **options: Any) -> Any:
+        """`kshot.scores.Scores`; the options are those of `kshot.evaluate.evaluate`, and its own."""
         ...
 
 

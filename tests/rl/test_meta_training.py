@@ -19,7 +19,8 @@ import torch
 
 from kshot import checkpoint, seeding
 from kshot.checkpoint import CheckpointError
-from kshot.cli.control import title
+from kshot.cli.control import table_title
+from kshot.evaluate import evaluate as scored
 from kshot.rl import recipe as recipes
 from kshot.rl.control import families, family
 from kshot.rl.maml import PolicyMAML
@@ -185,7 +186,9 @@ def test_a_test_of_few_tasks_says_how_often_it_repeats_them() -> None:
     assert curve.details["tested_on"] == "5 places"
     curve = evaluate(learner(), Signs(), num_tasks=20, rollouts=2, steps=0)
     assert curve.details["tested_on"] == "4 signs, 20 repetitions"
-    assert title([curve]).startswith("point, 4 signs, 20 repetitions (seed 1), 2 rollouts of each: return after k")
+    assert table_title([curve]).startswith(
+        "point, 4 signs, 20 repetitions (seed 1), 2 rollouts of each: return after k"
+    )
     two = np.array([[1.0], [-1.0]] * 10)
     assert which_tasks(two, "directions") == "two directions, 20 repetitions"
     assert which_tasks(two[::2], "directions") == "one of the directions, 10 repetitions"
@@ -507,7 +510,8 @@ def test_seeds_are_averaged_with_the_interval_over_them() -> None:
 
 def test_the_general_evaluation_scores_a_policy_by_its_tasks() -> None:
     """Tasks that score a learner themselves: `Control.score`."""
-    found = Short().score(learner(), 4, 2, rollouts=3, steps=1)
+    found = scored(learner(), Short(), 4, 2, rollouts=3, steps=1, name="mine", settings={"run": "a"}, baseline=True)
+    assert (found.name, found.settings, found.baseline) == ("mine", {"tasks": "point", "run": "a"}, True)
     assert found.per_step == evaluate(learner(), Short(), 4, 3, 1, 2).per_step
     assert (found.primary, found["return"].better, found.num_tasks, found.cluster) == (
         "return",
