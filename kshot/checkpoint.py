@@ -44,11 +44,9 @@ __all__ = [
     "load",
     "load_into",
     "locked",
-    "pack_optimizer",
     "packed",
     "rebuilt",
     "save",
-    "unpack_optimizer",
     "unpacked",
     "versions",
     "write_beside",
@@ -386,16 +384,10 @@ def _is(value: Any, *kinds: type) -> bool:
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path | str, prefix: str = "learner.") -> None:
-    """Put weights of a checkpoint into a module.
-
-    Args:
-        module: that they are of.
-        tensors: those of the module begin with `prefix`; others are left out.
-        path: named in errors.
-        prefix: see there.
+    """Put those tensors of a checkpoint into a module whose names begin with `prefix`.
 
     Raises:
-        CheckpointError: weights of another learner or network.
+        CheckpointError: weights of another learner or network; `path` is named.
     """
     try:
         module.load_state_dict(_of(tensors, prefix))
@@ -456,22 +448,3 @@ def versions() -> dict[str, str]:
     import kshot
 
     return {"kshot": kshot.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as flat tensors and JSON-able numbers."""
-    state = optimizer.state_dict()
-    tensors, numbers = {}, {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
-    return tensors, {"state": numbers, "groups": state["param_groups"]}
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """The inverse of `pack_optimizer`, into an optimiser over the same parameters."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **numbers["state"]}.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})

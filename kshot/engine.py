@@ -123,8 +123,16 @@ class Plan:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Plan:
-        """The inverse of `dataclasses.asdict`."""
-        return Plan(**{**values, "tried": tuple(Trial(**trial) for trial in values["tried"])})
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            ValueError: no plan that can be used; and KeyError, TypeError.
+        """
+        plan = Plan(**{**values, "tried": tuple(Trial(**trial) for trial in values["tried"])})
+        counts = [count for count in (plan.chunk_size, plan.threads) if count is not None]
+        if plan.strategy not in ANSWERS or not all(isinstance(n, int) and 0 < n <= 2**20 for n in counts):
+            raise ValueError(f"no plan of the engine: {plan.strategy!r}, {plan.chunk_size!r}, {plan.threads!r}")
+        return plan
 
 
 def choose(learner: Learner, strategy: Strategy = "auto") -> Literal["loop", "threads", "vmap"]:

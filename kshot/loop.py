@@ -41,6 +41,7 @@ __all__ = [
     "loop",
     "norm_of",
     "refuse_a_run_in",
+    "refuse_non_finite",
     "trim_records",
 ]
 
@@ -87,25 +88,18 @@ class Outer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "val_tasks", "save_every", "halve_every", "calibrate_tasks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0 or self.val_every < 0 or not 0 < self.meta_lr < math.inf:
-            raise ValueError(
-                f"steps and val_every must not be negative and meta_lr must be positive, got steps={self.steps}, "
-                f"val_every={self.val_every}, meta_lr={self.meta_lr}"
-            )
-        if not (self.clip >= 0 and self.weight_decay >= 0):
-            raise ValueError(
-                f"clip and weight_decay must not be negative, got clip={self.clip}, weight_decay={self.weight_decay}"
-            )
+        least = dict.fromkeys(("batch", "val_tasks", "save_every", "halve_every", "calibrate_tasks"), 1)
+        least |= dict.fromkeys(("steps", "val_every", "clip", "weight_decay", "momentum"), 0)
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 < self.meta_lr < math.inf:
+            raise ValueError(f"meta_lr must be positive, got {self.meta_lr}")
         for name, choices in (("optimizer", tuple(_OPTIMIZERS)), ("schedule", _SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
-            raise ValueError(
-                f"momentum={self.momentum} with optimizer={self.optimizer!r}: it is of 'sgd', at least 0 and below 1"
-            )
+        if self.momentum >= 1 or (self.momentum and self.optimizer != "sgd"):
+            raise ValueError(f"momentum={self.momentum} with {self.optimizer!r}: it is of 'sgd' alone, and below 1")
 
     def rate(self, step: int) -> float:
         """The learning rate of meta-update `step` (0-based)."""
@@ -150,45 +144,38 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Update(NamedTuple):
-    """What one step gave.
-
-    Attributes:
-        loss: of the batch, before the step.
-        metrics: means over the batch, by name.
-        norm: of the gradient, before it is clipped.
-        rate: the learning rate of this step.
-        sampling: seconds that went into drawing the data.
-    """
+    """What one step gave, of its batch and before the weights moved."""
 
     loss: float
     metrics: dict[str, float]
-    norm: float
-    rate: float
-    sampling: float = 0.0
+    norm: float  # of the gradient, before it is clipped
+    rate: float  # the learning rate
+    sampling: float = 0.0  # seconds that went into drawing the data
 
 
 class Stepper(Protocol):
-    """What the loop drives. Equal tensors, numbers and `i` give equal updates, to the bit."""
+    """What the loop drives. Equal tensors, numbers and `i` give equal updates, to the bit.
+
+    Attributes:
+        extendable: whether a run of more steps begins with the same updates (nothing is annealed over the steps).
+    """
+
+    extendable: bool
 
     def __call__(self, i: int) -> Update:
         """Step `i`, from 0. Raises NonFiniteLoss where its numbers are not finite."""
-        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs, by flat names: "learner.*", "optimizer.*", "replay.*", "state.*"."""
-        ...
 
     def numbers(self) -> dict[str, Any]:
         """The rest of it, JSON-able: the optimiser's numbers, steps of the environment, the engine's plan."""
-        ...
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Put back what `tensors` and `numbers` gave; the loop names the file in a CheckpointError."""
-        ...
+        """Put back what these gave. What does not fit is a ValueError or another one; the loop names the file."""
 
     def settle(self) -> None:
         """Make what is derived from the weights (population statistics), before validation and saving."""
-        ...
 
 
 class Optimiser:
@@ -229,37 +216,43 @@ class Optimiser:
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments, as "optimizer.*"."""
-        return {f"optimizer.{name}": t for name, t in checkpoint.pack_optimizer(self.torch)[0].items()}
+        return {f"optimizer.{name}": value for name, value in self._state().items() if isinstance(value, Tensor)}
 
     def numbers(self) -> dict[str, Any]:
-        """The rest of the state, as "optimizer"."""
-        return {"optimizer": checkpoint.pack_optimizer(self.torch)[1]}
+        """The rest of the state, JSON-able, as "optimizer"."""
+        rest = {name: value for name, value in self._state().items() if not isinstance(value, Tensor)}
+        return {"optimizer": {"state": rest, "groups": self.torch.state_dict()["param_groups"]}}
+
+    def _state(self) -> dict[str, Any]:
+        return {f"{k}.{name}": v for k, own in self.torch.state_dict()["state"].items() for name, v in own.items()}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Put back what `tensors` and `numbers` gave.
 
         Raises:
-            CheckpointError: it was of another optimiser or of other parameters.
+            ValueError: it was of another optimiser or of other parameters; and KeyError, TypeError, AttributeError.
         """
-        packed = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-        try:
-            checkpoint.unpack_optimizer(self.torch, packed, numbers["optimizer"])
-            for parameter, state in self.torch.state.items():
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                        raise ValueError(
-                            f"{name} has the shape {list(value.shape)}, its weights {list(parameter.shape)}"
-                        )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise checkpoint.CheckpointError(
-                f"trained with another optimizer or with other parameters frozen ({error!s:.200}): give the same "
-                "settings to resume it, or train in another folder"
-            ) from error
+        state: dict[int, dict[str, Any]] = {}
+        kept = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        for name, value in {**kept, **numbers["optimizer"]["state"]}.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.torch.load_state_dict({"state": state, "param_groups": numbers["optimizer"]["groups"]})
+        for parameter, own in self.torch.state.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {list(value.shape)}, its weights {list(parameter.shape)}")
 
 
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:
     """The global norm of a gradient."""
     return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+
+def refuse_non_finite(loss: Any, norm: Any, what: str, hint: str, save: bool = False) -> None:
+    """Raise a NonFiniteLoss that names both numbers unless both are finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NonFiniteLoss(f"{what}: loss {float(loss)}, gradient norm {float(norm)}{hint}", save)
 
 
 def loop(
@@ -269,7 +262,6 @@ def loop(
     family: str = "",
     settings: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
-    longer: bool = True,
     val: Callable[[], Any] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
@@ -285,7 +277,6 @@ def loop(
         family: of what is trained, kept in the checkpoint: "images", "functions", "control", ...
         settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
         defaults: of settings that a checkpoint from before them lacks.
-        longer: whether a run of more steps is the same run, as far as the stepper is concerned.
         val: gives the scores of a validation. The best checkpoint by their primary column is kept.
         out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
             of an earlier run; None keeps nothing.
@@ -300,41 +291,32 @@ def loop(
         RankLost: another process is gone; what was done is saved.
     """
     folder = Path(out) if out is not None else None
-    info = {"family": family, "outer": asdict(outer), "settings": settings or {}}
-    run, start = _Run(stepper, folder if world.leads else None, info), 0
-    longer = longer and outer.schedule in ("constant", "halve")
+    run = _Run(stepper, folder, world.leads, {"family": family, "outer": asdict(outer), "settings": settings or {}})
+    longer = stepper.extendable and outer.schedule in ("constant", "halve")
     with ExitStack() as held:
+        start = 0
         if folder is not None:
-            found = world.told(run.opened(held, resume, overwrite, longer, defaults or {}))
-            if isinstance(found, Exception):
-                raise found
-            start = run.begin(found, folder / _LAST)
+            start = run.begin(world.told(run.opened(held, resume, overwrite, longer, defaults or {})))
         if start == 0 and world.size > 1:
             stepper.restore(*world.told((stepper.tensors(), stepper.numbers())))
         for i in range(start, outer.steps):
-            began, done, lost, stopped = time.perf_counter(), i + 1, None, False
-            update = run.step(i)
-            share = update.sampling / (time.perf_counter() - began)
+            began, done = time.perf_counter(), i
             try:
+                update = run.step(i)
+                share, done = update.sampling / (time.perf_counter() - began), i + 1
+                last = done == outer.steps
+                due = val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last)
+                metrics = update.metrics | (run.judged(val, done, outer.seed) if val is not None and due else {})
+                seconds = time.perf_counter() - began
+                record = Record(done, update.loss, metrics, update.rate, update.norm, seconds, share)
+                if run.folder is not None:
+                    append_record(run.folder / _RECORDS, record)
                 stopped = world.any(stop is not None and stop())
-            except RankLost as error:
-                lost, stopped = error, True
-            last = done == outer.steps
-            due = val is not None and outer.val_every > 0 and (done % outer.val_every == 0 or last) and lost is None
-            saved = folder is not None and (done % outer.save_every == 0 or last or due or stopped)
-            if world.leads and (due or saved or last or stopped):
-                stepper.settle()
-            metrics = dict(update.metrics)
-            if world.leads and due and val is not None:
-                with seeding.seeded(outer.seed, "val"):
-                    metrics |= run.judged(val(), done)
-            seconds = time.perf_counter() - began
-            record = Record(done, update.loss, metrics, update.rate, update.norm, seconds, share)
-            run.append(record)
-            if saved:
+            except RankLost:
                 run.save(_LAST, done)
-            if lost is not None:
-                raise lost
+                raise
+            if due or last or stopped or (folder is not None and done % outer.save_every == 0):
+                run.save(_LAST, done)
             yield record
             if stopped:
                 return
@@ -343,27 +325,18 @@ def loop(
 
 
 class _Run:
-    """What a run keeps in its folder. Other processes than the first have None, and keep nothing.
+    """What a run keeps in its folder; the first process's (`leads`), the others keep nothing."""
 
-    Attributes:
-        best: the best validation so far.
-        kept: the step of the last checkpoint.
-    """
+    def __init__(self, stepper: Stepper, folder: Path | None, leads: bool, info: dict[str, Any]):
+        self.stepper, self.leads, self.info = stepper, leads, info
+        self.folder = folder if leads else None
+        self.best: dict[str, Any] | None = None  # validation so far
+        self.kept = self.settled = -1  # the steps of the last checkpoint, and of the last population statistics
 
-    def __init__(self, stepper: Stepper, folder: Path | None, info: dict[str, Any]):
-        self.stepper, self.folder, self.info = stepper, folder, info
-        self.best: dict[str, Any] | None = None
-        self.kept: int | None = None
-
-    def opened(
-        self,
-        held: ExitStack,
-        resume: bool,
-        overwrite: bool,
-        longer: bool,
-        defaults: dict[str, Any],
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | checkpoint.CheckpointError | None:
-        """The folder locked, and the checkpoint that the run continues from, or why it cannot: for all processes."""
+    def opened(self, held: ExitStack, resume: bool, overwrite: bool, longer: bool, defaults: dict[str, Any]) -> Any:
+        """The folder locked; path, tensors and info of the checkpoint that the run continues from, or why it cannot:
+        for all processes.
+        """
         if self.folder is None:
             return None
         path = self.folder / _LAST
@@ -378,60 +351,69 @@ class _Run:
             beside = self._beside(info["step"])
             if beside.exists():
                 tensors |= {f"replay.{name}": t for name, t in checkpoint.load(beside)[0].items()}
-            return tensors, info
+            return path, tensors, info
         except checkpoint.CheckpointError as error:
             return error
 
-    def begin(self, found: tuple[dict[str, Tensor], dict[str, Any]] | None, path: Path) -> int:
-        """Put everything back to a checkpoint, or clear the folder for a new run; returns the first step."""
+    def begin(self, found: Any) -> int:
+        """Put everything back to what `opened` found, or clear the folder for a new run; returns the first step."""
+        if isinstance(found, Exception):
+            raise found
         if found is not None:
-            tensors, info = found
+            path, tensors, info = found
             try:
                 self.stepper.restore(tensors, info)
-            except checkpoint.CheckpointError as error:
-                raise checkpoint.CheckpointError(f"{path}: {error}") from error
-            except KeyError as error:
-                raise checkpoint.CheckpointError(f"{path} does not tell {error}: train in another folder") from error
-            self.best, self.kept = _best(info.get("best"), path), info["step"]
+                self.best = info.get("best")
+                _ = self.best is not None and float(self.best["mean"])
+            except (checkpoint.CheckpointError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                why = " ".join(str(error).split())[:400]
+                raise checkpoint.CheckpointError(
+                    f"{path} is of another run ({why}): give the same settings, optimizer and frozen parameters to "
+                    "resume it, or train in another folder"
+                ) from error
+            self.kept = info["step"]
         if self.folder is not None:
             for name in (_LAST, _BEST, _RECORDS):
                 for part in self.folder.glob(f".{name}.*.part"):  # of a run that was killed while it wrote
                     part.unlink(missing_ok=True)
                 if found is None:
                     (self.folder / name).unlink(missing_ok=True)
-            if self.kept is not None:
-                trim_records(self.folder / _RECORDS, self.kept)
-        return self.kept or 0
+            trim_records(self.folder / _RECORDS, self.kept)
+        return max(self.kept, 0)
 
     def step(self, i: int) -> Update:
-        """Step `i`; saves what has to be saved where it fails."""
+        """Step `i`; saves what has to be saved where its numbers are not finite."""
         try:
             update = self.stepper(i)
-            if not (math.isfinite(update.loss) and math.isfinite(update.norm)):
-                raise NonFiniteLoss(f"step {i}: loss {update.loss}, gradient norm {update.norm}")
+            refuse_non_finite(update.loss, update.norm, f"step {i}", "")
             return update
-        except RankLost:
-            if self.folder is not None:
-                self.stepper.settle()
-                self.save(_LAST, i)
-            raise
         except NonFiniteLoss as error:
             if error.save:
                 self.save(_LAST, i)
             kept = f"{self.folder} holds what was learned up to step {self.kept}"
-            error.args = (f"{error}; {kept if self.kept is not None else 'nothing was saved'}",)
+            error.args = (f"{error}; {kept if self.kept >= 0 else 'nothing was saved'}",)
             raise
 
-    def judged(self, scores: Any, step: int) -> dict[str, float]:
+    def judged(self, val: Callable[[], Any], step: int, seed: int) -> dict[str, float]:
         """The metrics of a validation; its checkpoint is kept where it is the best so far."""
-        best = {"step": step, "mean": scores.mean, "interval95": scores.interval95, "metric": scores.metric}
-        sign = _sign(scores)
-        if not math.isnan(scores.mean) and (self.best is None or sign * scores.mean > sign * self.best["mean"]):
-            self.best = best
+        if not self.leads:
+            return {}
+        self.settle(step)
+        with seeding.seeded(seed, "val"):
+            scores = val()
+        sign, mean, metric = _sign(scores), scores.mean, scores.metric
+        if not math.isnan(mean) and (self.best is None or sign * mean > sign * self.best["mean"]):
+            self.best = {"step": step, "mean": mean, "interval95": scores.interval95, "metric": metric}
             self.save(_BEST, step)
-        return {f"val_{scores.metric}": scores.mean, "val_interval95": scores.interval95}
+        return {f"val_{metric}": mean, "val_interval95": scores.interval95}
+
+    def settle(self, step: int) -> None:
+        if self.leads and self.settled != step:
+            self.stepper.settle()
+            self.settled = step
 
     def save(self, name: str, step: int) -> None:
+        self.settle(step)
         if self.folder is None:
             return
         info = {"step": step, "best": self.best, **self.info, "versions": checkpoint.versions()}
@@ -449,10 +431,6 @@ class _Run:
         assert self.folder is not None
         return self.folder / f"replay-{step}.safetensors"
 
-    def append(self, record: Record) -> None:
-        if self.folder is not None:
-            append_record(self.folder / _RECORDS, record)
-
 
 def _sign(scores: Any) -> int:
     """1 where more of the primary metric is better, else -1."""
@@ -460,19 +438,8 @@ def _sign(scores: Any) -> int:
     return 1 if "more" in (better, {"accuracy": "more"}.get(scores.metric)) else -1
 
 
-def _best(best: Any, path: Path) -> Any:
-    """What a checkpoint says of the best validation."""
-    if best is not None and not isinstance(best.get("mean"), int | float):
-        raise checkpoint.CheckpointError(f"{path} does not say how good its best validation was: train again")
-    return best
-
-
 def refuse_a_run_in(folder: Path) -> None:
-    """A new run would be in place of another one.
-
-    Raises:
-        CheckpointError: the folder holds a run.
-    """
+    """Raise a CheckpointError where a folder holds a run, which a new one would replace."""
     if (folder / _LAST).exists():
         raise checkpoint.CheckpointError(
             f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
@@ -483,28 +450,22 @@ def refuse_a_run_in(folder: Path) -> None:
 _MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
-def _flat(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Settings by (group, name), so that those of a group are compared one by one. A learner's options are one."""
-    grouped = {k: v for k, v in settings.items() if isinstance(v, dict) and k != "options"}
-    own = {("", name): value for name, value in settings.items() if name not in grouped}
-    return own | {(group, name): value for group, values in grouped.items() for name, value in values.items()}
+def _told(settings: dict[str, Any], outer: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Settings as JSON has them, by (group, name), so that those of a group are compared one by one; a learner's
+    options are one.
+    """
+    found = json.loads(json.dumps({**{name: v for name, v in settings.items() if name != "outer"}, **outer}))
+    groups = {name: v for name, v in found.items() if isinstance(v, dict) and name != "options"}
+    own = {("", name): v for name, v in found.items() if name not in groups}
+    return own | {(group, name): v for group, values in groups.items() for name, v in values.items()}
 
 
 def _refuse_another_run(
     now: dict[str, Any], then: dict[str, Any], path: Path, longer: bool, defaults: dict[str, Any]
 ) -> None:
-    """Compare a run with its checkpoint.
-
-    Raises:
-        CheckpointError: with the settings that differ.
-    """
-
-    def told(of: dict[str, Any]) -> dict[tuple[str, str], Any]:
-        kept = {name: value for name, value in of["settings"].items() if name != "outer"}
-        return _flat(json.loads(json.dumps({**kept, **of["outer"]})))
-
-    before, lacked, changes = told(then), _flat(json.loads(json.dumps(defaults))), []
-    for key, value in told(now).items():
+    """Raise a CheckpointError with the settings that differ between a run and its checkpoint."""
+    before, lacked, changes = _told(then["settings"], then["outer"]), _told(defaults, {}), []
+    for key, value in _told(now["settings"], now["outer"]).items():
         # What is of a group now may have been of none.
         was = before.get(key, before.get(("", key[1]), lacked.get(key, value)))
         if was != value and key[1] not in _MAY_CHANGE and not (longer and key == ("", "steps")):
@@ -517,11 +478,7 @@ def _refuse_another_run(
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line to a run's records.
-
-    Raises:
-        CheckpointError: the disk is full or not writable.
-    """
+    """Add a line to a run's records; a CheckpointError says that the disk is full or not writable."""
     with checkpoint.writing(path, lambda: f"step {record.step} has no record, the last checkpoint beside it is intact"):
         checkpoint.append(path, record.to_json() + "\n")
 

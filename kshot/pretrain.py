@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from kshot import checkpoint, seeding
 from kshot import nn as knn
-from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of
+from kshot.loop import Optimiser, Outer, Record, Update, loop, norm_of, refuse_non_finite
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
@@ -187,13 +187,9 @@ def pretrain(
 
 
 class Supervised:
-    """A stepper: one step along the gradient of the cross-entropy of a batch of images. See `pretrain`.
+    """A stepper: one step along the gradient of the cross-entropy of a batch of images. See `pretrain`."""
 
-    Args:
-        network: a body with a head for all classes of the bank, and of their rotations.
-        bank, rotations: as there.
-        outer: the settings.
-    """
+    extendable = True
 
     def __init__(self, network: Classifier, bank: Bank, outer: Outer, rotations: int):
         self.network, self.bank, self.outer, self.rotations = network, bank, outer, rotations
@@ -212,13 +208,9 @@ class Supervised:
         self.optimiser.torch.zero_grad(set_to_none=True)
         loss.backward()
         norm = norm_of(p.grad for p in self.optimiser.params if p.grad is not None)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            self.optimiser.torch.zero_grad(set_to_none=True)
-            raise NonFiniteLoss(
-                f"pre-training step {i}: loss {float(loss.detach())}, gradient norm {float(norm)}, on the images of "
-                f"seeding.generator({outer.seed}, 'pretrain', {i}); the body has the weights from before this step. "
-                f"Try a smaller learning rate than lr={outer.meta_lr}"
-            )
+        what = f"pre-training step {i}, on the images of seeding.generator({outer.seed}, 'pretrain', {i})"
+        hint = f". The body is as before this step. Try a smaller learning rate than lr={outer.meta_lr}"
+        refuse_non_finite(loss.detach(), norm, what, hint)
         rate = self.optimiser.step(i, norm)
         right = float((scores.detach().argmax(-1) == y).float().mean())
         return Update(float(loss.detach()), {"accuracy": right}, float(norm), rate, sampling)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,17 @@ from kshot import checkpoint, checks, engine, planning, seeding, tree
 from kshot import nn as knn
 from kshot.core import Learner, Task, to
 from kshot.evaluate import evaluate
-from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of, refuse_a_run_in
+from kshot.loop import (
+    NonFiniteLoss,
+    Optimiser,
+    Outer,
+    Record,
+    Update,
+    loop,
+    norm_of,
+    refuse_a_run_in,
+    refuse_non_finite,
+)
 from kshot.parallel import ALONE, World
 from kshot.tasks.base import TaskDistribution, augments, of_classes
 
@@ -82,22 +92,16 @@ def meta_train(
         tasks: the distribution of the training classes.
         outer: the settings; `overrides` replace single ones (`steps=300`).
         val: the distribution of the validation classes. The best checkpoint by its mean is kept.
-        out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
-            of an earlier run; None keeps nothing.
-        resume: continue from `out/last.safetensors` where there is one.
-        settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
+        out, resume, settings, stop, world, overwrite: see `kshot.loop.loop`.
         family: kept in the checkpoint; None: "images", or "functions" where the tasks' targets are values.
-        stop: asked after each step; True saves and ends (SIGINT, a time limit).
         strategy, chunk_size: see `kshot.engine`. "auto" is found by a short trial (`kshot.planning`) where a hundred
             steps or more are to come, and kept in the checkpoint, so that a resumed run works as it did before.
         memory_limit: bytes that a meta-gradient may take beside weights and data; None: what is free.
         precision: "full": that of the learner's weights. "bfloat16": operations that torch's autocast deems safe are
             done in it; weights, sums and validation stay as they are.
-        world: the processes among which each batch of tasks is shared (`kshot.parallel.join`).
         prefetch: draw the tasks of the next step in a thread while this one is worked on. None: on a GPU, and where no
             images are augmented (which draws from torch's global generator, and that is of one thread).
         planned: told the plan before the first step; the trial is then made for a shorter run, too.
-        overwrite: False: refuse a folder that holds a run, unless it is resumed.
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
@@ -106,25 +110,14 @@ def meta_train(
         OutOfMemory: a meta-gradient does not fit; with what to change.
         RankLost: another process is gone; what was done is saved.
     """
-    outer = Outer(**{**asdict(outer or Outer()), **overrides})
+    outer = replace(outer or Outer(), **overrides)
     stepper = MetaGradient(
-        learner, tasks, outer, strategy=strategy, chunk_size=chunk_size, memory_limit=memory_limit,
-        precision=precision, world=world, planned=planned, prefetch=prefetch,
+        learner, tasks, outer, strategy, chunk_size, memory_limit, precision, world, planned, prefetch
     )  # fmt: skip
-
     return loop(
-        stepper,
-        outer,
-        family=family or ("functions" if of_classes(tasks) is False else "images"),
-        settings=settings,
-        longer=not learner.anneals,  # what is annealed depends on the number of steps
-        val=validation(learner, val, outer),
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        stop=stop,
-        world=world,
-    )
+        stepper, outer, family=family or ("functions" if of_classes(tasks) is False else "images"), settings=settings,
+        val=validation(learner, val, outer), out=out, resume=resume, overwrite=overwrite, stop=stop, world=world,
+    )  # fmt: skip
 
 
 def validation(learner: Learner, val: TaskDistribution | None, outer: Outer) -> Callable[[], Any] | None:
@@ -133,34 +126,29 @@ def validation(learner: Learner, val: TaskDistribution | None, outer: Outer) -> 
     return (lambda: evaluate(learner, val, outer.val_tasks, seed=seed, per_step=False)) if val is not None else None
 
 
+@dataclass(eq=False)
 class MetaGradient:
     """A stepper: one step along the meta-gradient of a batch of tasks. See `meta_train` for its arguments."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        tasks: TaskDistribution,
-        outer: Outer,
-        *,
-        strategy: engine.Strategy | engine.Plan = "auto",
-        chunk_size: int | None = None,
-        memory_limit: int | None = None,
-        precision: Precision = "full",
-        world: World = ALONE,
-        planned: Callable[[engine.Plan], object] | None = None,
-        prefetch: bool | None = None,
-    ):
-        self.learner, self.tasks, self.outer, self.world = learner, tasks, outer, world
-        self.strategy, self.chunk_size, self.memory_limit = strategy, chunk_size, memory_limit
-        self.precision, self.planned = precision, planned
-        self.optimiser = Optimiser(learner, outer)
-        self.device, self.dtype = knn.place(learner)
-        self.first = -1
-        self.plan: engine.Plan | None = None
-        self.before: engine.Plan | None = None  # that of the checkpoint
-        if prefetch is None:
-            prefetch = self.device.type == "cuda" and not augments(tasks)
-        self.drawn = _ahead(self.draw, outer.steps) if prefetch else self.draw
+    learner: Learner
+    tasks: TaskDistribution
+    outer: Outer
+    strategy: engine.Strategy | engine.Plan = "auto"
+    chunk_size: int | None = None
+    memory_limit: int | None = None
+    precision: Precision = "full"
+    world: World = ALONE
+    planned: Callable[[engine.Plan], object] | None = None
+    prefetch: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.optimiser = Optimiser(self.learner, self.outer)
+        self.device, self.dtype = knn.place(self.learner)
+        self.extendable = not self.learner.anneals
+        self.first, self.plan, self.before = -1, None, None  # `before`: the plan of the checkpoint
+        if self.prefetch is None:
+            self.prefetch = self.device.type == "cuda" and not augments(self.tasks)
+        self.drawn = _ahead(self.draw, self.outer.steps) if self.prefetch else self.draw
 
     def __call__(self, i: int) -> Update:
         learner, outer = self.learner, self.outer
@@ -181,11 +169,8 @@ class MetaGradient:
         gradients, means = _together(self.world, gradients, outcome, outer.batch)
         norm = norm_of(g for n, g in gradients.items() if not n.startswith(learner.running))
         loss = means.pop("loss")
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            raise NonFiniteLoss(
-                f"meta-update {i}: loss {float(loss)}, gradient norm {float(norm)}, on the tasks of "
-                f"seeding.generator({outer.seed}, 'train', {i}). Try a smaller inner or meta learning rate, or clip=10"
-            )
+        what = f"meta-update {i}, on the tasks of seeding.generator({outer.seed}, 'train', {i})"
+        refuse_non_finite(loss, norm, what, ". Try a smaller inner or meta learning rate, or clip=10")
         engine.assign(learner, gradients)
         rate = self.optimiser.step(i, norm)
         return Update(float(loss), {name: float(value) for name, value in means.items()}, float(norm), rate, sampling)
@@ -199,7 +184,7 @@ class MetaGradient:
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         checkpoint.load_into(self.learner, tensors, "the checkpoint")
         self.optimiser.restore(tensors, numbers)
-        self.before = _plan(numbers.get("engine"))
+        self.before = engine.Plan.from_dict(numbers["engine"]) if numbers.get("engine") else None
 
     def settle(self) -> None:
         seed = self.outer.seed
@@ -246,22 +231,6 @@ class MetaGradient:
         common = self.world.told(found)
         assert common is not None
         return common
-
-
-def _plan(kept: Any) -> engine.Plan | None:
-    """The engine's plan of a checkpoint."""
-    if not kept:
-        return None
-    try:
-        plan = engine.Plan.from_dict(kept)
-        counts = [count for count in (plan.chunk_size, plan.threads) if count is not None]
-        if plan.strategy not in engine.ANSWERS or not all(isinstance(n, int) and 0 < n <= 2**20 for n in counts):
-            raise ValueError(f"strategy={plan.strategy!r}, chunk_size={plan.chunk_size!r}, threads={plan.threads!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise checkpoint.CheckpointError(
-            f"no plan of the engine that can be used ({error!s:.200}): take another copy of it, or train again"
-        ) from error
-    return plan
 
 
 # A trial takes some ten meta-gradients; shorter runs go by the rule of `engine.choose`.

@@ -558,13 +558,13 @@ def test_a_folder_that_another_process_has_is_refused_by_every_rank(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"best": {"step": 1}}, "how good its best validation was"),
+        ({"best": {"step": 1}}, "is of another run .*mean"),
         ({"engine": {"strategy": "magic", "tried": []}}, "no plan of the engine"),
         ({"engine": {"strategy": "vmap", "tried": [], "chunk_size": 0}}, "no plan of the engine"),
-        ({"engine": {"evil": 1}}, "no plan of the engine"),
-        ({"optimizer": {"state": {}, "groups": []}}, "another optimizer"),
-        ({"optimizer": {}}, "another optimizer"),
-        ({"optimizer": {"state": {"x.y": 1}, "groups": [{"params": [0]}]}}, "another optimizer"),
+        ({"engine": {"evil": 1}}, "is of another run .*'tried'"),
+        ({"optimizer": {"state": {}, "groups": []}}, "is of another run .*parameter group"),
+        ({"optimizer": {}}, "is of another run .*'state'"),
+        ({"optimizer": {"state": {"x.y": 1}, "groups": [{"params": [0]}]}}, "is of another run .*'x'"),
         ({"step": None}, "'step' is None"),
     ],
 )
@@ -606,7 +606,7 @@ def test_another_learners_folder_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     frozen = Metric()
     frozen.first.weight.requires_grad_(False)
-    with pytest.raises(CheckpointError, match="other parameters frozen"):
+    with pytest.raises(CheckpointError, match="give the same settings, optimizer and frozen parameters"):
         next(meta_train(frozen, Clusters(), steps=4, batch=2, out=tmp_path, resume=True))
     assert before == ((tmp_path / "last.safetensors").read_bytes(), (tmp_path / "records.jsonl").read_text())
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kshot import checkpoint, engine, seeding
-from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of
+from kshot.loop import NonFiniteLoss, Optimiser, Outer, Record, Update, loop, norm_of, refuse_non_finite
 from kshot.rl import trust
 from kshot.rl.learner import PolicyLearner, act, check_fits
 from kshot.rl.maml import PolicyMAML
@@ -110,13 +110,7 @@ def meta_train(
         outer: the settings of the outer loop; None: `OUTER`.
         acting: how it acts, and what an outer step is. `overrides` replace single settings of both (`steps=300`).
         val: gives the scores of a validation, as `kshot.loop.loop` takes it.
-        out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
-            of an earlier run; None keeps nothing.
-        resume: continue from `out/last.safetensors` where there is one.
-        settings: JSON-able, kept in the checkpoint so that it can be repeated from it alone.
-        defaults: of settings that a checkpoint from before them does not tell.
-        stop: asked after each step; True saves and ends (SIGINT, a time limit).
-        overwrite: False: refuse a folder that holds a run, unless it is resumed.
+        out, resume, settings, defaults, stop, overwrite: see `kshot.loop.loop`.
 
     Raises:
         NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was. Infinite observations or
@@ -140,6 +134,8 @@ class PolicyStep:
     Raises:
         ValueError: see `meta_train`.
     """
+
+    extendable = True
 
     def __init__(self, learner: PolicyLearner, family: Control, outer: Outer, acting: Acting):
         check_fits(learner, family)
@@ -172,12 +168,11 @@ class PolicyStep:
             with clock.on("update"):
                 self.replay.add(which, found)
                 update = self._learned(self.replay, i)
-        if not all(map(math.isfinite, (update.before, update.after, update.norm))):
-            raise NonFiniteLoss(
-                f"outer step {i}: loss {update.before}, gradient norm {update.norm}, on the tasks of "
-                f"seeding.generator({seed}, 'goals', {i}). Try a smaller inner rate or trust region",
-                save=self.optimiser is None,  # a step within a trust region that cannot be taken changes no weights
-            )
+        what = f"outer step {i}, on the tasks of seeding.generator({seed}, 'goals', {i})"
+        loss = update.before if math.isfinite(update.after) else update.after
+        # A step within a trust region that cannot be taken changes no weights.
+        hint, save = ". Try a smaller inner rate or trust region", self.optimiser is None
+        refuse_non_finite(loss, update.norm, what, hint, save)
         seconds = time.perf_counter() - began
         self.env_steps += sum(int(trajectory.alive.sum()) for trajectory in found)
         metrics |= {"kl": update.kl, "entropy": update.entropy, "tries": update.tries, "env_steps": self.env_steps}
@@ -201,13 +196,7 @@ class PolicyStep:
             self.optimiser.restore(tensors, numbers)
         if self.replay is not None:
             kept = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
-            try:
-                self.replay.load_state_dict(kept)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise checkpoint.CheckpointError(
-                    f"no rollouts of these tasks are kept ({' '.join(str(error).split())[:200]}): train in another "
-                    "folder"
-                ) from error
+            self.replay.load_state_dict(kept)
         self.env_steps = int(numbers["env_steps"])
 
     def settle(self) -> None:
@@ -232,33 +221,30 @@ class PolicyStep:
             assert isinstance(learner, PolicyMAML)
             return improve(learner, task, self.acting, seeding.generator(self.outer.seed, "rows", i))
         plan = engine.Plan(learner.strategy, chunk_size=10 if learner.strategy == "vmap" else None)
-        found: list[trust.Update] = []
-        for _ in range(self.acting.epochs if self.acting.method == "ppo" else 1):
-            gradients, outcome = engine.meta_gradient(learner, task, plan)
-            engine.assign(learner, gradients)
-            norm = float(norm_of(gradients.values()))
-            optimiser.step(i, norm)
-            kl, entropy = (float(outcome.metrics[name].mean()) for name in ("kl", "entropy"))
-            found.append(trust.Update(float(outcome.loss.mean()), float(outcome.loss.mean()), kl, 1, norm, entropy))
+        epochs = self.acting.epochs if self.acting.method == "ppo" else 1
+        found = [self._descended(optimiser, task, plan, i) for _ in range(epochs)]
         after = engine.meta_loss(learner, task, plan)
+        before, _, entropy, norm = found[0].tolist()
         kl = float(after.metrics["kl"].mean())
-        return found[0]._replace(after=float(after.loss.mean()), kl=kl, tries=len(found))
+        return trust.Update(before, float(after.loss.mean()), kl, epochs, norm, entropy)
 
     def _learned(self, replay: Replay, i: int) -> trust.Update:
         """Steps of the optimiser on what is kept."""
-        learner, acting, seed = self.learner, self.acting, self.outer.seed
+        acting, seed, plan, found = self.acting, self.outer.seed, engine.Plan(self.learner.strategy), []
         assert self.optimiser is not None
-        plan, found = engine.Plan(learner.strategy), []
         for k in range(acting.epochs):
             generator = seeding.generator(seed, "replay", i, k)
             context = max(1, round(acting.context * 32 ** -float(torch.rand((), generator=generator))))
             task = replay.sample(generator, self.outer.batch, context, acting.transitions, acting.discount)
             with seeding.seeded(seed, "noise", i, k):
-                gradients, outcome = engine.meta_gradient(learner, task, plan)
-            engine.assign(learner, gradients)
-            norm = norm_of(gradients.values())
-            self.optimiser.step(i, norm)
-            metrics = outcome.metrics
-            found.append(torch.stack([outcome.loss.mean(), metrics["kl"].mean(), metrics["entropy"].mean(), norm]))
+                found.append(self._descended(self.optimiser, task, plan, i))
         loss, kl, entropy, norm = torch.stack(found).mean(0).tolist()
         return trust.Update(loss, loss, kl, acting.epochs, norm, entropy)
+
+    def _descended(self, optimiser: Optimiser, task: Task, plan: engine.Plan, i: int) -> Tensor:
+        """A step of the optimiser: [loss, kl, entropy, gradient norm]."""
+        gradients, outcome = engine.meta_gradient(self.learner, task, plan)
+        engine.assign(self.learner, gradients)
+        norm, metrics = norm_of(gradients.values()), outcome.metrics
+        optimiser.step(i, norm)
+        return torch.stack([outcome.loss.mean(), metrics["kl"].mean(), metrics["entropy"].mean(), norm])
