@@ -246,11 +246,11 @@ def test_unlabelled_examples_are_shared_as_the_learner_does() -> None:
     """Its state is that of soft k-means, a learner, on the same rows, where both share by the bare scores."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((9, 6)), np.array([0, 1, 2, -1, -1, -1, -1, -1, -1])
-    classifier = FewShotClassifier("features", unlabelled=True, steps=3, normalize="none").fit(X, y)
+    classifier = FewShotClassifier("features", unlabelled=True, steps=3).fit(X, y)
     classifier._prior_temperature = lambda state, known: 1.0
     state = classifier._adapt(classifier._y)
     learner = SoftKMeans(Features(6), ways=3, steps=3).double()
-    wanted = learner.adapt(learner.init(), Batch(torch.tensor(X), torch.tensor(y)))
+    wanted = learner.adapt(learner.init(), Batch(classifier._x, torch.tensor(y)))
     torch.testing.assert_close(state.sums, wanted.sums)
     torch.testing.assert_close(state.counts, wanted.counts)
 
