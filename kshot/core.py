@@ -9,9 +9,9 @@ for any module. Meta-training minimises `loss` over many tasks.
     state = learner.adapt(state, task.support)   # what the task taught it: a NEW state, nothing is mutated
     guess = learner.predict(state, task.query.x)
 
-A fold of length one is few-shot learning; a fold over a stream is continual learning; a fold with data collection
-between the steps is meta reinforcement learning. `adapt` and `predict` are pure and know ONE task; batches of tasks
-exist in the engine alone (`kshot.engine`), which maps `loss` over a `Task` whose every leaf has a leading T.
+A fold of length one is few-shot learning; a fold over a `Stream` is continual learning (`kshot.fold`); a fold with data
+collection between the steps is meta reinforcement learning. `adapt` and `predict` are pure and know ONE task; batches
+of tasks exist in the engine alone (`kshot.engine`), which maps `loss` over a `Task` whose every leaf has a leading T.
 
 Letters of all shapes in this package, defined here once:
 
@@ -28,14 +28,30 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kshot import checks, losses, tree
 
-__all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "Payload", "State", "Task", "num_tasks"]
+__all__ = [
+    "PADDING",
+    "UNLABELLED",
+    "Batch",
+    "Experience",
+    "Learner",
+    "Metrics",
+    "Payload",
+    "Rows",
+    "State",
+    "Stream",
+    "Task",
+    "num_tasks",
+    "to",
+]
 
 UNLABELLED = -1
 """The y of an example without a label, see `Batch`."""
@@ -93,12 +109,118 @@ def num_tasks(tasks: Any) -> int:
     return len(tree.leaves(tasks)[0])
 
 
+class Rows(NamedTuple):
+    """One minibatch of a fold (`kshot.fold`); every leaf has a fixed shape for the whole run.
+
+    Attributes:
+        x: `[B, ...]` as stored: uint8 images are cast by the learner.
+        y: `[B]` class ids or `[B, D]` values, with the roles of `Batch`.
+        weak: `[U, ...]` unlabelled rows, weakly augmented; `[0, ...]` where there are none.
+        strong: `[U, ...]` the same rows, strongly augmented by the source.
+        open: `[W]` bool, the outputs that may answer, as the stream announces.
+        key: `[]` int64: all randomness of this step (`kshot.keys`).
+    """
+
+    x: Tensor
+    y: Tensor
+    weak: Tensor
+    strong: Tensor
+    open: Tensor
+    key: Tensor
+
+
+class Experience(NamedTuple):
+    """What a stream brings at one time, as row numbers of its data: to train on `[N]`, and a held-out test `[M]`."""
+
+    train: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Experiences in order, and what is announced of them. All rows are in one shared memory.
+
+    Attributes:
+        data: x `[I, ...]` as stored, y `[I]` class ids in 0..W-1.
+        experiences: at least one.
+        announces: "task": which experience a row is of, in training and in a test (task-incremental); "boundary": that
+            a new experience begins (class- and domain-incremental); "nothing" (task-free).
+
+    Raises:
+        ValueError: a row number that is not there, a row that is tested and trained on, or a label that is no class id.
+
+    >>> data = Batch(torch.zeros(6, 2), torch.tensor([0, 0, 1, 2, 2, 3]))
+    >>> rows = torch.arange(6)
+    >>> parts = (Experience(rows[[0, 2]], rows[[1]]), Experience(rows[[3, 5]], rows[[4]]))
+    >>> Stream(data, parts, "task").open(1).tolist(), Stream(data, parts, "boundary").open(0).tolist()
+    ([False, False, True, True], [True, True, False, False])
+    """
+
+    data: Batch
+    experiences: tuple[Experience, ...]
+    announces: Literal["task", "boundary", "nothing"] = "boundary"
+
+    def __post_init__(self) -> None:
+        if self.announces not in ("task", "boundary", "nothing"):
+            raise ValueError(f"announces={self.announces!r}: use 'task', 'boundary' or 'nothing'")
+        x, y = self.data
+        if not self.experiences or y.is_floating_point() or y.dim() != 1 or len(x) != len(y):
+            raise ValueError(
+                f"a stream of {len(self.experiences)} experiences, x {list(x.shape)} and y {list(y.shape)}, {y.dtype}: "
+                "expected one at least, x [I, ...] and class ids y [I]"
+            )
+        trained = torch.zeros(len(y), dtype=torch.bool)
+        for i, (train, test) in enumerate(self.experiences):
+            for name, rows in (("train", train), ("test", test)):
+                if rows.dim() != 1 or not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= len(y):
+                    raise ValueError(
+                        f"{name} of experience {i} is {rows}: pass row numbers 0..{len(y) - 1}, one at least"
+                    )
+            if int(y[torch.cat([train, test])].min()) < 0:
+                raise ValueError(f"experience {i} has rows without a class id: y is 0..W-1 in training and tests")
+            trained[train] = True
+        for i, (_, test) in enumerate(self.experiences):
+            if bool(trained[test].any()):
+                row = int(test[trained[test]][0])
+                raise ValueError(f"row {row} is in the test of experience {i} and is trained on: hold it out")
+
+    @property
+    def ways(self) -> int:
+        """W, the classes of the whole stream."""
+        return len(self._classes[0])
+
+    @cached_property
+    def _classes(self) -> list[Tensor]:
+        """`[W]` bool of each experience: its classes."""
+        every = torch.arange(int(self.data.y.max()) + 1)
+        return [(self.data.y[train][:, None] == every).any(0) for train, _ in self.experiences]
+
+    def open(self, seen: int, asked: int | None = None) -> Tensor:
+        """`[W]` bool: the outputs that may answer.
+
+        Args:
+            seen: the experience that is trained on, or was last.
+            asked: the experience whose test is asked after it; None: in training.
+        """
+        if self.announces == "task":
+            return self._classes[seen if asked is None else asked]
+        if self.announces == "boundary":
+            return torch.stack(self._classes[: seen + 1]).any(0)
+        return torch.ones(self.ways, dtype=torch.bool)
+
+    def test(self, asked: int) -> Batch:
+        """The held-out test of an experience."""
+        rows = self.experiences[asked].test
+        return Batch(self.data.x[rows], self.data.y[rows])
+
+
 class Learner(nn.Module, ABC, Generic[Payload]):
     """The contract. Subclass it, implement three pure functions, and everything else in kshot works with it.
 
     Attributes:
         ways: classes that it has room for, an int; None: it says nothing of it (regressions, policies).
         inner_steps: adaptation steps that `adapt` takes; 1 for a learner of one pass.
+        capacity: W of a stream, for learners that are folded over one; their outputs do not grow.
 
     Class attributes that a learner may override; they are *claims* that `check_learner` verifies:
 
@@ -122,6 +244,7 @@ class Learner(nn.Module, ABC, Generic[Payload]):
 
     ways: Any = None  # `int | None` would make every learner of classes ask whether it has its own
     inner_steps: int = 1
+    capacity: int = 0
     permutation_equivariant: bool = False
     order_invariant: bool = True
     uses_unlabelled: bool = False
@@ -155,6 +278,31 @@ class Learner(nn.Module, ABC, Generic[Payload]):
         A learner that is not `stepwise` has two states, before and after `adapt`, whatever `steps` is.
         """
         return [state, self.adapt(state, support)]
+
+    # Of a fold over a stream (`kshot.fold`), none of which a learner of single tasks needs.
+
+    def consolidate(self, state: State, data: Rows) -> State:
+        """The state at an announced boundary; `data` is all that the experience trained on. As it was, by default."""
+        return state
+
+    def ready(self, state: State) -> State:
+        """The state before questions: what is made of it once and not for each (means of exemplars, a solution)."""
+        return state
+
+    def answer(self, state: State, x: Tensor, open: Tensor | None = None) -> Any:
+        """`predict`, in which outputs that are not `open` `[W]` are never the answer (`losses.absent`: finite, since an
+        infinite score would make the cross-entropy of every other class NaN).
+        """
+        found = self.predict(state, x)
+        return found if open is None else losses.among(found, open)
+
+    def report(self, state: State) -> Metrics:
+        """Named 0-d tensors for the records of a fold."""
+        return {}
+
+    def held(self, state: State) -> dict[str, int]:
+        """Bytes that are kept of the data and of what was learned from it, by what they are."""
+        return {"state": tree.size(state)}
 
     def set_progress(self, fraction: float) -> None:
         """The share 0..1 of training that is done; learners that anneal override it and claim `anneals`."""

@@ -7,8 +7,9 @@ standard bodies and a batch normalisation of our own. Its reasons:
    pytorch/functorch #534); a normalisation composed of primitive operations is right. `tests/test_nn.py` holds both.
 2. Statistics over a *masked* part of the batch: padded and unlabelled rows don't leak into anybody's statistics, and
    normalising queries by the support set's statistics (the inductive score of a MAML) is a mask, nothing more.
-3. No running statistics, which are a side effect. A body whose scores need population statistics
-   (`BatchNorm(population=True)`, for metric learners) gets them from `recording`, between steps and never inside one.
+3. No running statistics in the module, which are a side effect. A body whose scores need population statistics
+   (`BatchNorm(population=True)`, for metric learners) gets them from `recording`, between steps and never inside one;
+   those of a fold (`BatchNorm(running=0.1)`) live in its state and come back from `call_with`.
 
 torch's affine `LayerNorm` and `InstanceNorm` have the fault of 1 too (`GroupNorm`, `RMSNorm` and norms without weights
 do not): the engine notices by a comparison and takes one task after another, and `convert` replaces them by `LayerNorm`
@@ -46,6 +47,7 @@ __all__ = [
     "ResNet12",
     "UNet",
     "call",
+    "call_with",
     "convert",
     "evaluating",
     "place",
@@ -72,20 +74,27 @@ class BatchNorm(nn.Module):
         population: keep population statistics as buffers and use them in `eval()` mode (see `recording`). False:
             always the statistics of the batch at hand.
         eps: added to the variance.
+        running: the share, 0..1, by which `call_with` moves the population statistics towards those of a batch; 0:
+            only `recording` sets them. It implies `population`.
 
     `forward(x, mask)`: `mask` `[N]` bool says which rows the statistics are taken over; all rows are normalised.
     """
 
     population_mean: Tensor
     population_var: Tensor
+    running: float = 0.0
 
-    def __init__(self, channels: int, population: bool = False, eps: float = 1e-5):
+    def __init__(self, channels: int, population: bool = False, eps: float = 1e-5, running: float = 0.0):
         super().__init__()
+        if not 0 <= running <= 1:
+            raise ValueError(f"running={running}: pass a share from 0 to 1, torch's default is 0.1")
         self.eps = eps
-        self.population = population
+        if running:  # else nothing is set: settings of a network are part of the keys of plans that are kept
+            self.running = running
+        self.population = population = population or running > 0
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.recorded: list[tuple[Tensor, Tensor]] | None = None
+        self.recorded: list[tuple[Tensor, Tensor, Tensor | int]] | None = None
         if population:
             self.register_buffer("population_mean", torch.zeros(channels))
             self.register_buffer("population_var", torch.ones(channels))
@@ -103,7 +112,8 @@ class BatchNorm(nn.Module):
         else:
             mean, var = self._statistics(x, mask)
             if self.recorded is not None:
-                self.recorded.append((mean.detach(), var.detach()))
+                rows = len(x) if mask is None else mask.sum()
+                self.recorded.append((mean.detach(), var.detach(), rows * (x.numel() // max(1, len(x) * x.shape[1]))))
         shape = (1, -1) + (1,) * (x.dim() - 2)
         scale = self.weight * torch.rsqrt(var + self.eps)  # [C]
         shift = self.bias - mean * scale
@@ -142,7 +152,8 @@ class BatchNorm(nn.Module):
         return mean, weighted((x - mean.view(shape)).square())
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, population={self.population}"
+        running = f", running={self.running}" if self.running else ""
+        return f"{len(self.weight)}, population={self.population}{running}"
 
 
 class LayerNorm(nn.LayerNorm):
@@ -237,8 +248,8 @@ def recording(module: nn.Module) -> Iterator[None]:
         yield
         for norm in norms:
             if norm.recorded:
-                means = torch.stack([mean for mean, _ in norm.recorded])
-                variances = torch.stack([var for _, var in norm.recorded])
+                means = torch.stack([mean for mean, _, _ in norm.recorded])
+                variances = torch.stack([var for _, var, _ in norm.recorded])
                 norm.population_mean.copy_(means.mean(0))
                 norm.population_var.copy_(variances.mean(0) + means.var(0, unbiased=False))
     finally:
@@ -524,6 +535,40 @@ def call(module: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask
         return functional_call(module, dict(params), (x,), arguments)
 
 
+def call_with(
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    x: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`call` with buffers from elsewhere too, and the buffers afterwards: in `train()` mode those of
+    `BatchNorm(running=...)` have moved towards the statistics of this batch, as torch's do (the variance without its
+    bias). The module, and what is passed in, stay as they are.
+
+    A batch without a row (all masked) moves nothing.
+    """
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, BatchNorm) and part.running}
+    norms = norms if module.training else {}
+    for norm in norms.values():
+        norm.recorded = []
+    after = dict(buffers)
+    try:
+        outputs = call(module, {**params, **buffers}, x, mask)
+        for name, norm in norms.items():
+            for mean, var, count in norm.recorded or ():
+                count = torch.as_tensor(count, device=x.device)
+                moved = (count > 0).to(mean.dtype) * norm.running
+                unbiased = var * count / (count - 1).clamp_min(1)
+                for own, value in (("population_mean", mean), ("population_var", unbiased)):
+                    own = f"{name}.{own}".lstrip(".")
+                    after[own] = after[own] + moved * (value - after[own])
+    finally:
+        for norm in norms.values():
+            norm.recorded = None
+    return outputs, after
+
+
 # fmt: off
 _PLAIN: frozenset[type[nn.Module]] = frozenset((
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Identity, nn.Flatten,
@@ -630,7 +675,8 @@ def require_functional(module: nn.Module) -> None:
             raise ValueError(
                 f"{label} is not allowed inside a task: it updates running statistics, or has a wrong gradient when it "
                 "is mapped over tasks. Use kshot.nn.BatchNorm, or kshot.nn.convert(module), which replaces every one; "
-                "kshot.nn.convert(module, population=True) keeps the statistics of a pretrained network"
+                "kshot.nn.convert(module, population=True) keeps the statistics of a pretrained network; in a fold, "
+                "kshot.nn.BatchNorm(running=0.1) keeps running statistics in the state"
             )
         if getattr(part, "track_running_stats", False):
             raise ValueError(

@@ -338,7 +338,7 @@ def _draw(bank: Bank, generator: torch.Generator, batch: int, rotations: int, bo
     picks = torch.randint(len(bank) * rotations, (batch,), generator=generator)  # [B]
     row, turn = picks % len(bank), picks // len(bank)
     x = _images(bank, row, turn, rotations, body)
-    y = bank.labels[row.to(bank.labels.device)].to(x.device) + turn.to(x.device) * bank.num_classes
+    y = bank.targets[row.to(bank.targets.device)].to(x.device) + turn.to(x.device) * bank.num_classes
     return x, y
 
 

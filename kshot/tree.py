@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["axpy", "detach", "dot", "index", "leaves", "map_", "stack"]
+__all__ = ["axpy", "copy", "detach", "dot", "index", "leaves", "map_", "named", "size", "stack"]
 
 Params = dict[str, Tensor]
 
@@ -38,6 +38,11 @@ def detach(tree: Any) -> Any:
     return map_(lambda leaf: leaf.detach(), tree)
 
 
+def copy(tree: Any) -> Any:
+    """The same tree in memory of its own, cut off from the graph."""
+    return map_(lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format), tree)
+
+
 def index(tree: Any, i: int) -> Any:
     """Entry `i` of the leading axis of every leaf: one task of a batch of tasks."""
     return map_(lambda leaf: leaf[i], tree)
@@ -46,3 +51,26 @@ def index(tree: Any, i: int) -> Any:
 def stack(trees: list[Any]) -> Any:
     """The inverse of `index`: a list of equal trees becomes one with a leading axis."""
     return map_(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def size(tree: Any) -> int:
+    """Bytes of all leaves."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))
+
+
+def named(tree: Any) -> dict[str, Tensor]:
+    """All leaves by flat names, for a file.
+
+    >>> list(named({"a": torch.zeros(1), "b": (torch.zeros(1), torch.zeros(1))}))
+    ['a', 'b.0', 'b.1']
+    """
+    found = {}
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        found[".".join(_word(part) for part in path)] = leaf
+    return found
+
+
+def _word(part: Any) -> str:
+    if isinstance(part, pytree.GetAttrKey):
+        return part.name
+    return str(part.key if isinstance(part, pytree.MappingKey) else part.idx)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 import kshot
 from kshot import core, losses, seeding, tree
 from kshot import nn as knn
-from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
+from kshot.core import PADDING, UNLABELLED, Batch, Experience, Learner, Stream, Task, num_tasks, to
 from kshot.learners import REGISTRY, build
 
 SCORES = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -190,3 +192,88 @@ def test_every_row_of_the_registry_can_be_built(name):
     assert type(learner).__name__ == entry.path.partition(":")[2]
     assert (type(learner).__doc__ or "").strip()
     assert entry.paper
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+def toy_stream(announces="boundary"):
+    data = Batch(torch.arange(8.0)[:, None], torch.tensor([0, 2, 0, 2, 1, 3, 1, 3]))
+    rows = torch.arange(8)
+    return Stream(data, (Experience(rows[:2], rows[2:4]), Experience(rows[4:6], rows[6:])), announces)
+
+
+def test_what_a_stream_announces_is_what_may_answer():
+    first, second = [True, False, True, False], [False, True, False, True]
+    own = toy_stream("task")
+    assert own.ways == 4
+    assert [own.open(i).tolist() for i in (0, 1)] == [first, second]
+    assert [own.open(1, asked).tolist() for asked in (0, 1)] == [first, second]
+    own = toy_stream("boundary")
+    assert [own.open(i).tolist() for i in (0, 1)] == [first, [True] * 4]
+    assert [own.open(0, asked).tolist() for asked in (0, 1)] == [first, first], (
+        "a class that is still to come is closed"
+    )
+    assert toy_stream("nothing").open(0).tolist() == [True] * 4
+    assert toy_stream().test(1).x[:, 0].tolist() == [6, 7]
+    assert toy_stream().test(1).y.tolist() == [1, 3]
+
+
+def test_a_stream_refuses_what_is_no_stream():
+    data, rows = Batch(torch.zeros(4, 2), torch.tensor([0, 1, 0, -1])), torch.arange(4)
+    good = Experience(rows[:2], rows[2:3])
+    for parts, words in (
+        ((), "0 experiences"),
+        ((Experience(rows[:2], rows[1:3]),), "row 1 is in the test of experience 0 and is trained on"),
+        ((good, Experience(rows[2:3], rows[:1])), "row 2 is in the test of experience 0 and is trained on"),
+        ((Experience(rows[:0], rows[2:3]),), "train of experience 0 .*one at least"),
+        ((Experience(rows[:1], rows[:1] + 4),), r"test of experience 0 is .*row numbers 0..3"),
+        ((good, Experience(rows[3:], rows[2:3])), "experience 1 has rows without a class id"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Stream(data, parts)
+    with pytest.raises(ValueError, match="announces='tasks'"):
+        Stream(data, (good,), "tasks")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="class ids"):
+        Stream(Batch(torch.zeros(4, 2), torch.zeros(4, 1)), (good,))
+
+
+# ------------------------------------------------------------------------------------------------- payloads and powers
+
+
+class Pairs(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def test_tasks_of_any_payload_are_counted_and_moved():
+    task = Task(Pairs(torch.zeros(3, 2), torch.zeros(3, 4).long()), Pairs(torch.zeros(3, 1), torch.zeros(3, 1).long()))
+    assert num_tasks(task) == num_tasks(task.support) == 3
+    moved = to(task, dtype=torch.float64)
+    assert (moved.support.left.dtype, moved.query.right.dtype) == (torch.float64, torch.int64)
+    assert isinstance(moved, Task)
+    assert isinstance(moved.support, Pairs)
+
+
+def test_powers_of_task_distributions_are_what_they_have():
+    from kshot.rl.learner import Rollouts
+    from kshot.tasks import GaussianProcess, Sinusoid, base
+    from kshot.testing import Clusters
+
+    process, waves, clusters = GaussianProcess("rbf"), Sinusoid(), Clusters()
+    assert isinstance(process, base.WithOracle)
+    assert isinstance(process, base.OfFunctions)
+    assert not isinstance(clusters, base.WithOracle | base.OfFunctions | base.FromBank | base.ActsItself)
+    assert issubclass(Rollouts, base.TaskDistribution)
+    assert (base.of_classes(clusters), base.of_classes(waves), base.of_classes(object())) == (True, False, None)
+    assert base.independent(clusters)
+    assert not base.independent(object())
+
+
+def test_rollouts_are_found_where_they_were():
+    from kshot import core
+    from kshot.rl.rollouts import Trajectory
+
+    assert core.Trajectory is Trajectory
+    with pytest.raises(AttributeError, match="no attribute 'Trajectories'"):
+        _ = core.Trajectories

@@ -22,9 +22,9 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "checks core distributions tree losses places kernels nn memory seeding data tasks learners engine checkpoint "
-    "planning parallel intervals scores evaluate functions joint likelihood plots loop train pretrain config recipes "
-    "runs rl models estimators report serve settings testing"
+    "checks core distributions tree losses places kernels nn memory seeding keys data tasks learners engine checkpoint "
+    "planning parallel intervals scores evaluate functions joint likelihood plots loop fold folding train pretrain "
+    "config recipes runs rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tree": "",
         "losses": "checks",
         "seeding": "",
+        "keys": "seeding",
         "core": "losses checks tree",
         "distributions": "",
         "places": "",
@@ -56,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate": "checkpoint core engine intervals likelihood nn scores seeding tasks tree checks",
         "plots": "checkpoint core distributions evaluate intervals nn scores",
         "loop": "checkpoint parallel seeding",
+        "fold": "core keys nn tree",
+        "folding": "checkpoint core fold loop tree",
         "train": "checkpoint core engine evaluate loop nn parallel planning seeding tasks tree checks",
         "pretrain": "checkpoint data loop nn seeding",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",

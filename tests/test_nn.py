@@ -437,3 +437,72 @@ def test_a_convolution_as_a_product_is_torchs(stride):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     mapped = torch.vmap(layer.product)(x.detach()[:, None])
     torch.testing.assert_close(mapped[:, 0], want.detach(), rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------- running statistics that are a state's
+
+
+class Normalised(nn.Module):
+    def __init__(self, running: float):
+        super().__init__()
+        self.norm = knn.BatchNorm(3, running=running)
+
+    def forward(self, x, mask=None):
+        return self.norm(x, mask)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 2)])
+def test_running_statistics_are_torchs(shape):
+    """Of `nn.BatchNorm2d(momentum=0.3)`, batch after batch, and in `eval()` mode."""
+    ours, theirs = Normalised(0.3).double(), (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3, momentum=0.3)
+    theirs.double()
+    params, buffers = dict(ours.named_parameters()), dict(ours.named_buffers())
+    before = {name: b.clone() for name, b in buffers.items()}
+    for k in range(3):
+        x = torch.randn(shape, dtype=DOUBLE) * (k + 1) + k
+        y, buffers = knn.call_with(ours, params, buffers, x)
+        torch.testing.assert_close(y, theirs(x))
+        torch.testing.assert_close(buffers["norm.population_mean"], theirs.running_mean)
+        torch.testing.assert_close(buffers["norm.population_var"], theirs.running_var)
+    y, after = knn.call_with(ours.eval(), params, buffers, x)
+    torch.testing.assert_close(y, theirs.eval()(x))
+    assert all(torch.equal(after[name], buffers[name]) for name in buffers)
+    assert all(torch.equal(b, before[name]) for name, b in ours.named_buffers()), "the module stays as it is"
+    assert ours.norm.recorded is None
+
+
+def test_running_statistics_of_masked_rows_and_of_none():
+    ours, x = Normalised(0.5).double(), torch.randn(6, 3, dtype=DOUBLE)
+    params, buffers, mask = dict(ours.named_parameters()), dict(ours.named_buffers()), torch.arange(6) < 4
+    _, masked = knn.call_with(ours, params, buffers, x, mask)
+    _, short = knn.call_with(ours, params, buffers, x[:4])
+    for name in buffers:
+        torch.testing.assert_close(masked[name], short[name])
+    _, same = knn.call_with(ours, params, buffers, x, torch.zeros(6, dtype=torch.bool))
+    assert all(torch.equal(same[name], buffers[name]) for name in buffers)
+
+
+def test_running_statistics_and_gradients_can_be_mapped():
+    ours, x = Normalised(0.1).double(), torch.randn(4, 5, 3, dtype=DOUBLE)
+    params = {n: p.detach() + torch.randn(4, 3, dtype=DOUBLE) for n, p in ours.named_parameters()}
+    buffers = {n: b + torch.rand(4, 3, dtype=DOUBLE) for n, b in ours.named_buffers()}
+
+    def loss(params, buffers, x):
+        y, after = knn.call_with(ours, params, buffers, x)
+        return y.pow(3).sum(), after
+
+    slope = torch.func.grad(loss, has_aux=True)
+    mapped, after = torch.vmap(slope)(params, buffers, x)
+    for i in range(4):
+        one, alone = slope({n: p[i] for n, p in params.items()}, {n: b[i] for n, b in buffers.items()}, x[i])
+        for name in params:
+            torch.testing.assert_close(mapped[name][i], one[name])
+        for name in buffers:
+            torch.testing.assert_close(after[name][i], alone[name])
+
+
+def test_a_share_of_running_statistics_is_one():
+    with pytest.raises(ValueError, match=r"running=1\.5"):
+        knn.BatchNorm(3, running=1.5)
+    assert "running" not in vars(knn.BatchNorm(3, population=True)), "plans of earlier versions are found by settings"
+    assert repr(knn.BatchNorm(3)) == "BatchNorm(3, population=False)"

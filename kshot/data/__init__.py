@@ -3,7 +3,8 @@
     omniglot        1623 handwritten characters, official zips, splits `vinyals` and `lake`
     glyphs          thousands of letters drawn from matplotlib's fonts, no download
     mnist, fashion-mnist   ten classes, idx files
-    folder:PATH     your images, one folder (in a directory or a .zip) per class; or folder, and PATH as the data root
+    folder:PATH     your images, one folder (in a directory or a .zip) per class; or folder, and PATH as the data root.
+                    Images in no class folder are its split "unlabelled", a bank without labels
     grocery         81 classes of photos taken in shops, as a folder
 
 Data sets are looked for under `data_root`, else `KSHOT_DATA`, else the user's cache folder. Nothing is downloaded
@@ -85,7 +86,8 @@ def load(
         name: a name of `available()`, or `"folder:/path/to/photos"` (directory or .zip), or `"folder"` with that path
             as `data_root`.
         split: `"train"`, `"val"`, `"test"`, `"trainval"` (both of the first), or `"all"`; of mnist and fashion-mnist
-            `"train"` and `"test"` only, which hold the same classes.
+            `"train"` and `"test"` only, which hold the same classes; of a folder also `"unlabelled"`: the images that
+            lie in no class folder.
         data_root: where to look; see `data_dir`.
         size: side of the square images in pixels; 28 by default, 84 for photos.
         channels: 1 or 3 to convert; None keeps what the data has (1 for ink).
@@ -126,6 +128,9 @@ def load(
         if not path.exists():
             raise FileNotFoundError(f"grocery: {path} not found. {_grocery_help(path)}")
         bank, names = folder.load_all(path, size, name="grocery", **options)
+    elif split == "unlabelled":
+        path, on_bad = name.removeprefix("folder:"), options.get("on_bad", "skip")
+        return folder.load_unlabelled(path, size, on_bad=on_bad).with_channels(channels)
     else:
         bank, names = folder.load_all(name.removeprefix("folder:"), size, **options)
     if split == "all":

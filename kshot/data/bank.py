@@ -1,4 +1,4 @@
-"""A bank: every example of one split in memory, as one tensor sorted by class.
+"""A bank: every example of one split in memory, as one tensor sorted by class; or examples without labels.
 
 Few-shot episodes touch a handful of random images per step, so the whole split is decoded once, kept as uint8 and
 indexed on the device. Because the labels are sorted, class `c` is the slice `starts[c] : starts[c] + counts[c]`.
@@ -45,8 +45,9 @@ class Bank:
 
     Attributes:
         images: uint8 `[I, C, H, W]` with C = 1 or 3, values 0..255; or float32 features `[I, D]`.
-        labels: int64 `[I]`, sorted ascending, `0..classes-1`; every class has at least one example.
-        classes: the names, for instance `"Korean/character07"`.
+        labels: int64 `[I]`, sorted ascending, `0..classes-1`; every class has at least one example. None: nothing is
+            known of the classes, and `targets`, `counts`, `starts` and `subset` raise a DataError.
+        classes: the names, for instance `"Korean/character07"`; () without labels.
         name: the data set, for instance `"omniglot"`.
         split: `"train"`, `"val"`, `"test"`, ...
         ink: True for drawn strokes, where 0 is paper and 255 is ink.
@@ -60,20 +61,27 @@ class Bank:
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
     classes: tuple[str, ...]
     name: str
     split: str
     ink: bool = False
 
     def __post_init__(self) -> None:
-        x, y, where = self.images, self.labels, f"bank {self.name!r}, split {self.split!r}"
+        x, y, where = self.images, self.labels, self._where
         image = x.dtype == torch.uint8 and x.dim() == 4 and x.shape[1] in (1, 3)
         if not image and not (x.dtype == torch.float32 and x.dim() == 2):
             raise DataError(
                 f"{where}: images are {x.dtype} {list(x.shape)}; expected uint8 [I, 1 or 3, H, W] or float32 "
                 "[I, D]. `kshot.data.from_arrays` converts other forms."
             )
+        if y is None:
+            if self.classes or not len(x):
+                raise DataError(
+                    f"{where}: {len(x)} examples without labels and {len(self.classes)} class names: one example at "
+                    "least, and no name"
+                )
+            return
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
             raise DataError(f"{where}: labels are {y.dtype} {list(y.shape)}; expected int64 [{len(x)}]")
         if len(set(self.classes)) != len(self.classes):
@@ -95,6 +103,21 @@ class Bank:
         return cls(images[order].contiguous(), labels[order].contiguous(), tuple(classes), name, split, ink)
 
     @property
+    def _where(self) -> str:
+        return f"bank {self.name!r}, split {self.split!r}"
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels `[I]`.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError(f"{self._where}: {len(self)} examples without labels, and classes are needed here")
+        return self.labels
+
+    @property
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
@@ -102,7 +125,7 @@ class Bank:
     @cached_property
     def counts(self) -> Tensor:
         """`[classes]` int64: the number of examples of each class."""
-        return torch.bincount(self.labels, minlength=len(self.classes))
+        return torch.bincount(self.targets, minlength=len(self.classes))
 
     @cached_property
     def starts(self) -> Tensor:
@@ -110,17 +133,19 @@ class Bank:
         return self.counts.cumsum(0) - self.counts
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.images.shape[1:]))
-        return f"Bank({self.name!r}, {self.split!r}, {self.num_classes} classes, {len(self)} examples of {shape})"
+        classes = "no labels" if self.labels is None else f"{self.num_classes} classes"
+        return f"Bank({self.name!r}, {self.split!r}, {classes}, {len(self)} examples of {shape})"
 
     def to(self, device: torch.device | str) -> Bank:
         """The bank on another device (itself if it is there already)."""
         if self.images.device == torch.device(device):
             return self
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return dataclasses.replace(self, images=self.images.to(device), labels=labels)
 
     def subset(self, class_names: Iterable[str], split: str | None = None) -> Bank:
         """The bank of these classes, numbered in the order given.
@@ -128,6 +153,7 @@ class Bank:
         Raises:
             DataError: if a class is missing or given twice; the message names it.
         """
+        device = self.targets.device
         names, index = list(class_names), {name: i for i, name in enumerate(self.classes)}
         missing = [name for name in names if name not in index]
         if missing:
@@ -139,7 +165,7 @@ class Bank:
             )
         if not names:
             raise DataError(f"{self.name}: a subset of no classes was asked for; give at least one class name")
-        pick = torch.tensor([index[name] for name in names], device=self.labels.device)
+        pick = torch.tensor([index[name] for name in names], device=device)
         counts, starts = self.counts[pick], self.starts[pick]
         labels = torch.repeat_interleave(torch.arange(len(names), device=pick.device), counts)
         offset = torch.arange(len(labels), device=pick.device) - (counts.cumsum(0) - counts)[labels]
@@ -225,7 +251,8 @@ def _write(path: Path, bank: Bank, extra: dict[str, Any]) -> None:
 
     header = {"classes": list(bank.classes), "name": bank.name, "split": bank.split, "ink": bank.ink, "extra": extra}
     header["crc32"] = _crc(bank)
-    blob = save({"images": bank.images, "labels": bank.labels}, {"kshot": json.dumps(header)})
+    labels = {} if bank.labels is None else {"labels": bank.labels}
+    blob = save({"images": bank.images, **labels}, {"kshot": json.dumps(header)})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
@@ -242,15 +269,18 @@ def _read(path: Path) -> tuple[Bank, dict[str, Any]]:
 
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["kshot"])
-        images, labels = file.get_tensor("images").clone(), file.get_tensor("labels").clone()  # not a memory map
-    bank = Bank(images, labels, tuple(header["classes"]), header["name"], header["split"], header["ink"])
+        names = ("images", "labels") if header["classes"] else ("images",)
+        images, *labels = (file.get_tensor(name).clone() for name in names)  # not a memory map
+    own = (header[name] for name in ("name", "split", "ink"))
+    bank = Bank(images, labels[0] if labels else None, tuple(header["classes"]), *own)
     if _crc(bank) != header["crc32"]:
         raise DataError("its checksum is wrong")
     return bank, header["extra"]
 
 
 def _crc(bank: Bank) -> int:
-    return zlib.crc32(bank.labels.numpy().data, zlib.crc32(bank.images.numpy().data))
+    images = zlib.crc32(bank.images.numpy().data)
+    return images if bank.labels is None else zlib.crc32(bank.labels.numpy().data, images)
 
 
 def similar(counts: Mapping[str, int]) -> list[str]:

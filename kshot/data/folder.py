@@ -2,6 +2,7 @@
 
     photos/<class>/*.jpg                      classes are split at random by a seed, or by lists
     photos/{train,val,test}/<class>/*.jpg     disjoint classes: these splits; the same classes: pooled, then as above
+    photos/*.jpg                              unlabelled images, beside class folders or alone (`load_unlabelled`)
 
 All that Pillow reads, of any size, grey or colour (`kshot.data.images`; HEIC needs `kshot[heic]`); turned as EXIF says,
 short side resized, centre cropped to a square. A class may lie deeper (`animals/cat/1.jpg` is of class "animals/cat").
@@ -26,7 +27,7 @@ from kshot.data.bank import Bank, DataError, _few, cached, similar, split_names
 from kshot.data.images import frames, is_grey, open_image, square
 from kshot.data.sources import Skipped, Source, count, printable, tally
 
-__all__ = ["Survey", "is_split", "load_all", "survey"]
+__all__ = ["Survey", "is_split", "load_all", "load_unlabelled", "survey"]
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FRACTIONS = (0.6, 0.15, 0.25)
@@ -120,34 +121,52 @@ def load_all(
         DataError: if it holds no class folders, nothing readable, or bad files with `on_bad="refuse"`; if `splits`
             names classes that are not there or gives one to two splits.
     """
+    bank, found = _loaded(path, size, on_bad, name)
+    return bank, _split(bank, found.path, found, splits, fractions, seed)
+
+
+def load_unlabelled(path: Path | str, size: int = 84, *, on_bad: str = "skip", name: str | None = None) -> Bank:
+    """The images that lie in no class folder, as a bank without labels of the split "unlabelled".
+
+    Args:
+        path, size, on_bad, name: as `load_all`.
+
+    Raises:
+        FileNotFoundError: if `path` is not there.
+        DataError: if it holds no such images, none that can be read, or bad files with `on_bad="refuse"`.
+    """
+    return _loaded(path, size, on_bad, name, labels=False)[0]
+
+
+def _loaded(path: Path | str, size: int, on_bad: str, name: str | None, labels: bool = True) -> tuple[Bank, Survey]:
     if on_bad not in ("skip", "refuse"):
         raise ValueError(f"on_bad is 'skip' or 'refuse', not {on_bad!r}")
     path = Path(path).expanduser()
     name = name or printable(path.stem)
     with _source(path) as source:
-        found = _survey(source)
+        found = _survey(source, labels)
         stamp = source.stamp([file for files in found.tree.values() for file in files])
         safe = "".join(c if c.isalnum() else "-" for c in name)
         classes = {label: len(files) for label, files in found.tree.items()}
         bank, extra = cached(
             f"folder-{safe}",
             {"source": stamp, "size": size, "classes": classes},
-            lambda: _decode(source, found.tree, size, name),
+            lambda: _decode(source, found.tree, size, name, labels),
         )
     where = f"{name} ({printable(str(path))})"
     if problems := found.problems([(_raw(file), why) for file, why in extra["bad"]]):
         message = f"{where}: {'; '.join(problems)}"
         if on_bad == "refuse":
             raise DataError(f'{message}. Fix or remove them, or pass on_bad="skip" (--on-bad skip).')
-        warnings.warn(f"{message}. These are skipped.", stacklevel=3)
+        warnings.warn(f"{message}. These are skipped.", stacklevel=4)
     for doubt in found.doubts():
-        warnings.warn(f"{where}: {doubt}", stacklevel=3)
+        warnings.warn(f"{where}: {doubt}", stacklevel=4)
     if many := [_raw(file) for file in extra["frames"]]:
         shown = _few([printable(file) for file in many])
         warnings.warn(
-            f"{where}: {count(len(many), 'file')} of several pages or frames, the first is used: {shown}", stacklevel=3
+            f"{where}: {count(len(many), 'file')} of several pages or frames, the first is used: {shown}", stacklevel=4
         )
-    return bank, _split(bank, path, found, splits, fractions, seed)
+    return bank, found
 
 
 def survey(path: Path | str) -> Survey:
@@ -175,7 +194,8 @@ def _source(path: Path) -> Source:
     return Source(path)
 
 
-def _survey(source: Source) -> Survey:
+def _survey(source: Source, labels: bool = True) -> Survey:
+    """The classes; or, without `labels`, the loose images as the one class "."."""
     path = source.path
     files, others = source.sorted_out()
     strip = 0  # folders above the classes that hold everything
@@ -204,7 +224,9 @@ def _survey(source: Source) -> Survey:
         tree.setdefault(label, []).append(file)
         if split:
             parts.setdefault(SPLITS[p[strip].lower()], set()).add(label)
-    if not tree:
+    if not labels and loose:
+        return Survey(path, {".": loose}, {}, [], [], [], source.skipped)
+    if not (tree and labels):
         images = count(len(loose), "image")
         text = f"{images} beside each other, in no class folder" if loose else "no image was found"
         if others:
@@ -213,8 +235,12 @@ def _survey(source: Source) -> Survey:
         if source.skipped:
             text += f", and {_few([f'{entry.file} ({entry.why})' for entry in source.skipped])} not read"
         shown = printable(str(path))
+        if not labels:
+            text = f"{count(sum(map(len, tree.values())), 'image')}, all in class folders" if tree else text
+            raise DataError(f"{shown}: {text}; expected unlabelled images beside each other, in no class folder")
+        more = '; or take these as unlabelled images, kshot.data.load(..., "unlabelled")' if loose else ""
         raise DataError(
-            f"{shown}: {text}; expected one folder per class, for instance {printable(path.name)}/cat/1.jpg"
+            f"{shown}: {text}; expected one folder per class, for instance {printable(path.name)}/cat/1.jpg{more}"
         )
     empty = []
     for folder in source.folders:
@@ -254,7 +280,9 @@ def _split(
     return names
 
 
-def _decode(source: Source, tree: dict[str, list[str]], size: int, name: str) -> tuple[Bank, dict[str, Any]]:
+def _decode(
+    source: Source, tree: dict[str, list[str]], size: int, name: str, known: bool = True
+) -> tuple[Bank, dict[str, Any]]:
     files = [(label, file) for label in sorted(tree) for file in tree[label]]
 
     def read(item: tuple[str, str]) -> tuple[np.ndarray, bool, int] | str:
@@ -291,7 +319,8 @@ def _decode(source: Source, tree: dict[str, list[str]], size: int, name: str) ->
     index = {label: k for k, label in enumerate(classes)}
     x = torch.from_numpy(images[: len(labels)]).permute(0, 3, 1, 2)
     y = torch.tensor([index[label] for label in labels])
-    bank = Bank.of(x if colour else x[:, :1], y, classes, name, "all")
+    x = x if colour else x[:, :1]
+    bank = Bank.of(x, y, classes, name, "all") if known else Bank(x.contiguous(), None, (), name, "unlabelled")
     return bank, {"bad": bad, "frames": many}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from kshot import data
 from kshot.data.bank import Bank, DataError, cached
+from kshot.tasks import Episodes
 
 
 def toy(counts=(2, 3, 1)) -> Bank:
@@ -50,6 +51,28 @@ def test_of_sorts_and_keeps_the_order_inside_a_class():
 def test_a_bank_refuses_what_does_not_fit(images, labels, classes):
     with pytest.raises(DataError, match="bank 'toy'"):
         Bank(images, labels, classes, "toy", "train")
+
+
+def test_a_bank_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    bank = Bank(toy().images, None, (), "toy", "unlabelled", ink=True)
+    assert (len(bank), bank.num_classes) == (6, 0)
+    assert repr(bank) == "Bank('toy', 'unlabelled', no labels, 6 examples of 1x4x4)"
+    assert bank.to("meta").labels is None
+    assert bank.with_channels(3).resized(2).images.shape == (6, 3, 2, 2)
+    for _ in range(2):  # made, then read from the cache
+        again, _ = cached("toy", {}, lambda: (bank, {}))
+        assert (again.labels, again.classes, again.ink) == (None, (), True)
+        assert torch.equal(again.images, bank.images)
+    for ask in (lambda: bank.targets, lambda: bank.counts, lambda: bank.starts, lambda: bank.subset(["a"])):
+        with pytest.raises(DataError, match="bank 'toy', split 'unlabelled': 6 examples without labels"):
+            ask()
+    with pytest.raises(DataError, match="6 examples without labels, and classes are needed"):
+        Episodes(bank, ways=2)
+    with pytest.raises(DataError, match="without labels and 1 class names"):
+        Bank(toy().images, None, ("a",), "toy", "unlabelled")
+    with pytest.raises(DataError, match="0 examples without labels"):
+        Bank(toy().images[:0], None, (), "toy", "unlabelled")
 
 
 def test_channels_and_back():

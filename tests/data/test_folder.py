@@ -161,6 +161,37 @@ def test_deeper_classes_and_loose_images(tmp_path):
         assert data.load(f"folder:{tmp_path}", "all", size=8).classes == ("animals/cat", "plants/oak")
 
 
+def test_loose_images_are_a_bank_without_labels(tmp_path):
+    for k in range(3):
+        picture(tmp_path / "x" / f"{k}.png", (40 * k, 0, 0))
+    (tmp_path / "x" / "note.txt").write_text("no image")
+    bank = data.load(f"folder:{tmp_path / 'x'}", "unlabelled", size=8)
+    assert (bank.labels, bank.classes, bank.name, bank.split) == (None, (), "x", "unlabelled")
+    assert bank.images[:, 0, 0, 0].tolist() == [0, 40, 80]
+    assert bank.images.shape == (3, 3, 8, 8)
+    assert data.load(f"folder:{tmp_path / 'x'}", "unlabelled", size=8, channels=1).images.shape == (3, 1, 8, 8)
+    with pytest.raises(data.DataError, match=r"3 images beside each other.*one folder per class.*\"unlabelled\""):
+        data.load(f"folder:{tmp_path / 'x'}", "train")
+    (tmp_path / "x" / "bad.png").write_text("not a picture")
+    with pytest.warns(UserWarning, match=r"1 file cannot be read: bad.png .*by ending: .png: 1 in '\.'"):
+        assert len(data.load(f"folder:{tmp_path / 'x'}", "unlabelled", size=8)) == 3
+    with pytest.raises(data.DataError, match=r"bad\.png"):
+        data.load(f"folder:{tmp_path / 'x'}", "unlabelled", size=8, on_bad="refuse")
+
+
+def test_loose_images_beside_class_folders_are_unlabelled(tmp_path):
+    photos(tmp_path, "ab")
+    with pytest.raises(data.DataError, match=r"6 images, all in class folders; expected unlabelled images"):
+        data.load(f"folder:{tmp_path}", "unlabelled", size=8)
+    picture(tmp_path / "loose.png")
+    assert len(data.load(f"folder:{tmp_path}", "unlabelled", size=8)) == 1
+    with pytest.warns(UserWarning, match="1 image in no class folder"):
+        assert data.load(f"folder:{tmp_path}", "all", size=8).counts.tolist() == [3, 3]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(data.DataError, match="no image was found; expected unlabelled images"):
+        data.load(f"folder:{tmp_path / 'empty'}", "unlabelled")
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(data.DataError, match="no image was found"):
         data.load(f"folder:{tmp_path}")
