@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from kshot import tree
-from kshot.checkpoint import CheckpointError
 from kshot.core import Learner, State
 from kshot.fold import Source, advance, refuse
 from kshot.loop import Update
@@ -32,6 +31,8 @@ class Folding:
         state: what it has come to, in place.
         boundary: whether an experience ended with the last step.
     """
+
+    extendable = True
 
     def __init__(
         self,
@@ -69,16 +70,16 @@ class Folding:
         """Put back what `tensors` and `numbers` gave.
 
         Raises:
-            CheckpointError: it was of other seeds, of another learner, or run in another way.
+            ValueError: it was of other seeds, of another learner, or run in another way.
         """
         if numbers["fold"] != self.numbers()["fold"]:
-            raise CheckpointError(f"run with {numbers['fold']} and not {self.numbers()['fold']}: resume it as it was")
+            raise ValueError(f"run with {numbers['fold']} and not {self.numbers()['fold']}: resume it as it was")
         names = self.tensors().keys()
         if missing := sorted(name for name in names if name not in tensors):
-            raise CheckpointError(f"of another learner: it does not hold {', '.join(missing[:5])}")
+            raise ValueError(f"of another learner: it does not hold {', '.join(missing[:5])}")
         for name, leaf in self.tensors().items():
             if tensors[name].shape != leaf.shape:
-                raise CheckpointError(
+                raise ValueError(
                     f"of another learner: {name} is {list(tensors[name].shape)} there and {list(leaf.shape)} here"
                 )
             with torch.no_grad():

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plots": "checkpoint core distributions evaluate intervals nn scores",
         "loop": "checkpoint parallel seeding",
         "fold": "core keys nn tree",
-        "folding": "checkpoint core fold loop tree",
+        "folding": "core fold loop tree",
         "train": "checkpoint core engine evaluate loop nn parallel planning seeding tasks tree checks",
         "pretrain": "checkpoint data loop nn seeding",
         "config": "checkpoint core data functions learners nn seeding settings tasks train",
