@@ -144,7 +144,7 @@ def _control() -> list[Job]:
         own = beside([job for job in bodies if job.recipe.startswith(kind)])
         return {"": own, **{f"-{which}": ("--on", f"{kind}-body-{which}", *own) for which in sets}}
 
-    return [
+    jobs = [
         Job("v5-cheetah-direction-pearl", ("--steps", "250", "--train-tasks", "10"), {"": ()}),  # 1 million steps
         *_tested([*_seeded(f"{direction}-maml"), *others]),
         Job("point-maml", (), {"": ()}),
@@ -159,6 +159,8 @@ def _control() -> list[Job]:
         *_later("v5-cheetah-velocity"),
         *_again(),
     ]
+    # The records are those of the last checkpoints, which had no validation.
+    return [replace(job, train=(*job.train, "--val-every", "0")) for job in jobs]
 
 
 def name(job: Job) -> str:

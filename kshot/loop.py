@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from kshot import checkpoint, seeding
 from kshot.parallel import ALONE, RankLost, World
+from kshot.scores import Scores
 
 __all__ = [
     "NonFiniteLoss",
@@ -262,7 +263,7 @@ def loop(
     family: str = "",
     settings: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
-    val: Callable[[], Any] | None = None,
+    val: Callable[[], Scores] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = True,
@@ -394,14 +395,15 @@ class _Run:
             error.args = (f"{error}; {kept if self.kept >= 0 else 'nothing was saved'}",)
             raise
 
-    def judged(self, val: Callable[[], Any], step: int, seed: int) -> dict[str, float]:
+    def judged(self, val: Callable[[], Scores], step: int, seed: int) -> dict[str, float]:
         """The metrics of a validation; its checkpoint is kept where it is the best so far."""
         if not self.leads:
             return {}
         self.settle(step)
         with seeding.seeded(seed, "val"):
             scores = val()
-        sign, mean, metric = _sign(scores), scores.mean, scores.metric
+        mean, metric = scores.mean, scores.primary
+        sign = {"more": 1, "less": -1}[scores[metric].better]
         if not math.isnan(mean) and (self.best is None or sign * mean > sign * self.best["mean"]):
             self.best = {"step": step, "mean": mean, "interval95": scores.interval95, "metric": metric}
             self.save(_BEST, step)
@@ -430,12 +432,6 @@ class _Run:
         """Where earlier versions kept a replay: beside the checkpoint."""
         assert self.folder is not None
         return self.folder / f"replay-{step}.safetensors"
-
-
-def _sign(scores: Any) -> int:
-    """1 where more of the primary metric is better, else -1."""
-    better = scores.columns[scores.primary].better if hasattr(scores, "columns") else ""
-    return 1 if "more" in (better, {"accuracy": "more"}.get(scores.metric)) else -1
 
 
 def refuse_a_run_in(folder: Path) -> None:

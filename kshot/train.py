@@ -36,6 +36,7 @@ from kshot.loop import (
     refuse_non_finite,
 )
 from kshot.parallel import ALONE, World
+from kshot.scores import Scores
 from kshot.tasks.base import TaskDistribution, augments, of_classes
 
 __all__ = [
@@ -120,7 +121,7 @@ def meta_train(
     )  # fmt: skip
 
 
-def validation(learner: Learner, val: TaskDistribution | None, outer: Outer) -> Callable[[], Any] | None:
+def validation(learner: Learner, val: TaskDistribution | None, outer: Outer) -> Callable[[], Scores] | None:
     """What `kshot.loop.loop` takes: scores of a learner on `outer.val_tasks` tasks; None without tasks."""
     seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
     return (lambda: evaluate(learner, val, outer.val_tasks, seed=seed, per_step=False)) if val is not None else None

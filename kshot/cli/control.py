@@ -85,6 +85,7 @@ class TrainControl:
                 shown, before = bar.add_task("meta-training", total=recipe.outer.steps, speed=""), 0.0
                 for record in meta_train(
                     learner, family, recipe.outer, recipe.acting, out=self.out, resume=self.resume,
+                    val=family if recipe.outer.val_every else None,
                     settings=recipes.settings(recipe), defaults=recipes.settings(ControlRecipe()), stop=stop,
                     overwrite=False,
                 ):  # fmt: skip
@@ -95,6 +96,9 @@ class TrainControl:
                     if writer is not None:
                         for name, value in {"loss": record.loss, **m}.items():
                             writer.add_scalar(name, value, record.step)
+                    if "val_return" in m:
+                        mean, half = m["val_return"], m["val_interval95"]
+                        say.print(f"step {record.step}: val_return {mean:.1f} ± {half:.1f}")
                     if record.step % recipe.outer.save_every == 0 or record.step == recipe.outer.steps:
                         say.print(
                             f"step {record.step}: return {m['return_before']:.1f} before and {m['return_after']:.1f} "

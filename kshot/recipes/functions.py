@@ -47,11 +47,20 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         options={"reach": _AHEAD} if data == "varied" and learner in _ONE_DIMENSION else {},
         source=f"{_source(data)}; {PROCESSES[learner].paper}" if learner in PROCESSES else _source(data),
         differs="sizes of the networks",
-        outer=Outer(steps=100_000, batch=16, meta_lr=5e-4, schedule="cosine", clip=1.0, val_every=0, save_every=2000),
+        outer=Outer(
+            steps=100_000,
+            batch=16,
+            meta_lr=5e-4,
+            schedule="cosine",
+            clip=1.0,
+            val_every=5000,
+            val_tasks=256,
+            save_every=2000,
+        ),
     )
     if budget == "quick":
         steps = _QUICK[learner] // (5 if data.startswith("pixels") else 1)
-        outer = replace(recipe.outer, steps=steps, meta_lr=1e-3, save_every=1000)
+        outer = replace(recipe.outer, steps=steps, meta_lr=1e-3, val_every=2000, save_every=1000)
         recipe = replace(recipe, outer=outer, differs=f"{steps:,} updates of 1e-3; {recipe.differs}")
     return recipe
 

@@ -198,7 +198,7 @@ def load_run(folder: Path | str) -> PolicyRun:
         ValueError: settings that this version does not know, or that ask for too much.
     """
     folder = Path(folder)
-    path = folder / "last.safetensors"
+    path = checkpoint.best(folder)
     tensors, info = checkpoint.load(path, ("step",))
     if info.get("settings", {}).get("kind") != KIND:
         raise ValueError(

@@ -37,8 +37,9 @@ from kshot.scores import over_seeds
 if TYPE_CHECKING:
     from kshot.core import Task
     from kshot.rl.control import Array, Control
+    from kshot.scores import Scores
 
-__all__ = ["OUTER", "Acting", "Outer", "PolicyStep", "evaluate", "meta_train", "over_seeds"]
+__all__ = ["OUTER", "Acting", "Outer", "PolicyStep", "evaluate", "meta_train", "over_seeds", "validation"]
 
 OUTER = Outer(steps=100, batch=40, val_every=0, save_every=10)
 """Settings of the outer loop where none are given."""
@@ -89,7 +90,7 @@ def meta_train(
     outer: Outer | None = None,
     acting: Acting | None = None,
     *,
-    val: Callable[[], Any] | None = None,
+    val: Control | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
@@ -109,7 +110,7 @@ def meta_train(
         family: the distribution of tasks.
         outer: the settings of the outer loop; None: `OUTER`.
         acting: how it acts, and what an outer step is. `overrides` replace single settings of both (`steps=300`).
-        val: gives the scores of a validation, as `kshot.loop.loop` takes it.
+        val: the distribution of the validation tasks. The best checkpoint by its mean return is kept.
         out, resume, settings, defaults, stop, overwrite: see `kshot.loop.loop`.
 
     Raises:
@@ -123,9 +124,22 @@ def meta_train(
     acting = dataclasses.replace(acting or Acting(), **own)
     return loop(
         PolicyStep(learner, family, outer, acting), outer, family="control",
-        settings={**(settings or {}), "acting": asdict(acting)}, defaults=defaults, val=val, out=out, resume=resume,
-        stop=stop, overwrite=overwrite,
+        settings={**(settings or {}), "acting": asdict(acting)}, defaults=defaults,
+        val=validation(learner, val, outer, acting), out=out, resume=resume, stop=stop, overwrite=overwrite,
     )  # fmt: skip
+
+
+def validation(
+    learner: PolicyLearner, val: Control | None, outer: Outer, acting: Acting
+) -> Callable[[], Scores] | None:
+    """What `kshot.loop.loop` takes: returns in `outer.val_tasks` tasks, after as many rounds of adapting as training
+    has; None without tasks.
+    """
+    if val is None:
+        return None
+    seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
+    told = {"discount": acting.discount, "lam": acting.lam, "rollouts": acting.rollouts, "steps": learner.rounds - 1}
+    return lambda: val.score(learner, outer.val_tasks, seed, **told)
 
 
 class PolicyStep:

@@ -80,6 +80,34 @@ def test_a_broken_run_ends_with_the_bits_of_an_unbroken_one(method: str, rows: f
     assert sum(metrics[what] for what in ("simulation", "policy", "update")) < 1
 
 
+def test_validation_keeps_the_best_policy_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    plain, own = learner(), learner()
+    list(meta_train(plain, Short(), SMALL, FEW, kl=0.05))
+    torch.manual_seed(3)
+    asked: list[tuple[int, int]] = []
+
+    class Noting(Short):
+        def score(self, learner: Any, num_tasks: int = 40, seed: int = 1, **options: Any) -> Any:
+            asked.append((num_tasks, seed))
+            return super().score(learner, num_tasks, seed, **options)
+
+    more: Any = {"val_every": 1, "val_tasks": 5, "kl": 0.05, "settings": recipes.settings(ControlRecipe("point"))}
+    records = list(meta_train(own, Short(), SMALL, FEW, val=Noting(), out=tmp_path, **more))
+    assert bits(own) == bits(plain)
+    validation = seeding.generator(0, "validation").initial_seed()
+    assert asked == [(5, validation)] * 4
+    assert validation not in range(1000)  # a test's seed
+    found = [record.metrics["val_return"] for record in records]
+    tensors, info = checkpoint.load(tmp_path / "best.safetensors")
+    assert info["best"]["mean"] == max(found)
+    assert info["best"]["step"] == 1 + found.index(max(found))
+    assert info["best"]["metric"] == "return"
+    best = learner()
+    checkpoint.load_into(best, tensors, tmp_path)
+    again = evaluate(best, Short(), 5, 4, 1, validation)  # one step, as in training
+    assert again.mean == max(found)
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     list(meta_train(learner(), Short(), SMALL, FEW, out=tmp_path, steps=1))
     with pytest.raises(CheckpointError, match="batch=3 and not 5"):
