@@ -46,7 +46,7 @@ __all__ = [
 Mode = Literal["inductive", "transductive", ""]
 
 FEW_DRAWS = 10  # below which an interval is called rough: Student's t is exact for normal means of draws alone
-_HEADS = {"ece": "ECE", "log_likelihood": "log-density", "joint": "joint density"}
+_HEADS = {"ece": "ECE", "log_likelihood": "nats"}
 _NOT_OURS = "this is not the result of an evaluation by kshot"
 
 
@@ -61,7 +61,7 @@ class Column:
         unit: "%": shown times 100; else as it is called ("nats"), or "".
         digits: behind the point, where it is shown.
         shown: in tables.
-        per_task: the figure of each task, in order; empty where it is not kept or has none.
+        per_task: of a mean, the figure of each task, in order; empty where it is not kept or is no mean.
         path: (step, mean, half-width) after 0, 1, 2, ... adaptation steps, the last of which is (.., mean, interval95);
             empty where it was not looked at.
     """
@@ -248,7 +248,7 @@ def mean(
 
 
 def ratios(values: Tensor, weights: Tensor, cluster: Sequence[int] | None = None, **shown: Any) -> list[Column]:
-    """Ratios of sums over tasks, `sum(w v) / sum(w)`: a column for each of L.
+    """Ratios of sums over tasks, `sum(w v) / sum(w)`: a column for each of L, without a figure of each task.
 
     Args:
         values: `[T, L]`, the ratio in each task, for instance the share of its values inside of an interval.
@@ -258,7 +258,7 @@ def ratios(values: Tensor, weights: Tensor, cluster: Sequence[int] | None = None
     weights = weights.double()
     figures = ((weights / weights.sum())[:, None] * values).sum(0).tolist()
     columns = zip(figures, values.T, strict=True)
-    return [Column(own, _half(v, cluster, weights), per_task=v.tolist(), **shown) for own, v in columns]
+    return [Column(own, _half(v, cluster, weights), **shown) for own, v in columns]
 
 
 def derived(
@@ -396,10 +396,10 @@ def table(
     if len(by_primary(results)) > 1:
         raise ValueError(f"one table shows one primary column, got {', '.join(by_primary(results))}: make one of each")
     shown = Table(title=title, title_justify="left", caption=_mixed(results), caption_justify="left")
-    shown.add_column("name", no_wrap=True)
+    shown.add_column("name", no_wrap=steps)
     cells = _cells(results, steps, more, against)
     for head in cells:
-        shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=head == "mode")
+        shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=not steps)
     for i, r in enumerate(results):
         last = i + 1 < len(results) and not r.baseline and results[i + 1].baseline
         row = [column[i] for column in cells.values()]
@@ -416,29 +416,25 @@ def by_primary(results: Sequence[Scores]) -> dict[str, list[Scores]]:
 
 
 def _cells(results: Sequence[Scores], steps: bool, more: Sequence[str], against: Scores | None) -> dict[str, list[str]]:
-    """The columns of a table by their heads, after the names."""
+    """The columns of a table by their heads, after the names. A terminal has 80 columns: only what is measured in the
+    primary column's unit, or at several levels, is shown with its interval, and the least important is left out.
+    """
     primary = results[0].primary if results else "score"
-    cells: dict[str, list[str]] = {}
-    if any(r.mode for r in results):
-        cells["mode"] = [r.mode for r in results]
-    for name in more:
-        cells[name] = [str({**r.settings, **r.details}.get(name, "")) for r in results]
+    cells: dict[str, list[str]] = {"mode": [r.mode for r in results]} if any(r.mode for r in results) else {}
+    cells |= {name: [str({**r.settings, **r.details}.get(name, "")) for r in results] for name in more}
     if steps:
         last = max((r.per_step[-1][0] for r in results if r.per_step), default=0)
         rounds = range(last + 1) if last <= 4 else [0, 1, round(last ** (1 / 3)), round(last ** (2 / 3)), last]
         cells |= {str(k): [_after(r, k) for r in results] for k in rounds}
     else:
-        unit = {r[primary].unit for r in results} == {"%"}
         cells[f"{_HEADS.get(primary, primary)} ± 95 %"] = [
-            f"{figure(r.mean, r.interval95, r[primary])}{' %' if unit else ''}" for r in results
+            figure(r.mean, r.interval95, r[primary]) + " %" * (r[primary].unit == "%") for r in results
         ]
     if against is not None:
-        cells[f"less {against.name}"] = [_less(r, against) for r in results]
-    if not steps or _mixed(results):  # a terminal has 80 columns
-        cells["tasks"] = [
-            str(r.num_tasks) + (f" ({r.draws} draw{'s' * (r.draws != 1)})" if r.draws != r.num_tasks else "")
-            for r in results
-        ]
+        cells[f"vs {against.name}"] = [_difference(r, against) for r in results]
+    if not steps or _mixed(results):
+        drawn = [f" ({r.draws} draw{'s' * (r.draws != 1)})" * (r.draws != r.num_tasks) for r in results]
+        cells["tasks"] = [f"{r.num_tasks}{own}" for r, own in zip(results, drawn, strict=True)]
     groups: dict[str, list[str]] = {}  # columns "coverage 50", "coverage 95" are one of the table
     for name in dict.fromkeys(name for r in results for name, own in r.columns.items() if own.shown):
         if name != primary:
@@ -446,37 +442,33 @@ def _cells(results: Sequence[Scores], steps: bool, more: Sequence[str], against:
     for group, names in groups.items():
         levels = "/".join(name.partition(" ")[2] for name in names)
         head = f"{_HEADS.get(group, group.replace('_', ' '))} {levels}".strip()
-        cells[head] = [_together([r.columns[name] for name in names if name in r.columns]) for r in results]
+        cells[head] = [_together([r.columns[name] for name in names if name in r.columns], r[primary]) for r in results]
     if len(groups) < 3 and not steps:
         cells["ms/task"] = [f"{1000 * r.seconds_per_task:.1f}" for r in results]
     return cells
 
 
-def _together(columns: list[Column]) -> str:
-    """Cells of several columns in one, with the last one's interval; of none "–"."""
+def _together(columns: list[Column], primary: Column) -> str:
+    """Figures of several levels in one cell, with the last one's interval; "–" where there is none."""
     if not columns:
         return "–"
     *others, last = columns
-    return "/".join([*(f"{100 * c.mean:.0f}" if c.unit == "%" else f"{c.mean:.{c.digits}f}" for c in others),
-                     figure(last.mean, last.interval95, last)])  # fmt: skip
+    half = last.interval95 if others or last.unit == primary.unit else math.nan
+    return "/".join([f"{100 * c.mean:.0f}" for c in others] + [figure(last.mean, half, last)])
 
 
 def _after(scores: Scores, step: int) -> str:
     """The primary figure after a step; what diverged has none, and nothing stands where a learner takes fewer."""
-    for k, (at, middle, half) in enumerate(scores.per_step):
+    lost = scores.details.get("diverged") or [""] * len(scores.per_step)
+    for (at, middle, half), count in zip(scores.per_step, lost, strict=True):
         if at == step:
-            lost = scores.details.get("diverged") or []
-            if math.isnan(middle):
-                return f"{lost[k]} diverged" if k < len(lost) else "diverged"
-            return figure(middle, half, scores[scores.primary])
+            return f"{count} diverged".strip() if math.isnan(middle) else figure(middle, half, scores[scores.primary])
     return ""
 
 
-def _less(scores: Scores, against: Scores) -> str:
-    if scores is against:
-        return ""
+def _difference(scores: Scores, against: Scores) -> str:
     try:
-        return figure(*paired_difference(scores, against), scores[scores.primary])
+        return "" if scores is against else figure(*paired_difference(scores, against), scores[scores.primary])
     except ValueError:
         return "other tasks"
 

@@ -217,7 +217,7 @@ def test_a_table_of_any_column() -> None:
     assert found["name"] == ["mine", "floor"]  # baselines last
     assert list(found) == ["name", "seconds ± 95 %", "tasks", "ECE", "ms/task"]
     assert found["seconds ± 95 %"] == ["2.3 ± 3.8", "9.2 ± 0.7"]
-    assert found["ECE"] == ["0.123 ± 0.010", "–"]
+    assert found["ECE"] == ["0.123", "–"]
     assert found["ms/task"][0] == "500.0"
     assert table(rows).caption is None
     assert str(rows[1]) == "mine: seconds 2.3 ± 3.8 s, 3 tasks"
@@ -245,7 +245,7 @@ def test_a_table_has_one_primary_column() -> None:
 def test_a_table_of_differences() -> None:
     first = scores("a")
     found = shown([first, scores("b", (0.0, 1.0, 3.0)), scores("c", questions="r")], against=first)
-    assert found["less a"] == ["", "-1.0 ± 0.0", "other tasks"]
+    assert found["vs a"] == ["", "-1.0 ± 0.0", "other tasks"]
 
 
 @pytest.mark.parametrize(("last", "heads"), [(3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4]), (30, [0, 1, 3, 10, 30])])
