@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from kshot import checkpoint, engine, losses, seeding, tree
 from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task, num_tasks, to
+from kshot.rl.learner import PolicyLearner
 from kshot.tasks.base import ActsItself, TaskDistribution
 from kshot.testing._report import (
     CLOSE,
@@ -381,7 +382,7 @@ def gradient_reaches_parameters(case: _Case) -> None:
     if not params:
         raise Skip("no trainable parameters")
     loss = torch.stack([learner.loss(tree.index(tasks, i))[0] for i in range(2)]).mean()
-    found: dict[str, Tensor | None] = dict.fromkeys(params)
+    found: dict[str, Any] = dict.fromkeys(params)
     if loss.requires_grad:
         values = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         found = dict(zip(params, values, strict=True))
@@ -394,14 +395,14 @@ def gradient_reaches_parameters(case: _Case) -> None:
             "use the parameter in init, adapt or predict without .detach(); or name it (a prefix) in `frozen`, or make "
             "it a buffer",
         )
-    bad = [n for n in wanted if not found[n].isfinite().all()]  # type: ignore[union-attr]
+    bad = [n for n in wanted if not found[n].isfinite().all()]
     if bad:
         fail(
             f"the meta-gradient of {few(bad)} is infinite or NaN",
             "finite numbers",
             "look for sqrt, norm or log at 0; torch.where does not stop the NaN of the branch not taken",
         )
-    if wanted and not any(bool(found[n].any()) for n in wanted):  # type: ignore[union-attr]
+    if wanted and not any(bool(found[n].any()) for n in wanted):
         fail("the meta-gradient is zero everywhere", "one parameter at least with a gradient", "see adapt and loss")
     leaking = [n for n, g in found.items() if n not in wanted and g is not None and bool(g.any())]
     if leaking:
@@ -539,7 +540,7 @@ def folding(case: _Case) -> None:
     learner, task = case.learner(), case.task("folding")
     whole = case.predict(learner, task.support, task.query.x)
     if case.acts and not learner.order_invariant:  # trials, whose order in time matters
-        half, count = task.support.x.shape[1] // 2, task.support.x.shape[1]  # pyright: ignore
+        half, count = task.support.x.shape[1] // 2, task.support.x.shape[1]
         parts = slice(0, half), slice(half, None)
         halves = [
             tree.map_(lambda leaf, part=part: leaf[:, part] if leaf.shape[1:2] == (count,) else leaf, task.support)
@@ -872,7 +873,7 @@ def _earns_more(case: _Case, learner: Learner) -> None:
     first round, where the learner adapts between them.
     """
     tasks: Any = case.tasks
-    rounds = getattr(learner, "rounds", 1)
+    rounds = learner.rounds if isinstance(learner, PolicyLearner) else 1
     params = list(case.trained(learner).values())
     if not params:
         raise Skip("no trainable parameters")

@@ -39,7 +39,7 @@ def test_the_contract(name: str) -> None:
     report = check_learner(lambda: make(name), CURVES, steps=300 if name in ("np", "bnp") else 60)
     assert len(report.ran) + len(report.skipped) == len(LEARNER_CHECKS)
     # Not run: five checks of classes, and the device's where there is no CUDA.
-    assert len(report.ran) == 17 + int(torch.cuda.is_available()), report
+    assert len(report.ran) == 18 + int(torch.cuda.is_available()), report
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -123,7 +123,7 @@ def test_pictures() -> None:
             return build("convcnp2d", None, 1, height=6, width=5, channels=8, levels=1)
 
     report = check_learner(new, Pictures())
-    assert len(report.ran) == 17 + int(torch.cuda.is_available()), report
+    assert len(report.ran) == 18 + int(torch.cuda.is_available()), report
     learner, task = new(), Pictures().sample(seeding.generator(0), 1)
     x, y = task.support.x[0], task.support.y[0]
     once = learner.adapt(learner.init(), Batch(x, y))
