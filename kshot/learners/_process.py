@@ -61,10 +61,10 @@ class Process(Learner):
 
     @property
     def answers(self) -> int:
-        """How many numbers a network gives for each place, for `_answer`."""
+        """How many numbers a network gives for each place, for `stands_for`."""
         return self.outputs * (2 + self.rank)
 
-    def _answer(self, values: Tensor) -> Any:
+    def stands_for(self, values: Tensor) -> Any:
         """What a network's `[M, answers]` values stand for."""
         plain = gaussian(values[:, : 2 * self.outputs], self.least)
         if not self.rank:

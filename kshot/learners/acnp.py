@@ -105,4 +105,4 @@ class ACNP(Remembering):
         x = self.rows(x)
         values = self.encoder(torch.cat([state.x, state.y], 1))
         found = self.mixed(attend(self.key(x), self.key(state.x), values, state.here, self.heads))
-        return self._answer(self.decoder(torch.cat([x, found], 1)))
+        return self.stands_for(self.decoder(torch.cat([x, found], 1)))

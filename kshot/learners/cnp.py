@@ -54,4 +54,4 @@ class CNP(Summing):
     def predict(self, state: Encodings, x: Tensor) -> Any:
         """A distribution for each of x `[M, I]`."""
         x = self.rows(x)
-        return self._answer(self.decoder(torch.cat([x, state.summary.expand(len(x), -1)], 1)))
+        return self.stands_for(self.decoder(torch.cat([x, state.summary.expand(len(x), -1)], 1)))

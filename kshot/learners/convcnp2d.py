@@ -100,4 +100,4 @@ class ConvCNP2d(Process):
         down, right = self.padding
         features = self.network(nn.functional.pad(channels, (0, right, 0, down))[None])[0]
         features = features[:, : self.height, : self.width].flatten(1).T  # [H W, channels]
-        return self._answer(self.last(torch.relu(features[self._pixel(x)])))
+        return self.stands_for(self.last(torch.relu(features[self._pixel(x)])))

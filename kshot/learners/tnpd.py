@@ -83,4 +83,4 @@ class TNPD(Remembering):
         tokens = self.embed(torch.cat([points, asked]))  # [N + M, width]
         for layer in self.layers:
             tokens = layer(tokens, len(points), state.here)
-        return self._answer(self.head(self.last(tokens[len(points) :])))
+        return self.stands_for(self.head(self.last(tokens[len(points) :])))
