@@ -93,9 +93,9 @@ class Outer:
         least |= dict.fromkeys(("steps", "val_every", "clip", "weight_decay", "momentum"), 0)
         for name, low in least.items():
             if not getattr(self, name) >= low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
         if not 0 < self.meta_lr < math.inf:
-            raise ValueError(f"meta_lr must be positive, got {self.meta_lr}")
+            raise ValueError(f"meta_lr={self.meta_lr} must be positive")
         for name, choices in (("optimizer", tuple(_OPTIMIZERS)), ("schedule", _SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -165,18 +165,23 @@ class Stepper(Protocol):
 
     def __call__(self, i: int) -> Update:
         """Step `i`, from 0. Raises NonFiniteLoss where its numbers are not finite."""
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs, by flat names: "learner.*", "optimizer.*", "replay.*", "state.*"."""
+        ...
 
     def numbers(self) -> dict[str, Any]:
         """The rest of it, JSON-able: the optimiser's numbers, steps of the environment, the engine's plan."""
+        ...
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Put back what these gave. What does not fit is a ValueError or another one; the loop names the file."""
+        ...
 
     def settle(self) -> None:
         """Make what is derived from the weights (population statistics), before validation and saving."""
+        ...
 
 
 class Optimiser:

@@ -413,7 +413,7 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "point-maml", "--out", "x", "--std", "0"], ["std=0.0", "above 0"]),
         (["train", "point-maml", "--out", "x", "--hidden", "0"], ["hidden=(0,)", "at least 1"]),
         (["train", "point-maml", "--out", "x", "--later", "-3"], ["later=-3.0 must be positive"]),
-        (["train", "point-maml", "--out", "x", "--steps", "-1"], ["steps=-1 must not be negative"]),
+        (["train", "point-maml", "--out", "x", "--steps", "-1"], ["steps=-1 must be at least 0"]),
         (["train", "point-maml", "--out", "x", "--minutes", "-1"], ["--minutes -1"]),
         (["compare"], ["nothing to compare"]),
         (["compare", "missing"], ["no checkpoint at"]),

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Walk:
 
     extendable = True
 
-    def __init__(self, outer: Outer = OUTER, start: float = 1.0, broken: dict[int, Exception | float] | None = None):
+    def __init__(self, outer: Outer = OUTER, start: float = 1.0, broken: Mapping[int, Exception | float] | None = None):
         self.w, self.ring, self.count = torch.tensor([start]), torch.zeros(3), 0
         self.outer, self.broken, self.kills = outer, broken or {}, -1
         self.log: list[str] = []
@@ -151,7 +152,7 @@ def test_a_resumed_run_remembers_the_best_and_only_replaces_it_by_a_better_one(t
     assert checkpoint.header(tmp_path / "best.safetensors")["step"] == 2
     seen = iter([1.5, 0.5])
     run = loop(Walk(), outer, out=tmp_path, resume=True, val=lambda: scores(next(seen)))
-    next(run), next(run)
+    assert [next(run).step, next(run).step] == [5, 6]
     assert checkpoint.header(tmp_path / "best.safetensors")["step"] == 2
     list(run)
     assert checkpoint.header(tmp_path / "best.safetensors")["step"] == 8
