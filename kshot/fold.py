@@ -233,15 +233,16 @@ def advance(
         shapes = {name: list(leaf.shape) for name, leaf in tree.named(state).items()}
         raise ValueError(f"a state of {len(each)} seeds has a leading {len(each)} on every leaf, got {shapes}")
     learner.train()
-    batches = [source.rows(seed, step) for seed in each]
+    batches, device = [source.rows(seed, step) for seed in each], tree.leaves(state)[0].device
     for rows in batches:
         if learner.capacity and rows.open.shape != (learner.capacity,):
             raise ValueError(
                 f"rows.open is {list(rows.open.shape)} and the learner has capacity={learner.capacity}: one flag for "
                 "each output is needed"
             )
-    views = [tree.index(state, k) for k in range(len(each))] if many else [state]
     there = torch.tensor([not _only_padding(rows) for rows in batches])
+    batches = [tree.map_(lambda leaf: leaf.to(device), rows) for rows in batches]
+    views = [tree.index(state, k) for k in range(len(each))] if many else [state]
     alive, loss, norm = there.nonzero()[:, 0].tolist(), torch.zeros(len(each)), torch.zeros(len(each))
     if isinstance(learner, ByGradient):
         at_once = state if many and (learner.maps if mapped is None else mapped) else None
@@ -256,7 +257,8 @@ def advance(
         for k, seed in enumerate(each):
             ended = source.ends(seed, step)
             if ended is not None:
-                _write(views[k], learner.consolidate(views[k], ended))
+                data = tree.map_(lambda leaf: leaf.to(device), ended)
+                _write(views[k], learner.consolidate(views[k], data))
                 boundary = True
         reports = tree.stack([learner.report(view) for view in views])
     if not isinstance(learner, ByGradient) and "loss" in reports:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kshot import tree
 from kshot.core import Learner, State
-from kshot.fold import Source, advance, refuse
+from kshot.fold import ByGradient, Source, advance, refuse
 from kshot.loop import Update
 
 __all__ = ["Folding"]
@@ -53,7 +53,8 @@ class Folding:
         loss, norm = (
             float(v[event.alive].double().mean()) if event.alive.any() else 0.0 for v in (event.loss, event.norm)
         )
-        return Update(loss, metrics, norm, 0.0)
+        rate = self.learner.optimiser.lr if isinstance(self.learner, ByGradient) else 0.0
+        return Update(loss, metrics, norm, rate)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, as "state.*", and the learner's own parameters and buffers."""

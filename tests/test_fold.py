@@ -513,6 +513,52 @@ def test_what_a_fold_refuses():
         Minibatches({0: RAGGED[0], 1: Stream(RAGGED[0].data, RAGGED[0].experiences[:1])}, 4)
 
 
+class Counts(Learner[Rows]):
+    """How many minibatches there were, and the last number of them."""
+
+    def init(self) -> Any:
+        return torch.zeros(()), torch.zeros(())
+
+    def adapt(self, state: Any, support: Rows) -> Any:
+        return state[0] + 1, support.y.nansum()
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return state[1].expand(len(x), 1)
+
+    def report(self, state: Any) -> dict[str, Tensor]:
+        return {"loss": state[1] + 1}
+
+
+class Given:
+    """A source of minibatches that are given."""
+
+    def __init__(self, *batches: Rows):
+        self.batches, self.steps = batches, len(batches)
+
+    def rows(self, seed: int, step: int) -> Rows:
+        return self.batches[step]
+
+    def ends(self, seed: int, step: int) -> Rows | None:
+        return None
+
+
+def test_padding_of_values_is_nan_and_unlabelled_rows_are_rows():
+    x, nan = torch.zeros(2, 1), torch.nan
+    none = torch.ones(0, dtype=torch.bool)
+    values = [Rows(x, torch.tensor(y), x[:0], x[:0], none, torch.tensor(0)) for y in ([[nan], [nan]], [[nan], [3.0]])]
+    padding = values[0]._replace(y=torch.tensor([PADDING, PADDING]))
+    views = padding._replace(weak=x, strong=x)
+    events = list(fold(Counts(), Counts().init(), Given(*values, padding, views), every=1))
+    assert [bool(event.alive) for event, _ in events] == [False, True, False, True]
+    assert [float(event.loss) for event, _ in events] == [0, 4, 0, -3]
+    assert float(events[-1][1][0]) == 2
+    assert events[-1][0].last
+    own = Folding(Counts(), Counts().init(), Given(*values))
+    assert [own(i)[:1] + own(i)[2:4] for i in range(2)] == [(0.0, 0.0, 0.0), (4.0, 0.0, 0.0)]
+    assert folding("normed", False)(0).rate == 0.01
+    assert folding("normed", True)(0).metrics["spread"] > 0
+
+
 def test_parts_of_a_state_may_change_places():
     learner = Turns()
     learner.capacity = 0
