@@ -334,10 +334,9 @@ class Answers:
     def columns(self, found: Sums) -> tuple[dict[str, Column], dict[str, Any]]:
         cluster = found["cluster"].tolist()
         path = {int(key.removeprefix("after ")): own for key, own in found.items() if key.startswith("after ")}
-        shown = scores.ACCURACY if self.primary == "accuracy" else scores.MSE
-        columns = {self.primary: scores.mean(path[max(path)], cluster, path, **shown)}
+        columns = {self.primary: scores.mean(path[max(path)], cluster, path, **scores.SHOWN[self.primary])}
         if "bins" in found:
-            ece = scores.derived(found["bins"], _ece, cluster, found["count"], **scores.ECE)
+            ece = scores.derived(found["bins"], _ece, cluster, found["count"], **scores.SHOWN["ece"])
             columns["ece"] = dataclasses.replace(ece, mean=float(_ece(self.bins)))
         return columns, {}
 

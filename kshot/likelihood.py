@@ -124,24 +124,20 @@ class Densities:
         held = ((chance - 0.5).abs() <= levels / 2) & there[..., None]
         found["held"] = held.sum((1, 2)) / count[:, None]  # [T, levels]
         wide = torch.vmap(lambda a: a.quantile(0.975) - a.quantile(0.025))(answer)
-        found["width"] = torch.where(there, wide, 0.0).sum((1, 2)) / count
+        found["sharpness"] = torch.where(there, wide, 0.0).sum((1, 2)) / count
         return {
             name: own if name in ("cluster", "count", "context") else own.double() for name, own in found.items()
         }, took
 
     def columns(self, found: Sums) -> tuple[dict[str, Column], dict[str, Any]]:
         cluster, count = found["cluster"].tolist(), found["count"]
-        shown = {
-            "log_likelihood": scores.NATS, "gap": scores.GAP, "joint": scores.NATS, "joint_gap": scores.GAP,
-            "mse": scores.MSE, "oracle": {**scores.NATS, "shown": False},
-            "joint_oracle": {**scores.NATS, "shown": False},
-        }  # fmt: skip
-        columns = {name: scores.mean(found[name], cluster, **own) for name, own in shown.items() if name in found}
-        covered = scores.ratios(found["held"], count, cluster, **scores.COVERAGE)
+        known = ("log_likelihood", "gap", "joint", "joint_gap", "mse", "oracle", "joint_oracle", "sharpness")
+        columns = {n: scores.mean(found[n], cluster, **scores.SHOWN[n]) for n in known if n in found}
+        covered = scores.ratios(found["held"], count, cluster, **scores.SHOWN["coverage"])
         columns |= {f"coverage {100 * level:g}": own for level, own in zip(LEVELS, covered, strict=True)}
         sums = torch.cat([found["below"], count[:, None]], 1)
-        columns["calibration"] = scores.derived(sums, _calibration, cluster, count, better="less", shown=False)
-        columns["sharpness"] = scores.mean(found["width"], cluster, shown=False)
+        shown = scores.SHOWN["calibration"]
+        columns["calibration"] = scores.derived(sums, _calibration, cluster, count, **shown)
         return columns, {"by_context": _by_context(found)}
 
 

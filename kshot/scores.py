@@ -47,6 +47,21 @@ Mode = Literal["inductive", "transductive", ""]
 
 FEW_DRAWS = 10  # below which an interval is called rough: Student's t is exact for normal means of draws alone
 _HEADS = {"ece": "ECE", "log_likelihood": "nats"}
+SHOWN: dict[str, dict[str, Any]] = {  # how kshot's own columns are shown, by the first word of their names
+    "accuracy": {"better": "more", "unit": "%", "digits": 2},
+    "ece": {"better": "less"},
+    "log_likelihood": {"better": "more", "unit": "nats", "digits": 2},
+    "gap": {"better": "less", "unit": "nats", "digits": 2},
+    "joint": {"better": "more", "unit": "nats", "digits": 2},
+    "joint_gap": {"better": "less", "unit": "nats", "digits": 2},
+    "mse": {"better": "less"},
+    "coverage": {"unit": "%", "digits": 1},
+    "oracle": {"better": "more", "unit": "nats", "digits": 2, "shown": False},
+    "joint_oracle": {"better": "more", "unit": "nats", "digits": 2, "shown": False},
+    "calibration": {"better": "less", "shown": False},
+    "sharpness": {"shown": False},
+    "return": {"better": "more", "digits": 1},
+}
 _NOT_OURS = "this is not the result of an evaluation by kshot"
 
 
@@ -510,54 +525,33 @@ def _column(
     return Column(_number(mean), _number(interval95), per_task=list(map(_number, per_task)), path=steps, **shown)
 
 
-ACCURACY: dict[str, Any] = {"better": "more", "unit": "%", "digits": 2}
-MSE: dict[str, Any] = {"better": "less"}
-ECE: dict[str, Any] = {"better": "less"}
-NATS: dict[str, Any] = {"better": "more", "unit": "nats", "digits": 2}
-GAP: dict[str, Any] = {**NATS, "better": "less"}
-COVERAGE: dict[str, Any] = {"unit": "%", "digits": 1}
-RETURN: dict[str, Any] = {"better": "more", "digits": 1}
-
-
-def _of_before(values: dict[str, Any]) -> Scores:
+def _of_before(old: dict[str, Any]) -> Scores:
     """The three forms that earlier versions wrote: of classes and values, of densities, and of returns."""
-    common = {name: values.pop(name) for name in ("name", "num_tasks", "seed")}
-    common |= {name: values.pop(name) for name in ("cluster", "versions") if name in values}
-    if "metric" in values:  # classes and values
-        metric = values["metric"]
-        own = {"mean": values["mean"], "interval95": values["interval95"], "per_task": values["per_task"]}
-        columns = {metric: _column(**own, path=values["per_step"], **(ACCURACY if metric == "accuracy" else MSE))}
-        if values["ece"] is not None:
-            columns["ece"] = _column(values["ece"], **ECE)
-        same = {name: values[name] for name in ("mode", "questions", "settings") if name in values}
-        common |= same | {"seconds_per_task": _number(values["seconds_per_task"])}
-        return Scores(columns=columns, primary=metric, baseline=common["name"].startswith("floor"), **common)
-    if "log_likelihood" in values:  # densities
-        named = {"log_likelihood": NATS, "gap": GAP, "joint": NATS, "joint_gap": GAP, "mse": MSE}
-        halves = {"log_likelihood": "interval95"}
+    own: dict[str, Any] = {n: old[n] for n in ("name", "num_tasks", "seed", "cluster", "versions") if n in old}
+    own |= {"baseline": own["name"].startswith(("floor", "random"))}
+    seconds = old["seconds"] / own["num_tasks"] if "seconds" in old else old["seconds_per_task"]
+    columns: dict[str, tuple[Any, ...]]  # what `_column` takes
+    own |= {"seconds_per_task": _number(seconds), "primary": old.get("metric", "log_likelihood")}
+    if "metric" in old:
+        columns = {old["metric"]: (old["mean"], old["interval95"], old["per_task"], old["per_step"])}
+        columns |= {"ece": (old["ece"],)} if old["ece"] is not None else {}
+        own |= {name: old[name] for name in ("mode", "questions", "settings") if name in old}
+    elif "log_likelihood" in old:
+        halves, each = {"log_likelihood": "interval95"}, {"log_likelihood": "per_task", "gap": "per_task_gap"}
         columns = {
-            name: _column(
-                values[name], values[halves.get(name, f"{name}_interval95")],
-                values.get({"log_likelihood": "per_task", "gap": "per_task_gap"}.get(name, ""), ()), **shown,
-            )
-            for name, shown in named.items() if values[name] is not None
+            name: (old[name], old.get(halves.get(name, f"{name}_interval95")), old.get(each.get(name, ""), ()))
+            for name in SHOWN if old.get(name) is not None and name != "coverage"
         }  # fmt: skip
-        spread = values.get("coverage_interval95", {})
-        columns |= {f"coverage {k}": _column(v, spread.get(k), **COVERAGE) for k, v in values["coverage"].items()}
-        for name, shown in {"oracle": NATS, "joint_oracle": NATS, "calibration": MSE, "sharpness": {}}.items():
-            if values[name] is not None:
-                columns[name] = _column(values[name], **shown, shown=False)
-        details = {name: values[name] for name in ("by_context", "draws") if name in values}
-        common |= {"settings": {"data": values["tasks"]}, "details": details}
-        common |= {"seconds_per_task": _number(values["seconds_per_task"])}
-        return Scores(columns=columns, primary="log_likelihood", baseline=common["name"].startswith("floor"), **common)
-    own = {name: values.pop(name) for name in ("mean", "interval95", "per_task", "tasks", "seconds")}  # returns
-    path = [(k, *pair) for k, pair in enumerate(zip(own["mean"], own["interval95"], strict=True))]
-    column = _column(*path[-1][1:], own["per_task"][-1] if own["per_task"] else (), path, **RETURN)
-    common |= {"questions": digest(own["tasks"], values["goals"], values["rollouts"])}
-    common |= {"settings": {"tasks": own["tasks"]}, "details": {**values, "returns": own["per_task"]}}
-    common |= {
-        "seconds_per_task": own["seconds"] / common["num_tasks"],
-        "baseline": common["name"].startswith("random"),
-    }
-    return Scores(columns={"return": column}, primary="return", **common)
+        spread = old.get("coverage_interval95", {})
+        columns |= {f"coverage {level}": (share, spread.get(level)) for level, share in old["coverage"].items()}
+        details = {name: old[name] for name in ("by_context", "draws") if name in old}
+        own |= {"settings": {"data": old["tasks"]}, "details": details}
+    else:
+        path = [(k, *pair) for k, pair in enumerate(zip(old["mean"], old["interval95"], strict=True))]
+        columns = {"return": (*path[-1][1:], (old["per_task"] or [()])[-1], path)}
+        kept = ("goals", "rates", "rollouts", "seen", "diverged", "called", "tested_on")
+        details = {name: old[name] for name in kept if name in old}
+        own |= {"settings": {"tasks": old["tasks"]}, "details": {**details, "returns": old["per_task"]}}
+        own |= {"questions": digest(old["tasks"], old["goals"], old["rollouts"]), "primary": "return"}
+    shown = {name: SHOWN[name.partition(" ")[0]] for name in columns}
+    return Scores(columns={name: _column(*values, **shown[name]) for name, values in columns.items()}, **own)

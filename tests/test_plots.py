@@ -14,7 +14,7 @@ from kshot.checkpoint import CheckpointError
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
 from kshot.plots import draw_episode, plot_context, plot_shots, plot_sinusoid, plot_steps
 from kshot.plots import scores as plots
-from kshot.scores import ACCURACY, MSE, NATS, RETURN, Column, Mode, Scores
+from kshot.scores import SHOWN, Column, Mode, Scores
 
 
 class Corner(Learner):
@@ -68,9 +68,6 @@ def episode(ways: int = 5, shots: int = 1, queries: int = 3, channels: int = 1) 
         return Batch(x, y)
 
     return Task(batch(shots), batch(queries))
-
-
-SHOWN = {"accuracy": ACCURACY, "mse": MSE, "return": RETURN, "log_likelihood": NATS}
 
 
 def result(

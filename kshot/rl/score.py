@@ -94,7 +94,7 @@ def evaluate(
             progress(k + 1, steps + 1)
     return Scores(
         name=name or type(learner).__name__.lower(),
-        columns={"return": scores.mean(found[steps], path=found, **scores.RETURN)},
+        columns={"return": scores.mean(found[steps], path=found, **scores.SHOWN["return"])},
         primary="return",
         num_tasks=num_tasks,
         seed=seed,
