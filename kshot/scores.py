@@ -171,11 +171,6 @@ class Scores:
         return self["ece"].mean if "ece" in self.columns else None
 
     @property
-    def merit(self) -> float:
-        """The primary mean, negative where less is better: of two scores the one of larger merit is better."""
-        return -self.mean if self[self.primary].better == "less" else self.mean
-
-    @property
     def draws(self) -> int:
         """How many independent draws the tasks came from."""
         return len(set(self.cluster)) or self.details.get("draws") or self.num_tasks

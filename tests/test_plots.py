@@ -182,6 +182,9 @@ def test_context(tmp_path, texts):
     plot_context([own], tmp_path / "context.png", "gp-rbf")
     whole(tmp_path / "context.png")
     assert {"convcnp", "best possible"} <= set(texts)
+    one = Scores("gp", {"log_likelihood": Column(-0.5, **SHOWN["log_likelihood"])}, "log_likelihood", 4, 0)
+    plot_steps([one], tmp_path / "context.png")  # of one draw: no interval, and no steps
+    whole(tmp_path / "context.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -200,13 +200,6 @@ def test_means_over_seeds_of_any_column() -> None:
         over_seeds([three[0], scores(questions="r")])
 
 
-def test_the_better_of_two() -> None:
-    fast, slow = scores(values=(1.0, 2.0)), scores(values=(3.0, 4.0))
-    assert fast.merit > slow.merit  # less seconds are better
-    more = [Scores("a", {"return": Column(value, better="more")}, "return", 2, 0) for value in (3.0, 5.0)]
-    assert more[1].merit > more[0].merit
-
-
 # ---------------------------------------------------------------------------------------------------------------- table
 
 

@@ -90,9 +90,12 @@ def plot_steps(
         level = len(rows) == 1 or other or (longest > 1 and len(rows) == 2)
         lines.append(_Line(_label(r, results), rows, *_style(i, r), level))
     end = max(longest, 1)
-    _plot(
-        lines, results, path, title, across, lambda axes: (axes.set_xlim(-0.03 * end, end * 1.03), whole_numbers(axes))
-    )
+
+    def ticks(axes: Axes) -> None:
+        axes.set_xlim(-0.03 * end, end * 1.03)
+        whole_numbers(axes)
+
+    _plot(lines, results, path, title, across, ticks)
 
 
 def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = None, setting: str = "shots") -> None:
@@ -117,12 +120,10 @@ def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = N
                 f"the result of {r.name!r} does not tell its {setting}: evaluate(..., settings={{{setting!r}: 5}})"
             )
         together.setdefault((r.name, r.mode), []).append(r)
-    lines = [
-        _Line(
-            _label(own[0], points), sorted((r.settings[setting], r.mean, r.interval95) for r in own), *_style(i, own[0])
-        )
-        for i, own in enumerate(together.values())
-    ]
+    lines = []
+    for i, own in enumerate(together.values()):
+        rows = sorted((r.settings[setting], r.mean, r.interval95) for r in own)
+        lines.append(_Line(_label(own[0], points), rows, *_style(i, own[0])))
     shown = sorted({r.settings[setting] for r in points})
 
     def ticks(axes: Axes) -> None:
