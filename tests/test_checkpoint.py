@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,8 +61,19 @@ def test_round_trip_keeps_every_bit_shape_and_dtype(saved: Path) -> None:
     assert names(saved.parent) == ["last.safetensors"]
 
 
-def test_a_header_is_read_without_the_tensors(saved: Path) -> None:
-    assert checkpoint.header(saved, ("step",)) == {"format": checkpoint.FORMAT, **INFO}
+def test_a_header_is_read_without_the_tensors(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = safetensors.safe_open
+
+    @contextlib.contextmanager
+    def without_tensors(*given: Any) -> Any:
+        with real(*given) as file:
+            yield SimpleNamespace(metadata=file.metadata, keys=file.keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "safe_open", without_tensors)
+        with pytest.raises(AttributeError, match="get_tensor"):
+            checkpoint.load(saved)
+        assert checkpoint.header(saved, ("step",)) == {"format": checkpoint.FORMAT, **INFO}
     with pytest.raises(CheckpointError, match="'engine' is missing"):
         checkpoint.header(saved, ("engine",))
     content = bytearray(saved.read_bytes())

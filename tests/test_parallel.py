@@ -144,6 +144,16 @@ def test_a_restart_does_not_go_on_with_another_jobs_run(trained: Path) -> None:
     assert (trained / "one" / "records.jsonl").read_text() == before
 
 
+def test_all_processes_stop_where_one_wants_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = 0.0
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(theirs))
+    assert [World(1, 2).any(wish) for wish in (False, True)] == [False, True]
+    theirs = 1.0
+    assert [World(1, 2).any(wish) for wish in (False, True)] == [True, True]
+    assert not ALONE.any(False)
+
+
 def test_fewer_tasks_than_processes_are_refused() -> None:
     task = Task(Batch(torch.zeros(3, 1, 2), torch.zeros(3, 1)), Batch(torch.zeros(3, 1, 2), torch.zeros(3, 1)))
     assert [len(World(rank, 2).share(task).query.x) for rank in (0, 1)] == [1, 2]

@@ -347,6 +347,27 @@ def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPat
         next(meta_train(learner(), Short(), SMALL, FEW))
 
 
+def test_a_step_in_the_trust_region_that_cannot_be_taken_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from kshot.rl import train
+
+    real, calls = train.improve, []
+
+    def improve(*given: Any) -> Any:
+        calls.append(0)
+        return real(*given) if len(calls) < 2 else train.trust.Update(math.nan, math.nan, 0.0, 1, 0.0, 0.0)
+
+    monkeypatch.setattr(train, "improve", improve)
+    own = learner()
+    with pytest.raises(NonFiniteLoss, match="holds what was learned up to step 1"):
+        list(meta_train(own, Short(), SMALL, FEW, out=tmp_path, save_every=100))
+    tensors, info = checkpoint.load(tmp_path / "last.safetensors")
+    assert info["step"] == 1
+    assert all(torch.equal(tensors[f"learner.{name}"], value) for name, value in own.state_dict().items())
+    assert info["env_steps"] == json.loads((tmp_path / "records.jsonl").read_text())["metrics"]["env_steps"]
+
+
 def test_a_policy_of_another_size_is_refused() -> None:
     pytest.importorskip("mujoco", reason="needs kshot[rl]")
     with pytest.raises(ValueError, match="takes 2 observed numbers and gives 2 actions, but cheetah-velocity has 20"):
