@@ -3,7 +3,7 @@
     KSHOT_DATA=... python benchmarks/pixels.py --json benchmarks/results/pixels.json
 
 The choice (nearest neighbour or class mean, euclidean or cosine) is made on validation classes; test classes see the
-chosen one alone (`kshot.runs.pixel_floor`), on the tasks of `kshot evaluate` with seed 1.
+chosen one alone (`kshot.families.images.row.pixel_baseline`), on the tasks of `kshot evaluate` with seed 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
 from kshot.data import load
 from kshot.evaluate import evaluate
-from kshot.runs import pixel_floor
+from kshot.families.images.row import pixel_baseline
 from kshot.tasks import Episodes
 
 
@@ -95,7 +95,7 @@ def main(settings: Settings) -> int:
     test: dict[str, Any] = {}
     for name, row in ROWS.items():
         episodes = row.episodes("test")
-        floor = pixel_floor(row.ways, int(episodes.bank.images[0].numel()), episodes.bank.ink)
+        floor = pixel_baseline(row.ways, int(episodes.bank.images[0].numel()), episodes.bank.ink)
         test[name] = scored(floor, row, "test", settings.tasks)
         print(f"test, {name}: {100 * test[name]['mean']:.2f} ± {100 * test[name]['interval95']:.2f}", flush=True)
     if settings.json is not None:

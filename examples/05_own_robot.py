@@ -14,9 +14,12 @@ import tempfile
 
 import numpy as np
 
-from kshot.rl import recipe
+from kshot import families
+from kshot.families.control.settings import ControlRecipe
+from kshot.loop import Outer
 from kshot.rl.control import Mujoco, register
-from kshot.rl.train import Acting, Outer, evaluate, meta_train
+from kshot.rl.score import evaluate
+from kshot.rl.train import Acting
 
 
 class Hopper(Mujoco):
@@ -49,15 +52,13 @@ register("hopper-velocity", Hopper)  # from here on its name is known, also to t
 def main(quick: bool) -> None:
     outer = Outer(steps=2 if quick else 60, batch=4 if quick else 20)
     acting = Acting(rollouts=4 if quick else 10, lam=0.95, kl=0.05)
-    settings = recipe.ControlRecipe(
-        "hopper-velocity", activation="tanh", init="uniform", std=0.4, outer=outer, acting=acting
+    recipe = ControlRecipe(
+        tasks="hopper-velocity", activation="tanh", init="uniform", std=0.4, outer=outer, acting=acting
     )
-    learner = recipe.begin(settings)
     with tempfile.TemporaryDirectory() as folder:  # in earnest: "runs/hopper", which `kshot evaluate` takes
-        told = recipe.settings(settings)
-        for record in meta_train(learner, Hopper(), outer, acting, out=folder, settings=told):
+        for record in families.train(recipe, out=folder):
             print(f"step {record.step}: return {record.metrics['return_after']:.1f} after adapting")
-        trained = recipe.load_run(folder).learner
+        trained = families.load_run(folder).learner
     scores = evaluate(trained, Hopper(), num_tasks=4 if quick else 40, rollouts=4 if quick else 20, steps=1)
     for k, mean, half in scores.per_step:
         print(f"{k} gradient steps: return {mean:.1f} ± {half:.1f}")

@@ -1,4 +1,4 @@
-"""The families of functions that have a name: for recipes and the command line.
+"""The distributions of functions that have a name, one row each: for recipes and the command line.
 
 tasks = make("gp-rbf")
 tasks = make("np-sawtooth:extrapolation")           # as trained on, but asked about places beyond the points
@@ -7,33 +7,90 @@ tasks = make("pixels:omniglot", "test")             # characters that were not t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-from kshot.data import load
-from kshot.tasks import PUBLISHED, RANGES, GaussianProcess, ImageCompletion, PredatorPrey, published
+from kshot.data import CLASS_SPLITS, load
+from kshot.data.idx import SETS
+from kshot.tasks import PUBLISHED, RANGES, GaussianProcess, ImageCompletion, PredatorPrey, Sinusoid, published
 from kshot.tasks.processes import Kernel
 from kshot.tasks.standardised import Standardised
 from kshot.tasks.varied import Varied
 
 FEWEST = 5  # points from which on a fit chooses the width that they are mapped to
 
-__all__ = ["NAMES", "is_function", "make", "sizes"]
+__all__ = ["NAMES", "ROWS", "Functions", "is_function", "make", "sizes"]
 
-_MADE: dict[str, Callable[[bool], Any]] = {  # of `ragged`
-    **{f"gp-{kernel}": (lambda own, kernel=kernel: GaussianProcess(kernel, ragged=own)) for kernel in get_args(Kernel)},
-    **{f"np-{name}": (lambda own, name=name: published(name, ragged=own)) for name in PUBLISHED},
+
+class Functions(NamedTuple):
+    """A distribution of functions.
+
+    Attributes:
+        make: of `ragged` and the settings that it takes.
+        source: where the tasks are from.
+        inputs, outputs: numbers of x and of y; None: one for each channel.
+        exact: values have no noise, so a density of them says nothing.
+        listed: whether `kshot list` and messages show it.
+        validates: whether there are tasks that are neither trained on nor of the test.
+    """
+
+    make: Callable[..., Any]
+    source: str
+    inputs: int = 1
+    outputs: int | None = 1
+    exact: bool = False
+    listed: bool = True
+    validates: bool = True
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The settings of a recipe that it takes."""
+        return frozenset(
+            {"shots", "queries", "size", "channels", "splits"} & set(inspect.signature(self.make).parameters)
+        )
+
+
+def _pixels(data: str) -> Functions:
+    def make(ragged: bool, split: str, data_root: Any, size: int, channels: int, splits: str) -> ImageCompletion:
+        own: dict[str, Any] = {"splits": splits} if data in CLASS_SPLITS else {}
+        return ImageCompletion(
+            load(data, split, data_root=data_root, size=size, channels=channels, **own), ragged=ragged
+        )
+
+    return Functions(
+        make, "tasks of Garnelo et al. 2018, arXiv:1807.01613, section 4.2", 2, None, validates=data not in SETS
+    )
+
+
+_NGUYEN = "tasks of Nguyen and Grover 2022, arXiv:2207.04179"
+_BRUINSMA = "tasks of Bruinsma et al. 2023, arXiv:2303.14468"
+ROWS: dict[str, Functions] = {
+    "sinusoid": Functions(
+        lambda ragged, shots, queries: Sinusoid(shots=shots, queries=queries),
+        "Finn et al. 2017, arXiv:1703.03400, section 5.1",
+        exact=True,
+        listed=False,
+    ),
     **{
-        f"np-{name}:{place}": (lambda own, name=name, place=place: published(name, **RANGES[place], ragged=own))
-        for name in PUBLISHED
-        for place in RANGES
+        f"gp-{kernel}": Functions(lambda ragged, kernel=kernel: GaussianProcess(kernel, ragged=ragged), _NGUYEN)
+        for kernel in get_args(Kernel)
     },
-    "predator-prey": lambda own: PredatorPrey(ragged=own),
-    "varied": lambda _: Standardised(Varied(), stretch=FEWEST, farthest=30.0),
+    **{
+        f"np-{name}{f':{place}' if place else ''}": Functions(
+            lambda ragged, name=name, own=own: published(name, **own, ragged=ragged), _BRUINSMA, listed=not place
+        )
+        for place, own in {"": {}, **RANGES}.items()
+        for name in PUBLISHED
+    },
+    "predator-prey": Functions(lambda ragged: PredatorPrey(ragged=ragged), _BRUINSMA, outputs=2),
+    "varied": Functions(
+        lambda ragged: Standardised(Varied(), stretch=FEWEST, farthest=30.0), "functions of many sorts, kshot's own"
+    ),
+    **{f"pixels:{data}": _pixels(data) for data in ("omniglot", "mnist", "fashion-mnist")},
 }
-_PIXELS = tuple(f"pixels:{data}" for data in ("omniglot", "mnist", "fashion-mnist"))
-NAMES = (*(name for name in _MADE if ":" not in name), *_PIXELS)
+NAMES = tuple(name for name, row in ROWS.items() if row.listed)
 """All but "sinusoid", which has settings of its own, and "np-NAME:RANGE", a family in another range than the trained
 one (`kshot.tasks.RANGES`).
 """
@@ -41,7 +98,7 @@ one (`kshot.tasks.RANGES`).
 
 def is_function(data: str) -> bool:
     """Whether tasks of this data are functions and not classes."""
-    return data == "sinusoid" or data in _MADE or data in _PIXELS
+    return data in ROWS
 
 
 def sizes(data: str, channels: int = 1) -> tuple[int, int]:
@@ -51,9 +108,8 @@ def sizes(data: str, channels: int = 1) -> tuple[int, int]:
         data: a name of functions.
         channels: of images, 1 or 3.
     """
-    if data in _PIXELS:
-        return 2, channels
-    return 1, 2 if data == "predator-prey" else 1
+    row = _row(data)
+    return row.inputs, channels if row.outputs is None else row.outputs
 
 
 def make(
@@ -64,16 +120,19 @@ def make(
     size: int = 28,
     channels: int = 1,
     splits: str = "vinyals",
+    shots: int = 10,
+    queries: int = 10,
     ragged: bool = False,
 ) -> Any:
     """The distribution of tasks of that name.
 
     Args:
-        data: one of `NAMES`, or "np-NAME:beyond", "np-NAME:extrapolation".
+        data: a name of `ROWS`: "gp-rbf", "np-sawtooth:beyond", "np-sawtooth:extrapolation", ...
         split: of the classes whose images are functions; the others have an endless supply.
         data_root: folder of the data sets.
         size, channels: of images: height and width in pixels; 1 grey, 3 colour.
         splits: omniglot's, "vinyals" or "lake".
+        shots, queries: points of a sinusoid.
         ragged: each task has its own number of points (and of a mixture its own family), so that the tasks of a batch
             are independent, as a test wants them; False: one for a batch, as the published trainings have it.
 
@@ -81,14 +140,16 @@ def make(
         ValueError: an unknown name; with those that there are.
         FileNotFoundError: images that are not there; with what to do.
     """
-    if data in _MADE:
-        return _MADE[data](ragged)
-    if data in _PIXELS:
-        name = data.removeprefix("pixels:")
-        own: dict[str, Any] = {"splits": splits} if name == "omniglot" else {}
-        bank = load(name, split, data_root=data_root, size=size, channels=channels, **own)
-        return ImageCompletion(bank, ragged=ragged)
-    raise ValueError(
-        f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}; after an np-... also "
-        f"{', '.join(f':{place}' for place in RANGES)}"
-    )
+    row = _row(data)
+    own = {"split": split, "data_root": data_root, "size": size, "channels": channels, "splits": splits}
+    own |= {"shots": shots, "queries": queries, "ragged": ragged}
+    return row.make(**{name: own[name] for name in inspect.signature(row.make).parameters if name in own})
+
+
+def _row(data: str) -> Functions:
+    if data not in ROWS:
+        raise ValueError(
+            f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}; after an np-... also "
+            f"{', '.join(f':{place}' for place in RANGES)}"
+        )
+    return ROWS[data]

@@ -406,7 +406,8 @@ def table(
     if len(by_primary(results)) > 1:
         raise ValueError(f"one table shows one primary column, got {', '.join(by_primary(results))}: make one of each")
     shown = Table(title=title, title_justify="left", caption=_mixed(results), caption_justify="left")
-    shown.add_column("name", no_wrap=steps)
+    longest = max((len(word) for r in results for word in r.name.split()), default=4)
+    shown.add_column("name", no_wrap=steps, min_width=longest)
     cells = _cells(results, steps, more, against)
     for head in cells:
         shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=not steps)

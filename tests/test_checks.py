@@ -14,14 +14,15 @@ from kshot import checks, engine, losses, tree
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, to
 from kshot.evaluate import evaluate
-from kshot.learners import PROCESSES, REGISTRY, build
+from kshot.learners import build, names
 from kshot.tasks import Sinusoid
 from kshot.testing import Clusters
 from kshot.train import meta_train
 
 WAYS = 3
-LEARNED = [name for name, entry in REGISTRY.items() if not entry.floor]
-HEADED = [name for name, entry in REGISTRY.items() if entry.head]
+LEARNED = names("classes")
+ALL = [*LEARNED, *names("classes", baselines=True)]
+HEADED = [*names("classes", "head"), *names("classes", "head", baselines=True)]
 FEW: dict[str, dict[str, Any]] = {
     "finetune": {"steps": 2},
     "imaml": {"inner_steps": 2, "cg_steps": 1},
@@ -44,7 +45,7 @@ class Given:
 
 def learner(name: str, ways: int = WAYS, outputs: int | None = None, **settings: Any) -> Learner:
     torch.manual_seed(0)
-    body = knn.MLP(8, 6, outputs or (ways if REGISTRY[name].head else 4), activation="tanh")
+    body = knn.MLP(8, 6, outputs or (ways if name in HEADED else 4), activation="tanh")
     return build(name, body, ways, **{**FEW.get(name, {}), **settings})
 
 
@@ -143,7 +144,7 @@ def test_as_many_tasks_as_were_asked_for():
     refused(own, lambda t: classes(t + 1), "gave .* tasks, not", alone)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ALL)
 def test_adapt_and_loss_of_one_task(name):
     own, task = learner(name), tree.index(classes(), 0)
     wrong: dict[str, tuple[Batch, str]] = {
@@ -198,7 +199,7 @@ def test_class_ids_beyond_the_outputs_of_anybodys_learner():
     assert engine.meta_loss(Own(), few).loss.isfinite().all()  # it knows classes without examples
 
 
-@pytest.mark.parametrize("name", [*REGISTRY, "cnp"])
+@pytest.mark.parametrize("name", [*ALL, "cnp"])
 def test_arrays_of_numpy_are_tensors(name):
     tasks = to(values() if name == "cnp" else classes(), dtype=torch.float64)
     own = build("cnp", None, 0, width=8) if name == "cnp" else learner(name)
@@ -231,7 +232,7 @@ class Headed(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", names("values", "own"))
 def test_processes_refuse_other_numbers_of_inputs_and_class_ids(name):
     own = build(name, None, 0, **({"width": 8} if name != "convcnp2d" else {}))
     inputs = own.inputs

@@ -17,13 +17,21 @@ import pytest
 import torch
 from PIL import Image
 
-from kshot import checkpoint, cli, config, learners, recipes, runs
+from kshot import checkpoint, cli, data, families, learners
 from kshot.cli.scores import Figures
-from kshot.config import Recipe
+from kshot.config import NetworkRecipe, Recipe
 from kshot.data import Bank
-from kshot.runs import Test as Scoring
+from kshot.families import Test
+from kshot.families.control.row import ControlTest
+from kshot.families.control.settings import ControlRecipe
+from kshot.families.functions.row import FunctionTest
+from kshot.families.functions.settings import FunctionRecipe
+from kshot.families.images.row import ImageTest
+from kshot.families.images.settings import ImageRecipe
+from kshot.families.meta import GradientMachine
+from kshot.loop import Outer
+from kshot.rl.train import Acting
 from kshot.scores import Scores
-from kshot.train import Outer
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 TINY = ["--val-every", "0", "--width", "4", "--train-queries", "3"]
@@ -141,31 +149,80 @@ def explained(kind: type) -> dict[str, str]:
     return dict(re.findall(r"^        (\w+): (.+)$", section, re.M))
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
-def test_the_help_of_a_command_explains_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(command, "--help") == 0
+TRAINED = {  # a recipe of each family, and what its help explains
+    "glyphs-5way-1shot-maml": [Recipe, NetworkRecipe, ImageRecipe, GradientMachine],
+    "sinusoid-maml": [Recipe, NetworkRecipe, FunctionRecipe, GradientMachine],
+    "gp-rbf-cnp": [Recipe, NetworkRecipe, FunctionRecipe, GradientMachine],
+    "point-maml": [Recipe, ControlRecipe, Acting],
+}
+TESTED = {"glyphs": ImageTest, "gp-rbf": FunctionTest, "point": ControlTest}
+HELPS: list[tuple[list[str], list[type]]] = [
+    *(([command], [cli._settings(command)]) for command in cli._COMMANDS if command != "compare"),
+    (["compare"], [cli._settings("compare"), Test, Figures]),
+    *((["train", name], [cli._settings("train"), Outer, *kinds]) for name, kinds in TRAINED.items()),
+    *((["evaluate", "--on", name], [Test, kind, Figures]) for name, kind in TESTED.items()),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"), HELPS, ids=lambda value: " ".join(value) if value and isinstance(value[0], str) else ""
+)
+def test_the_help_of_a_command_explains_every_setting(
+    command: list[str], kinds: list[type], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*command, "--help") == 0
     out = capsys.readouterr().out
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
-    kinds = [cli._settings(command)]
-    tests = [Scoring, Figures]
-    kinds += {"train": [Recipe, Outer], "evaluate": tests, "compare": tests}.get(command, [])
-    positional = (
-        {"folder", "folders", "what", "name", "support", "file", "classifier", "paths"} if command != "train" else set()
-    )
-    nested = {"settings", "outer", "test", "figures", "options", "shrinks"}  # the last is set by the parser
+    skipped = {
+        "settings",
+        "where",
+        "outer",
+        "acting",
+        "test",
+        "figures",
+        "options",
+        "asked",
+        "before",
+    }  # nested, hidden
+    if command[0] == "train" and len(command) > 1:
+        recipe = families.recipe(command[1])
+        unused = families.family(recipe.family).unused(recipe)
+        assert not [
+            name
+            for name in unused
+            if f"--{name.replace('_', '-')} " in text and name not in learners.options(recipe.learner)
+        ]
+        skipped |= unused
+    elif command[0] != "train":
+        skipped |= {"folder", "folders", "what", "name", "support", "file", "classifier", "paths"}
     checked = 0
     for kind in kinds:
         assert is_dataclass(kind)
         known = explained(kind)
         for field in fields(kind):
-            if field.name in nested or field.name in positional:
+            if field.name in skipped:
                 continue
             checked += 1
             flag = "--" + field.name.replace("_", "-")
             assert re.search(rf"{flag}[ ,]", text), flag
             if field.name in known:
                 assert " ".join(known[field.name].split()[:4]) in text, field.name
-    assert checked >= {"train": 35, "evaluate": 12, "compare": 12}.get(command, 1)
+    assert checked >= {
+        "train": 35 if len(command) > 1 else 5,
+        "evaluate": 9 if len(command) > 1 else 1,
+        "compare": 8,
+    }.get(command[0], 1)
+
+
+def test_help_offers_what_applies(capsys: pytest.CaptureFixture[str]) -> None:
+    offered = {}
+    for name in TRAINED:
+        assert call("train", name, "--help") == 0
+        offered[name] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert "--augment-classes" in offered["glyphs-5way-1shot-maml"]
+    assert not {"--augment-classes", "--ways", "--data-root-x", "--size"} & offered["sinusoid-maml"]
+    assert not {"--shots", "--inner-lr"} & offered["gp-rbf-cnp"]
+    assert not {"--device", "--memory-limit", "--data"} & offered["point-maml"]
 
 
 def test_the_help_of_a_recipe_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +240,7 @@ def test_the_learners_own_settings_are_options(tmp_path: Path) -> None:
     assert call("train", "sinusoid-maml", *run, "--first-order") == 0
     settings = checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["settings"]
     assert settings["options"] == {"first_order": True}  # and not what is the default
-    assert runs.load_run(tmp_path / "run").learner.first_order
+    assert families.load_run(tmp_path / "run").learner.first_order
     other = cli._parse(["train", "sinusoid-maml", "--out", "x", "--learner", "imaml", "--cg-steps", "2"])
     assert other.settings.options == {"cg_steps": 2}  # those of the learner that was asked for
 
@@ -192,7 +249,7 @@ def test_the_learners_own_settings_are_options(tmp_path: Path) -> None:
     ("what", "expected"),
     [
         ("learners", list(learners.REGISTRY)),
-        ("recipes", recipes.names()),
+        ("recipes", families.recipe_names()),
         ("data", ["omniglot", "glyphs", "grocery"]),
         ("learners", ["promp", "rl2", "pearl"]),
         ("tasks", ["point", "cheetah-direction", "walker-body-far"]),
@@ -312,7 +369,7 @@ def test_scripts_that_training_held_are_counted_and_left_out(
              for c in (1, 2)] + [f"Tibetan/character{c:02d}" for c in range(1, 6)]  # fmt: skip
     images = torch.arange(len(names) * 4, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28).contiguous()
     bank = Bank(images, torch.arange(len(names)).repeat_interleave(4), tuple(names), "omniglot", "test", ink=True)
-    monkeypatch.setattr(config, "load", lambda *_, **__: bank)
+    monkeypatch.setattr(data, "load", lambda *_, **__: bank)
     test = ("evaluate", proto, "--data", "omniglot", "--tasks", 2, "--queries", 2, "--no-floors")
     out = " ".join(evaluated(capsys, *test).split())
     assert ("2 of Arabic, 2 of Latin, Greek and Cyrillic. --unseen-scripts leaves them out" in out) == bool(known)
@@ -327,7 +384,7 @@ def test_scripts_that_training_held_are_counted_and_left_out(
 def test_unseen_scripts_need_scripts(proto: Path, photos: Path, sinusoid: Path, fails: Any) -> None:
     few = ("evaluate", proto, "--tasks", 2, "--unseen-scripts")
     assert "not of" in fails(*few, "--data", f"folder:{photos}", "--ways", 4, "--queries", 2)
-    assert "functions have no scripts" in fails("evaluate", sinusoid, "--tasks", 2, "--unseen-scripts")
+    assert "Unrecognized options: --unseen-scripts" in fails("evaluate", sinusoid, "--tasks", 2, "--unseen-scripts")
     assert "0 of the" in fails(*few, "--split", "train", "--seen")
 
 

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kshot import checkpoint, config
-from kshot.config import Recipe
+from kshot import checkpoint
 from kshot.estimators import FewShotClassifier, FileError, FileLimits, files
+from kshot.families.images.settings import ImageRecipe, build
 
-TINY = Recipe(data="glyphs", width=2, size=16, ways=2)
+TINY = ImageRecipe(data="glyphs", width=2, size=16, ways=2)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A file with weights of its own."""
     folder = tmp_path_factory.mktemp("run")
-    tensors = {f"learner.{name}": tensor for name, tensor in config.build(TINY).state_dict().items()}
+    tensors = {f"learner.{name}": tensor for name, tensor in build(TINY).state_dict().items()}
     checkpoint.save(folder / "last.safetensors", tensors, {"step": 1, "best": None, "settings": asdict(TINY)})
     X = np.random.default_rng(0).integers(0, 256, (4, 20, 20), dtype=np.uint8)
     return FewShotClassifier(folder).fit(X, ["a", "a", "b", "b"]).to_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kshot import checkpoint, cli, runs, testing
+from kshot import checkpoint, cli, families, testing
 from kshot.core import Batch, Task
 from kshot.evaluate import evaluate, is_transductive
 from kshot.learners import build
@@ -85,7 +85,7 @@ def test_classes_that_were_trained_on_are_refused_in_a_test(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert kshot(monkeypatch, f"train glyphs-5way-1shot-protonet {TINY} --out a") == 0
-    assert len(runs.load_run("a").classes) > 1000
+    assert len(families.load_run("a").classes) > 1000
     assert kshot(monkeypatch, "evaluate a --tasks 4 --no-floors --split train") == 2
     assert "were trained on" in capsys.readouterr().err
     assert kshot(monkeypatch, "evaluate a --tasks 4 --no-floors --split train --seen --json seen.json") == 0

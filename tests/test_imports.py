@@ -24,7 +24,7 @@ HEAVY = {
 EVERYTHING = (
     "checks core distributions tree losses places kernels nn memory seeding keys data tasks learners engine checkpoint "
     "planning parallel intervals scores evaluate functions joint likelihood plots loop fold folding train pretrain "
-    "config recipes runs rl models estimators report serve settings testing"
+    "config families rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -61,15 +61,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "folding": "core fold loop tree",
         "train": "checkpoint core engine evaluate loop nn parallel planning scores seeding tasks tree checks",
         "pretrain": "checkpoint data loop nn seeding",
-        "config": "checkpoint core data functions learners nn seeding settings tasks train",
-        "runs": "checkpoint config core data evaluate learners nn plots pretrain scores seeding tasks train tree",
+        "config": "core loop nn",
+        "families": "checkpoint config core data engine evaluate functions learners likelihood loop memory nn parallel "
+        "plots pretrain rl scores seeding settings tasks train tree",
         "rl": "checkpoint core engine learners loop nn scores seeding settings train tree",
-        "models": "checkpoint config core data engine learners seeding settings tasks",
-        "estimators": "checkpoint config core data distributions joint learners models nn seeding settings tasks "
+        "models": "checkpoint core data engine families learners seeding settings tasks",
+        "estimators": "checkpoint core data distributions families joint learners models nn seeding settings tasks "
         "train tree",
         "report": "estimators evaluate intervals",
         "serve": "checkpoint data estimators intervals models",
-        "recipes": "config functions learners rl train",
         "testing": EVERYTHING.replace("testing", ""),
         "cli": EVERYTHING,
         "__init__": "core",

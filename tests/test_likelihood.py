@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import checkpoint, functions, likelihood, recipes, seeding, tree
+from kshot import checkpoint, families, functions, likelihood, seeding, tree
 from kshot.core import Batch, Task
 from kshot.distributions import Gaussian
 from kshot.evaluate import evaluate
@@ -151,8 +151,8 @@ def test_neighbours_by_hand() -> None:
 
 def test_recipes_and_commands(tmp_path: Path) -> None:
     """Train with validation, test on other functions, with pictures; pixels are refused by name."""
-    assert "gp-rbf-convcnp" in recipes.names()
-    assert "gp-rbf-convcnp2d" not in recipes.names()
+    assert "gp-rbf-convcnp" in families.recipe_names()
+    assert "gp-rbf-convcnp2d" not in families.recipe_names()
     run, out = tmp_path / "run", tmp_path / "result.json"
 
     def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -168,9 +168,9 @@ def test_recipes_and_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "floor: gp" in done.stdout
     results = json.loads(out.read_text())["results"]
-    assert set(results) == {"gp-rbf", "gp-periodic"}
-    assert results["gp-rbf"][0]["columns"]["gap"]["mean"] > 0
-    assert [r["baseline"] for r in results["gp-rbf"]] == [False, True, True]
+    assert [r["settings"]["data"] for r in results] == ["gp-rbf"] * 3 + ["gp-periodic"] * 3
+    assert results[0]["columns"]["gap"]["mean"] > 0
+    assert [r["baseline"] for r in results] == [False, True, True] * 2
     assert {p.name for p in tmp_path.glob("*.png")} == {f"{a}-gp-{b}.png" for a in "fc" for b in ("rbf", "periodic")}
     wrong = kshot("evaluate", str(run), "--tasks", "32", "--on", "predator-prey")
     assert wrong.returncode == 2

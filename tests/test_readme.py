@@ -35,9 +35,8 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 
-from kshot import cli, data, functions, learners, recipes
-from kshot.rl.control import families
-from kshot.rl.recipe import ControlRecipe
+from kshot import cli, data, families, functions, learners
+from kshot.cli.scores import Evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -182,20 +181,12 @@ def silently(call: Any, *arguments: Any, **more: Any) -> Any:
 
 
 def kinds_of_test(run: str, page: str) -> list[Any]:
-    """The settings that `kshot evaluate RUN` may have; which ones depends on what was trained into RUN."""
-    from kshot.cli.control import EvaluateControl
-    from kshot.cli.functions import EvaluateFunctions
-    from kshot.cli.scores import Evaluate
-
+    """The settings of a test that `kshot evaluate RUN` may have; which ones depends on what was trained into RUN."""
     trained = re.search(rf"kshot train (\S+)[^\n`]*--out {re.escape(run)}(?![\w/-])", page_text(page))
     name = trained[1] if trained else Path(run).name
-    if name not in set(recipes.names()):
-        return [Evaluate, EvaluateFunctions, EvaluateControl]
-    recipe = recipes.get(name)
-    if isinstance(recipe, ControlRecipe):
-        return [EvaluateControl]
-    function = functions.is_function(recipe.data) and recipe.data != "sinusoid"
-    return [EvaluateFunctions if function else Evaluate]
+    if name not in set(families.recipe_names()):
+        return [families.family(own).test for own in families.FAMILIES]
+    return [families.of_recipe(name).test]
 
 
 def read_kshot(words: list[str], page: str) -> None:
@@ -213,11 +204,14 @@ def read_kshot(words: list[str], page: str) -> None:
         unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - options()
         assert not unknown, f"unknown options {unknown}"
         return
-    if name == "evaluate":
+    if name in ("evaluate", "compare"):
         errors = []
         for kind in kinds_of_test(rest[0], page):
             try:
-                check_values(silently(cli._read, kind, "kshot evaluate", rest), rest)
+                command = cli._settings(name)
+                own = [cli._FORMER.get(word, word) for word in rest]
+                default = command(tyro.MISSING, test=kind())
+                check_values(silently(cli._read, command, f"kshot {name}", own, default=default), own)
                 return
             except ValueError as error:
                 errors.append(str(error))
@@ -225,7 +219,7 @@ def read_kshot(words: list[str], page: str) -> None:
     if name == "train" and rest[0] == "RECIPE":
         rest = ["sinusoid-maml", *rest[1:]]
     if name == "train" and len(rest) == 1:
-        recipes.get(rest[0])  # named, not called
+        families.recipe(rest[0])  # named, not called
         return
     check_values(silently(cli._parse, [name, *rest]), rest)
 
@@ -239,10 +233,10 @@ def check_values(settings: Any, words: list[str]) -> None:
     chosen = getattr(getattr(settings, "settings", None), "data", None) or getattr(settings, "data", None)
     if isinstance(chosen, str) and not functions.is_function(chosen):
         data._kind(chosen)
-    named = {word for flag in ("--on", "--tasks") if flag in words for word in after(flag, words) if not word.isdigit()}
-    unknown = {word for word in named if word not in families() and not functions.is_function(word.split(":")[0])}
-    if unknown:
-        raise ValueError(f"there are no tasks {unknown}")
+    for flag in ("--on", "--tasks"):
+        for word in after(flag, words) if flag in words else ():
+            if not word.isdigit():
+                families.of_tasks(word)
 
 
 def after(flag: str, words: list[str]) -> list[str]:
@@ -253,17 +247,16 @@ def after(flag: str, words: list[str]) -> list[str]:
 @functools.cache
 def options() -> set[str]:
     """Every option of every command and of the benchmarks."""
-    from kshot.cli.functions import EvaluateFunctions
-
     some = ("omniglot-5way-1shot-maml", "gp-rbf-convcnp", "cheetah-direction-maml")
     helps = [functools.partial(cli._parse, ["train", name, "--help"]) for name in some]
     helps += [functools.partial(cli._parse, [name, "--help"]) for name in cli._COMMANDS if name != "train"]
-    kinds = [EvaluateFunctions, *kinds_of_test("RUN", PAGES[0])]
-    helps += [functools.partial(cli._read, kind, "kshot", ["--help"]) for kind in kinds]
+    tests = [Evaluate(tyro.MISSING, test=kind()) for kind in kinds_of_test("RUN", PAGES[0])]
+    helps += [functools.partial(cli._read, Evaluate, "kshot", ["--help"], default=own) for own in tests]
     helps += [functools.partial(tyro.cli, kind, args=["--help"]) for kind in map(benchmark, benchmarks())]
-    found = {"--help", "--version", "--budget"}
-    for name in (*learners.REGISTRY, *learners.PROCESSES):
-        found |= {"--" + option.replace("_", "-") for option in learners.options(name)}
+    found = {"--help", "--version", "--budget", *cli._FORMER}
+    for name, entry in learners.REGISTRY.items():
+        for payload in entry.takes:
+            found |= {"--" + option.replace("_", "-") for option in learners.options(name, payload)}
     for show in helps:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

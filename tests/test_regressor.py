@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from kshot import checkpoint, config, recipes, seeding
+from kshot import checkpoint, families, seeding
 from kshot.core import Batch
 from kshot.estimators import FewShotRegressor
 from kshot.estimators.familiar import familiar, unlike
@@ -533,9 +533,8 @@ def test_damaged_and_foreign_files_are_refused(small: FewShotRegressor, tmp_path
 
 
 def test_a_folder_of_kshot_train_is_a_model(tmp_path: Path) -> None:
-    recipe = recipes.get("gp-rbf-convcnp", "quick")
-    assert isinstance(recipe, config.Recipe)
-    learner = config.build(recipe)
+    recipe = families.recipe("gp-rbf-convcnp", "quick")
+    learner = families.family("functions").build(recipe)
     weights = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
     checkpoint.save(tmp_path / "last.safetensors", weights, {"settings": asdict(recipe), "step": 1})
     X, y = wave()
@@ -543,9 +542,10 @@ def test_a_folder_of_kshot_train_is_a_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(own.predict(X), FewShotRegressor(learner, "range").fit(X, y).predict(X))  # type: ignore[arg-type]
     own.save(tmp_path / "own")
     np.testing.assert_array_equal(FewShotRegressor.load(tmp_path / "own").predict(X), own.predict(X))
-    values = recipes.get("sinusoid-maml")
-    assert isinstance(values, config.Recipe)
-    weights = {f"learner.{name}": tensor for name, tensor in config.build(values).state_dict().items()}
+    values = families.recipe("sinusoid-maml")
+    weights = {
+        f"learner.{name}": tensor for name, tensor in families.family("functions").build(values).state_dict().items()
+    }
     checkpoint.save(tmp_path / "maml.safetensors", weights, {"settings": asdict(values), "step": 1})
     with pytest.raises(ValueError, match="was trained with maml on sinusoid"):
         trained(tmp_path / "maml.safetensors")

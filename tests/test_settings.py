@@ -11,17 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import checkpoint, config, models, recipes, runs, settings
+from kshot import checkpoint, families, models, settings
 from kshot.checkpoint import CheckpointError
-from kshot.config import Recipe
 from kshot.estimators import fitting
-from kshot.rl import recipe as control
-from kshot.rl.recipe import ControlRecipe
+from kshot.families.control.settings import ControlRecipe
+from kshot.families.functions.settings import FunctionRecipe
+from kshot.families.images.settings import ImageRecipe
 
-TINY = Recipe(learner="maml", data="glyphs", width=2, size=16, ways=2)
-CURVE = Recipe(learner="cnp", data="gp-rbf")
+TINY = ImageRecipe(learner="maml", data="glyphs", width=2, size=16, ways=2)
+CURVE = FunctionRecipe(learner="cnp", data="gp-rbf")
 POLICY = ControlRecipe(tasks="point", hidden=(4,))
 NAN, INF = float("nan"), float("inf")
+
+
+def build(recipe: Any) -> torch.nn.Module:
+    return families.family(recipe.family).build(recipe)
 
 
 def written(folder: Path, learner: torch.nn.Module, told: dict[str, Any], **info: Any) -> Path:
@@ -35,18 +39,18 @@ def written(folder: Path, learner: torch.nn.Module, told: dict[str, Any], **info
 @pytest.fixture(scope="module")
 def learners() -> dict[str, torch.nn.Module]:
     return {
-        "classes": config.build(TINY),
-        "functions": config.build(CURVE),
-        "policy": control.build(POLICY),
+        "classes": build(TINY),
+        "functions": build(CURVE),
+        "policy": build(POLICY),
     }
 
 
 PLACES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object]]] = {
-    "evaluate": ("classes", asdict(TINY), runs.load_run),
+    "evaluate": ("classes", asdict(TINY), families.load_run),
     "fit": ("classes", asdict(TINY), models.get),
-    "functions": ("functions", asdict(CURVE), runs.load_run),
+    "functions": ("functions", asdict(CURVE), families.load_run),
     "curve": ("functions", asdict(CURVE), fitting.trained),
-    "policy": ("policy", control.settings(POLICY), control.load_run),
+    "policy": ("policy", {"kind": "control", **asdict(POLICY)}, families.load_run),
 }
 HUGE: dict[str, list[dict[str, Any]]] = {
     "classes": [
@@ -79,7 +83,7 @@ HUGE: dict[str, list[dict[str, Any]]] = {
         {"test_rollouts": 10**9},
         {"test_steps": 10**9},
         {"test_tasks": 10_000, "test_rollouts": 1000, "test_steps": 3},
-        {"episodes": 10**9},
+        {"episodes": 10**9, "learner": "rl2"},
         {"latent": 10**9, "learner": "pearl"},
     ],
 }
@@ -151,24 +155,24 @@ def test_a_run_without_its_numbers_is_refused(learners: dict[str, Any], tmp_path
         del info[missing]
         checkpoint.save(folder / "last.safetensors", tensors, info)
         if not said:  # it was not validated
-            assert runs.load_run(folder).info["best"] is None
+            assert families.load_run(folder).info["best"] is None
             continue
         with pytest.raises((CheckpointError, ValueError), match=said):
-            runs.load_run(folder)
+            families.load_run(folder)
     other = written(tmp_path / "more", learners["classes"], {**asdict(TINY), "width": 3})
     with pytest.raises(CheckpointError, match=r"more.* holds the weights of another learner or network .*\(body"):
-        runs.load_run(other)
+        families.load_run(other)
 
 
 def test_weights_too_many_are_of_another_network(learners: dict[str, Any]) -> None:
     tensors = {f"learner.{name}": tensor for name, tensor in learners["classes"].state_dict().items()}
-    checkpoint.rebuilt(lambda: config.build(TINY), {**tensors, "optimizer.0": torch.ones(1)}, "a file")
+    checkpoint.rebuilt(lambda: build(TINY), {**tensors, "optimizer.0": torch.ones(1)}, "a file")
     with pytest.raises(CheckpointError, match=r"another learner or network .*\(more\)"):
-        checkpoint.rebuilt(lambda: config.build(TINY), {**tensors, "learner.more": torch.ones(1)}, "a file")
+        checkpoint.rebuilt(lambda: build(TINY), {**tensors, "learner.more": torch.ones(1)}, "a file")
 
 
 def test_a_regressors_file_is_looked_at(tmp_path: Path) -> None:
-    good = fitting.Trained(config.build(CURVE), "cnp", {"inputs": 1, "outputs": 1})  # type: ignore[arg-type]
+    good = fitting.Trained(build(CURVE), "cnp", {"inputs": 1, "outputs": 1})  # type: ignore[arg-type]
     tensors, info = fitting.packed(good)
     assert fitting.unpacked(tensors, info, "a file").name == "cnp"
     table = {"n": [2, 5], "q01": [-1.0], "scale_x": "auto"}
@@ -192,20 +196,24 @@ def test_a_regressors_file_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_settings_are_read_as_they_were_written() -> None:
-    for recipe in (TINY, CURVE, Recipe(inner_lr=1, fractions=(0.6, 0.2, 0.2), options={"a": 1, "b": True, "c": "d"})):
-        assert settings.read(Recipe, json.loads(json.dumps(asdict(recipe))), "a file") == recipe
-    assert settings.read(ControlRecipe, json.loads(json.dumps(asdict(POLICY))), "a file") == POLICY
-    assert settings.read(Recipe, {"ways": 7}, "a file") == Recipe(ways=7)  # of before there were more
+    for recipe in (
+        TINY,
+        CURVE,
+        POLICY,
+        ImageRecipe(inner_lr=1, fractions=(0.6, 0.2, 0.2), options={"a": 1, "b": True, "c": "d"}),
+    ):
+        assert settings.read(type(recipe), json.loads(json.dumps(asdict(recipe))), "a file") == recipe
+    assert settings.read(ImageRecipe, {"ways": 7}, "a file") == ImageRecipe(ways=7)  # of before there were more
     with pytest.raises(ValueError, match=r"a file: the setting ways is 'x', expected a whole number"):
-        settings.read(Recipe, {"ways": "x"}, "a file")
+        settings.read(ImageRecipe, {"ways": "x"}, "a file")
     with pytest.raises(ValueError, match=r"a file, outer: the setting batch is 1\.5"):
-        settings.read(Recipe, {"outer": {"batch": 1.5}}, "a file")
+        settings.read(ImageRecipe, {"outer": {"batch": 1.5}}, "a file")
 
 
 def test_every_recipe_is_within_the_limits() -> None:
     """So that nothing is trained that cannot be read."""
-    for name in recipes.names():
-        settings.check_limits(asdict(recipes.get(name, "paper")), name)
+    for name in families.recipe_names():
+        settings.check_limits(asdict(families.recipe(name, "paper")), name)
     settings.check_limits({"inner_steps": 1000, "ways": 300, "size": 1024, "channels": 3, "options": {"a": -1000}}, "")
     for name in ("inner_steps", "ways"):
         with pytest.raises(ValueError, match=f"{name}=1001"):

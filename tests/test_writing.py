@@ -16,12 +16,13 @@ import pytest
 
 from kshot import checkpoint, cli
 from kshot.checkpoint import CheckpointError, Held
-from kshot.cli import classify, control, curve, functions, scores, train
+from kshot.cli import classify, curve, scores, train
 from kshot.cli._shared import InputError, writable
 from kshot.cli.classify import COLUMNS, Fit, Predict, Report, _Table
-from kshot.config import Recipe
+from kshot.cli.video import Video
+from kshot.families.control.settings import ControlRecipe
+from kshot.families.images.settings import ImageRecipe
 from kshot.rl import video
-from kshot.rl.recipe import ControlRecipe
 
 
 @contextlib.contextmanager
@@ -186,13 +187,10 @@ def test_every_command_refuses_a_folder_in_place_of_a_file_at_once(tmp_path: Pat
         scores.Evaluate(none, figures=figures(plot=tmp_path)),
         scores.Evaluate(none, figures=figures(picture=tmp_path)),
         scores.Compare((none,), figures=figures(json=tmp_path)),
-        functions.EvaluateFunctions(none, json=tmp_path),
-        functions.EvaluateFunctions(none, context=tmp_path),
-        control.EvaluateControl(none, json=tmp_path),
-        control.EvaluateControl(none, learning_curve=tmp_path),
-        control.Video(none, tmp_path),
-        control.TrainControl(none, ControlRecipe(), json=tmp_path),
-        train.Train(none, Recipe(), json=tmp_path),
+        scores.Evaluate(none, figures=figures(learning_curve=tmp_path)),
+        Video(none, tmp_path),
+        train.Train(none, ControlRecipe(), json=tmp_path),
+        train.Train(none, ImageRecipe(), json=tmp_path),
     ]
     for command in commands:
         with pytest.raises(InputError, match="is a folder: give the name of a file in it"):

@@ -6,7 +6,7 @@ pictures, how many pictures are enough, fine-tuning, seconds.
 and the same with omniglot and glyphs. Every episode draws classes of the test split; pictures are given as a user has
 them (characters black on white). Omniglot's classes are those of Lake's evaluation alphabets (for "val": validation),
 as far as the body was trained on no character of them, glyphs' those of scripts that it was not trained on in any form.
-The floors are the strongest classifier of the same pictures' raw pixels (`kshot.runs.pixel_floor`), and a small network
+The floors are the strongest classifier of the same pictures' raw pixels (`pixel_baseline`), and a small network
 (Conv4) trained on the support set alone.
 """
 
@@ -32,9 +32,9 @@ from kshot.data import load, scripts
 from kshot.data.bank import Bank
 from kshot.estimators import FewShotClassifier
 from kshot.evaluate import calibration_error
+from kshot.families.images.row import pixel_baseline
 from kshot.intervals import interval95
 from kshot.nn import Conv4
-from kshot.runs import pixel_floor
 
 Pictures = list[np.ndarray]
 
@@ -168,7 +168,7 @@ def pixels(ink: bool, X: Pictures, y: list[str], Q: Pictures, truth: list[str]) 
     names = sorted(set(y))
     x, q = (torch.from_numpy(np.stack(some)).float().flatten(1) / 255 for some in (X, Q))
     x, q = (1 - x, 1 - q) if ink else (x, q)
-    learner = pixel_floor(len(names), x.shape[1], ink)
+    learner = pixel_baseline(len(names), x.shape[1], ink)
     state = learner.adapt(learner.init(), Batch(x, torch.tensor([names.index(label) for label in y])))
     guess = learner.predict(state, q).argmax(1).tolist()
     return float(np.mean([names[g] == label for g, label in zip(guess, truth, strict=True)]))

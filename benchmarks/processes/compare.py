@@ -25,11 +25,11 @@ from kshot import checkpoint, functions, seeding
 from kshot.cli._shared import machine, write_json
 from kshot.core import Learner
 from kshot.evaluate import evaluate
-from kshot.learners import PROCESSES, process
+from kshot.learners import names, process
 from kshot.learners.convcnp import ConvCNP
 from kshot.scores import finite
 
-OURS = tuple(name for name in PROCESSES if name != "convcnp2d")
+OURS = tuple(name for name in names("values", "own") if name != "convcnp2d")
 
 
 @dataclass(frozen=True)

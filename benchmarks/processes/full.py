@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import tyro
 
-from kshot import checkpoint, functions, recipes, seeding
+from kshot import checkpoint, families, functions, seeding
 from kshot.core import Batch, Task
 from kshot.estimators.fitting import Trained, packed
 from kshot.learners import process
@@ -81,7 +81,7 @@ class Job:
         self.data, self.name = told.split("/")
         self.told, self.settings, self.device, self.tasks = told, settings, device, ragged(self.data)
         inputs, outputs = functions.sizes(self.data)
-        own = recipes.get(told.replace("/", "-"), "paper").options
+        own = families.recipe(told.replace("/", "-"), "paper").options
         self.own: dict[str, Any] = {"inputs": inputs, "outputs": outputs, **own}
         with seeding.seeded(settings.seed, "weights"):
             self.learner = process(self.name, **self.own)

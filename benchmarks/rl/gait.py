@@ -8,15 +8,16 @@ early, the mean reward of a step, and that of a step in the second half of the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from kshot import seeding
+from kshot.families import load_run
+from kshot.families.control.settings import control
 from kshot.rl.learner import act
-from kshot.rl.recipe import control, load_run
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Gait:
     def run(self) -> None:
         for folder in self.folders:
             run = load_run(folder)
-            tasks = control(replace(run.recipe, tasks=self.on or run.recipe.tasks))
+            tasks = control(run.recipe, self.on)
             goals = tasks.sample(seeding.generator(1, "test goals"), 40)
             found = act(run.learner, tasks, goals, 10, [seeding.generator(7)])[0]
             alive, half = found.alive.float(), tasks.horizon // 2

@@ -16,7 +16,6 @@ import re
 import signal
 import sys
 import warnings
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ import tyro
 from kshot.checkpoint import CheckpointError
 from kshot.cli._shared import InputError
 from kshot.engine import OutOfMemory
+from kshot.loop import NonFiniteLoss
 from kshot.parallel import RankLost
-from kshot.train import NonFiniteLoss, Outer
 
 __all__ = ["main"]
 
@@ -36,7 +35,7 @@ gc.freeze()  # modules stay: the collector need not walk through torch's again a
 # command is called: what the others need is none of its business.
 _COMMANDS = {
     "demo": "demo", "train": "train", "evaluate": "scores", "compare": "scores", "list": "listing", "data": "listing",
-    "video": "control", "fit": "classify", "predict": "classify", "report": "classify", "serve": "serve",
+    "video": "video", "fit": "classify", "predict": "classify", "report": "classify", "serve": "serve",
     "curve": "curve",
 }  # fmt: skip
 
@@ -70,78 +69,32 @@ def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
         raise InputError(f"{text} ({prog} --help explains the settings)") from None
 
 
+_FORMER = {"--data": "--on", "--floors": "--baselines", "--no-floors": "--no-baselines"}
+"""Flags of tests as they were called before."""
+
+
 def _parse(arguments: list[str]) -> Any:
-    """The command with its settings. A training's defaults are its recipe's, so the name is read first."""
+    """The command with its settings."""
     command, *rest = arguments
+    kind, prog = _settings(command), f"kshot {command}"
     if command == "train":
-        return _parse_train(rest)
-    if command == "evaluate" and rest:
-        run = next((word for word in rest if Path(word, "last.safetensors").is_file()), rest[0])
-        if not run.startswith("-") and not Path(run).exists():
-            raise InputError(f"no checkpoint at {run}: give the folder that 'kshot train --out' wrote")
-        return _read(_kind_of_test(run), "kshot evaluate", rest)
-    return _read(_settings(command), f"kshot {command}", rest)
+        from kshot.cli.train import parsed
 
+        return parsed(_read, rest)
+    if command not in ("evaluate", "compare"):
+        return _read(kind, prog, rest)
+    from kshot.cli.scores import settings_of
 
-def _kind_of_test(run: str) -> Any:
-    """What `kshot evaluate` reads for that run: its kind of tasks has its own settings."""
-    from kshot.cli.functions import EvaluateFunctions, is_of_functions
-    from kshot.rl.recipe import is_control
-
-    if is_control(run):
-        from kshot.cli.control import EvaluateControl
-
-        return EvaluateControl
-    return EvaluateFunctions if is_of_functions(run) else _settings("evaluate")
-
-
-def _parse_train(rest: list[str]) -> Any:
-    from kshot import recipes
-    from kshot.cli.control import TrainControl
-    from kshot.cli.train import Train
-    from kshot.config import Recipe
-    from kshot.rl.recipe import ControlRecipe
-
-    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    budget: Any = "paper"
-    if "--budget" in words:  # it may stand before the recipe's name
-        at = words.index("--budget")
-        if words[at + 1 : at + 2] not in (["paper"], ["quick"]):
-            raise InputError("--budget is 'paper' or 'quick'")
-        budget = words[at + 1]
-        rest = [*words[:at], *words[at + 2 :], "--budget", budget]
-    if rest and not rest[0].startswith("-"):
-        recipe, rest = recipes.get(rest[0], budget), rest[1:]
-    elif "--help" in rest or "-h" in rest:
-        print("usage: kshot train RECIPE --out DIR [settings]\n")
-        recipe = Recipe()
-    else:
-        raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
-    if isinstance(recipe, ControlRecipe):
-        given = TrainControl(out=tyro.MISSING, settings=recipe)
-        return _read(TrainControl, "kshot train RECIPE", rest, default=given)
-    own = _options(_after("--learner", words) or recipe.learner)
-    default = Train(out=tyro.MISSING, settings=replace(recipe, options={**own, **recipe.options}))
-    train = _read(Train, "kshot train RECIPE", rest, default=default)
-    # What is the learner's own default is not a setting of the run: a later version may know more of them.
-    told = {name: value for name, value in train.settings.options.items() if own.get(name) != value}
-    asked = {"--train-ways", "--train_ways"} & set(words) or recipe.data == train.settings.data
-    settings = replace(train.settings, options=told)
-    return replace(train, settings=settings, shrinks=settings.train_ways > 0 and not asked)
-
-
-def _after(flag: str, words: list[str]) -> str | None:
-    return words[words.index(flag) + 1] if flag in words[:-1] else None
-
-
-def _options(learner: str) -> dict[str, Any]:
-    """The learner's own settings that are no settings of every recipe: each is an option of the command line."""
-    from kshot import learners
-    from kshot.cli.train import Train
-    from kshot.config import Recipe
-
-    taken = {f.name for kind in (Recipe, Outer, Train) for f in fields(kind)}
-    return {name: value for name, value in learners.options(learner).items() if name not in taken}
+    rest = [
+        "--baseline-tasks" if word == "--floors" and following.isdigit() else _FORMER.get(word, word)
+        for word, following in zip(rest, [*rest[1:], ""], strict=False)
+    ]
+    runs = [word for word in rest if Path(word, "last.safetensors").is_file()]
+    if rest and not runs and not rest[0].startswith("-") and not Path(rest[0]).exists():
+        raise InputError(f"no checkpoint at {rest[0]}: give the folder that 'kshot train --out' wrote")
+    on = rest[rest.index("--on") + 1] if "--on" in rest[:-1] else None
+    given = {"default": kind(tyro.MISSING, test=settings_of(runs, on))} if runs or on is not None else {}
+    return _read(kind, prog, rest, **given)
 
 
 def _said(error: BaseException) -> str:

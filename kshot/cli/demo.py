@@ -6,12 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kshot import checkpoint, runs
+from kshot import checkpoint, families
 from kshot.cli._shared import InputError, console, writable
-from kshot.cli.scores import Figures, draw, scored, show, titles
+from kshot.cli.scores import Figures, tested
 from kshot.cli.train import Train
-from kshot.config import Recipe
-from kshot.runs import Test
 
 __all__ = ["Demo"]
 
@@ -27,23 +25,20 @@ class Demo:
     tasks: int = 600
     """Test tasks."""
     pretrain: int = 300
-    """Steps of the pre-trained floor; 0 leaves it out."""
+    """Steps of the pre-trained baseline; 0 leaves it out."""
     seed: int = 0
     """Of everything."""
     json: Path | None = None
     """Write the results to this file."""
 
     def run(self) -> int:
-        from kshot import recipes
-
         writable(self.json)
         began = time.monotonic()
-        recipe = recipes.get("glyphs-5way-1shot-protonet", "quick")
-        assert isinstance(recipe, Recipe)
+        recipe = families.recipe("glyphs-5way-1shot-protonet", "quick")
         steps = max(self.steps, 1)
         outer = replace(recipe.outer, steps=steps, val_every=max(steps // 3, 1), val_tasks=100, seed=self.seed)
         recipe = replace(recipe, outer=outer, source="kshot demo")
-        last = self.out / "last.safetensors"
+        family, last = families.family(recipe.family), self.out / "last.safetensors"
         if last.exists():  # of an earlier demo; anything else is not the demo's to replace
             if checkpoint.header(last).get("settings", {}).get("source") != recipe.source:
                 raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
@@ -52,14 +47,10 @@ class Demo:
         console().print(
             "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
         )
-        code = Train(out=self.out, settings=recipe).run()
+        code = Train(out=self.out, settings=recipe, where=family.machine()).run()
         if code:
             return code
-        test, picture = Test(tasks=self.tasks, pretrain=self.pretrain), self.out / "episode.png"
-        run = runs.load_run(self.out)
-        figures = Figures(json=self.json or self.out / "demo.json")
-        tables = scored(run, test, "protonet")
-        show(tables, test, figures, titles(run.recipe, test, tables))
-        draw(run, test, picture)
+        test = replace(family.test(tasks=self.tasks), pretrain=self.pretrain)
+        tested((self.out,), test, Figures(json=self.json or self.out / "demo.json", picture=self.out / "episode.png"))
         console().print(f"all of it in {time.monotonic() - began:.0f} s")
         return 0

@@ -18,8 +18,8 @@ __all__ = ["Data", "List"]
 
 @dataclass(frozen=True)
 class List:
-    """What there is: learners, recipes, data sets, control tasks, or models: bodies of classifiers, and models of
-    functions.
+    """What there is: learners, recipes, data sets, tasks of control and of functions, or models: bodies of classifiers,
+    and models of functions.
     """
 
     what: Annotated[Literal["learners", "recipes", "data", "tasks", "models"], tyro.conf.Positional]
@@ -27,32 +27,54 @@ class List:
     """Write the list to this file."""
 
     def run(self) -> int:
-        from kshot import data, learners, models, recipes
-        from kshot.estimators import fitting
-        from kshot.recipes import control
-        from kshot.rl.control import families
-
-        if self.what == "learners":
-            rows = {name: e.paper + (" (floor)" if e.floor else "") for name, e in learners.REGISTRY.items()}
-            rows |= {name: f"{e.paper} (functions)" for name, e in learners.PROCESSES.items()}
-            rows |= {name: f"{e.paper} (functions, floor)" for name, e in learners.FUNCTION_FLOORS.items()}
-            rows |= {name: f"{paper} (policies)" for name, paper in control.LEARNERS.items() if name not in rows}
-        elif self.what == "recipes":
-            rows = {name: recipes.get(name).source for name in recipes.names()}
-        elif self.what == "tasks":
-            rows = {name: _sizes(make()) for name, make in families().items()}
-        elif self.what == "models":
-            rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
-            rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}
-            rows |= {name: f"{fitting.told(name)}, for kshot curve" for name in (*fitting.SHIPPED, *fitting.UNTRAINED)}
-        else:
-            rows = dict(data.available())
+        rows = {"learners": _learners, "recipes": _recipes, "tasks": _tasks, "models": _models, "data": _data}[
+            self.what
+        ]()
         width = max(map(len, rows))
         for name, text in rows.items():
             print(f"{name:<{width}}  {text}")
         if self.json is not None:
             write_json(self.json, rows)
         return 0
+
+
+def _learners() -> dict[str, str]:
+    from kshot import learners
+
+    rows = {}
+    for name, entry in learners.REGISTRY.items():
+        takes = ", ".join(learners.WORDS[own] for own in entry.takes)
+        rows[name] = f"{entry.purpose}; {takes}{' (baseline)' if entry.baseline else ''}; {entry.paper}"
+    return rows
+
+
+def _recipes() -> dict[str, str]:
+    from kshot import families
+
+    return {name: families.recipe(name).source for name in families.recipe_names()}
+
+
+def _tasks() -> dict[str, str]:
+    from kshot.functions import NAMES, ROWS
+    from kshot.rl.control import families
+
+    rows = {name: _sizes(make()) for name, make in families().items()}
+    return rows | {name: f"functions: {ROWS[name].source}" for name in ("sinusoid", *NAMES)}
+
+
+def _models() -> dict[str, str]:
+    from kshot import models
+    from kshot.estimators import fitting
+
+    rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
+    rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}
+    return rows | {name: f"{fitting.told(name)}, for kshot curve" for name in (*fitting.SHIPPED, *fitting.UNTRAINED)}
+
+
+def _data() -> dict[str, str]:
+    from kshot import data
+
+    return dict(data.available())
 
 
 def _sizes(tasks: Control) -> str:

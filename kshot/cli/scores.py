@@ -1,25 +1,26 @@
-"""`kshot evaluate` and `kshot compare`."""
+"""`kshot evaluate` and `kshot compare`, of runs of any family on tasks of any."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field, replace
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from kshot import runs
+from kshot import checkpoint, families
 from kshot.cli._shared import InputError, command, console, machine, writable, write_json
-from kshot.config import Recipe
-from kshot.runs import Run, Test
+from kshot.config import Run
+from kshot.families import Table, Test
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-    from kshot.scores import Scores
-
-__all__ = ["Compare", "Evaluate", "Figures", "counting", "draw", "scored", "show", "titles"]
+__all__ = ["Compare", "Evaluate", "Figures", "counting", "show"]
 
 
 @dataclass(frozen=True)
@@ -28,44 +29,27 @@ class Figures:
 
     Attributes:
         json: write the results to this file.
-        plot: write accuracy against adaptation steps (or against shots, where there are several) to this PNG.
-        picture: write one episode with its guesses to this PNG.
+        plot: write the metric against adaptation steps (or against shots, where there are several) to this PNG.
+        picture: write one task with the learner's answers to this PNG.
+        learning_curve: write the metrics of the training against its steps to this PNG.
     """
 
     json: Path | None = None
     plot: Path | None = None
     picture: Path | None = None
+    learning_curve: Path | None = None
 
-
-def show(tables: list[list[Scores]], test: Test, figures: Figures, titles: list[str], training: Any = None) -> None:
-    from kshot.scores import table
-
-    results = [result for rows in tables for result in rows]
-    for rows, title in zip(tables, titles, strict=True):
-        console().print(table(rows, title=title))
-    if names := results[0].settings.get("classes"):
-        split, data = results[0].settings["split"], results[0].settings["data"]
-        rest = test.split is None and split == "all" and not test.seen
-        which = "all that training never held" if rest else f"split {split!r}"
-        console().print(f"{len(names)} classes of {data} ({which}): {', '.join(names)}")
-    if figures.json is not None:
-        values = {"command": command(), "machine": machine(), "training": training}
-        write_json(figures.json, {**values, "results": [r.to_dict() for r in results]})
-    if figures.plot is not None:
-        from kshot import plots
-
-        (plots.plot_shots if len(test.shots) > 1 else plots.plot_steps)(results, figures.plot)
-        console().print(f"plot: {figures.plot}")
-
-
-def draw(run: Run, test: Test, path: Path) -> None:
-    runs.draw(run, test, path)
-    console().print(f"picture of an episode: {path}")
+    def check(self) -> None:
+        """Refuse names that cannot be written, before a test that takes minutes."""
+        writable(self.json, self.plot, self.picture, self.learning_curve)
+        for path in filter(None, (self.plot, self.picture, self.learning_curve)):
+            if path.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
+                raise InputError(f"{path}: pictures are files that end in .png, .svg or .pdf")
 
 
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], object]]:
-    """A progress bar for `evaluate`, where there is a terminal."""
+    """A progress bar for a test, where there is a terminal."""
     from rich.progress import Progress
 
     with Progress(console=console(), disable=not console().is_terminal, transient=True) as bar:
@@ -73,53 +57,111 @@ def counting(what: str) -> Iterator[Callable[[int, int], object]]:
         yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
-def scored(run: Run, test: Test, name: str | None = None, beside: Sequence[Run] = ()) -> list[list[Scores]]:
-    """A list of results for each number of shots."""
-    with counting("testing") as progress:
-        return [runs.score(run, test, name, shots, progress, beside) for shots in test.shots or (None,)]
+def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None:
+    """Print tables and write figures."""
+    from rich.measure import Measurement
+
+    from kshot.scores import table
+
+    say = console()
+    for own in tables:
+        against = own.rows[0] if len(runs) > 1 and len(own.rows) > 1 else None
+        shown = table(own.rows, own.title, against=against, **own.shown)
+        names = [row.name for row in own.rows]
+        spare = max(map(len, names)) - max(len(word) for name in names for word in name.split())
+        full = Measurement.get(say, say.options.update(max_width=1000), shown).maximum
+        steps = own.shown.get("steps", False)  # whose cells are wrapped; no other figure is cut in a narrow terminal
+        say.print(shown, width=say.width if steps else max(say.width, full - spare))
+        for note in own.notes:
+            say.print(note)
+    if figures.json is not None:
+        training = [
+            {"step": run.info["step"], "validation": run.info["best"], "recipe": _settings(run), **_counted(run)}
+            for run in runs
+        ]
+        values = {"command": command(), "machine": machine(), "training": training}
+        write_json(figures.json, {**values, "results": [row.to_dict() for own in tables for row in own.rows]})
+    if figures.plot is not None:
+        _plot(tables, figures.plot)
+    if figures.learning_curve is not None:
+        _draw_training(runs, figures.learning_curve)
 
 
-def titles(recipe: Recipe, test: Test, tables: list[list[Scores]]) -> list[str]:
-    """A title for each table of `scored`."""
-    titles = []
-    for shots, rows in zip(test.shots or (None,), tables, strict=True):
-        shown = runs.recipe_of(recipe, test, shots)
-        split = rows[0].settings["split"]
-        data = f"{shown.data} {split}{', scripts not trained on' if test.unseen_scripts else ''}"
-        what = f"{data}, {shown.ways}-way {shown.shots}-shot, {shown.queries} queries per class"
-        if recipe.regression:
-            what = f"{shown.data}, {shown.shots} points" if shown.data == "sinusoid" else shown.data
-        titles.append(f"{what}, {test.tasks} tasks (seed {test.seed})")
-    return titles
+def _plot(tables: Sequence[Table], path: Path) -> None:
+    """A plot for each primary column and data: against shots where there are several, else against steps."""
+    from kshot import plots
+
+    groups: dict[str, list[Table]] = {}
+    for own in tables:
+        row = own.rows[0]
+        groups.setdefault(f"{row.settings.get('data') or row.settings.get('tasks')} {row.primary}", []).append(own)
+    for name, same in groups.items():
+        rows, file = [row for own in same for row in own.rows], _named(path, name.partition(" ")[0], groups)
+        if len(same) > 1:
+            plots.plot_shots(rows, file)
+        else:
+            plots.plot_steps(rows, file, across=same[0].across)
+        console().print(f"plot: {file}")
+
+
+def _draw_training(runs: Sequence[Run], path: Path) -> None:
+    """A picture of the training of the runs of each family."""
+    from kshot import plots
+
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.recipe.family, []).append(run)
+    for name, own in groups.items():
+        file, curves = _named(path, name, groups), [(run.recipe.name, _records(run)) for run in own]
+        plots.plot_learning(curves, file, own[0].recipe.on, families.family(name).learned)
+        console().print(f"learning curve: {file}")
+
+
+def _named(path: Path, name: str, among: Collection[str]) -> Path:
+    """The file of that name, where there are several."""
+    return path.with_stem(f"{path.stem}-{re.sub(r'[^a-zA-Z0-9.-]+', '_', name)}") if len(among) > 1 else path
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
+
+
+def _counted(run: Run) -> dict[str, Any]:
+    return {name: run.info[name] for name in ("env_steps",) if name in run.info}
+
+
+def _records(run: Run) -> list[dict[str, Any]]:
+    """The records of a training.
+
+    Raises:
+        InputError: it has none.
+    """
+    rows, path = [], run.folder / "records.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a killed run had not ended
+            rows.append(json.loads(line))
+    if not rows:
+        raise InputError(f"--learning-curve: {run.folder} was not trained for a single step")
+    return rows
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained learner on classes that it never saw: mean, 95 % interval, both modes, floors beside it.
+    """Test a trained learner on tasks that it was not trained on, with 95 % intervals and baselines beside it.
 
-    Policies and learners of functions have settings of their own: `kshot evaluate FOLDER --help` shows those of a run.
+    `kshot evaluate FOLDER --help` shows the settings of that run's tasks.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder that `kshot train --out` wrote."""
+    beside: tuple[Path, ...] = ()
+    """Folders of other runs for the same tasks, tested beside it. Of policies that differ in their seed alone, three
+    and more, the mean is shown too, with its interval over seeds."""
     test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
     figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
-        writable(self.figures.json, self.figures.plot, self.figures.picture)
-        run = runs.load_run(self.folder)
-        settings = {name: value for name, value in run.info["settings"].items() if name not in ("train_classes", "job")}
-        training = {"step": run.info["step"], "validation": run.info["best"], "recipe": settings}
-        tables = scored(run, self.test)
-        show(tables, self.test, self.figures, titles(run.recipe, self.test, tables), training)
-        if held := runs.known_scripts(run, self.test):
-            names = ", ".join(f"{count} of {name}" for name, count in held.items())
-            console().print(
-                f"Classes of scripts that training held in another form: {names}. --unseen-scripts leaves them out."
-            )
-        if self.figures.picture is not None:
-            draw(run, self.test, self.figures.picture)
-        return 0
+        return tested((self.folder, *self.beside), self.test, self.figures)
 
 
 @dataclass(frozen=True)
@@ -127,34 +169,68 @@ class Compare:
     """Test several trained learners on the same tasks, those of the first one's training: one table, one plot."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that `kshot train --out` wrote."""
+    """Folders that `kshot train --out` wrote. Runs on other kinds of tasks have a table of their own."""
     test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
     figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
 
     def run(self) -> int:
-        writable(self.figures.json, self.figures.plot)
         if not self.folders:
             raise InputError("nothing to compare: give at least one folder of 'kshot train --out'")
         if self.figures.picture is not None:
             raise InputError("--picture shows one learner: give it to 'kshot evaluate'")
-        loaded = [runs.load_run(folder) for folder in self.folders]
-        first = runs.recipe_of(loaded[0].recipe, self.test)
-        test = replace(
-            self.test, ways=first.ways, shots=self.test.shots or (first.shots,), queries=first.queries,
-            data=first.data, rotations=first.rotations,
-        )  # fmt: skip
-        tables: list[list[Scores]] = [[] for _ in test.shots]
-        for i, (folder, run) in enumerate(zip(self.folders, loaded, strict=True)):
-            name = folder.name or str(folder)
-            more = scored(run, replace(test, floors=test.floors and i == 0), name, loaded)
-            for rows, own in zip(tables, more, strict=True):
-                rows += own
-        for rows in tables:
-            questions = {r.questions for r in rows if r.num_tasks == test.tasks}
-            if len(questions) > 1:
-                raise InputError(
-                    "these runs see different tasks (another split of the classes, image size or number of channels), "
-                    "so one table would mislead: evaluate them one by one"
-                )
-        show(tables, test, self.figures, titles(loaded[0].recipe, test, tables))
-        return 0
+        return tested(self.folders, self.test, self.figures)
+
+
+def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
+    """Test some runs: those on the tasks of one family together."""
+    figures.check()
+    runs = [families.load_run(folder) for folder in folders]
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_tasks_of(run, test), []).append(run)
+    tables: list[Table] = []
+    for name, group in groups.items():
+        family = families.family(name)
+        for run in group:
+            families.check_takes(run, family)
+        own = test if isinstance(test, family.test) else family.test(**_common(test))
+        with counting("testing") as progress:
+            tables += family.score(group, own, progress)
+    show(runs, tables, figures)
+    if figures.picture is not None:
+        name = next(iter(groups))
+        draw = families.family(name).draw
+        if draw is None:
+            raise InputError(f"--picture: there is no picture of tasks of {name}")
+        draw(runs[0], test, figures.picture)
+        console().print(f"picture of a task: {figures.picture}")
+    return 0
+
+
+def _tasks_of(run: Run, test: Test) -> str:
+    """The name of the family whose tasks a run is tested on."""
+    return families.of_tasks(test.on[0]).name if test.on else run.recipe.family
+
+
+def _common(test: Test) -> dict[str, Any]:
+    """What tests of all families share."""
+    return {f.name: getattr(test, f.name) for f in fields(Test)}
+
+
+def settings_of(folders: Sequence[str], on: str | None) -> Test:
+    """What a test of these runs may be told: the settings of their tasks' family; of several families the common ones.
+
+    Args:
+        folders: of runs.
+        on: other tasks than theirs; None: the trained ones.
+
+    Raises:
+        CheckpointError, ValueError: no run, or no such tasks.
+    """
+    if on is not None:
+        return families.of_tasks(on).test()
+    found = set()
+    for folder in folders:
+        path = checkpoint.best(Path(folder))
+        found.add(families.of_checkpoint(checkpoint.header(path), path)[0].test)
+    return found.pop()() if len(found) == 1 else Test()

@@ -38,8 +38,11 @@ __all__ = [
     "fetch_dataset",
     "from_arrays",
     "from_dataset",
+    "is_data",
     "load",
     "located",
+    "options",
+    "own_folder",
     "split_names",
 ]
 
@@ -52,7 +55,38 @@ OPTIONS = {
     "mnist": {"download"},
     "fashion-mnist": {"download"},
     "folder": {"splits", "fractions", "seed", "on_bad"},
+    "grocery": {"splits", "fractions", "seed", "on_bad"},
 }
+CLASS_SPLITS = {"omniglot": ("vinyals", "lake")}
+"""Data sets with several published splits of their classes; the first is usual."""
+INK = {"omniglot", "glyphs", "mnist"}
+"""Drawings, whose images are 0 for paper and 1 for ink."""
+
+
+def options(name: str) -> set[str]:
+    """The options of `load` for a data set of that name.
+
+    Raises:
+        ValueError: an unknown name; with the nearest.
+
+    >>> sorted(options("glyphs"))
+    ['seed']
+    """
+    return OPTIONS[_kind(name)]
+
+
+def is_data(name: str) -> bool:
+    """Whether `load` knows that name."""
+    return own_folder(name) is not None or (name in SIZES and name != "folder")
+
+
+def own_folder(name: str) -> str | None:
+    """The path of a data set "folder:PATH"; None for any other.
+
+    >>> own_folder("folder:photos"), own_folder("glyphs")
+    ('photos', None)
+    """
+    return name.removeprefix("folder:") if name.startswith("folder:") else None
 
 
 def available() -> dict[str, str]:
@@ -106,8 +140,8 @@ def load(
     """
     name = located(name, data_root)
     kind = _kind(name)
-    if unknown := set(options) - OPTIONS["folder" if kind == "grocery" else kind]:
-        legal = ", ".join(sorted(OPTIONS["folder" if kind == "grocery" else kind]))
+    if unknown := set(options) - OPTIONS[kind]:
+        legal = ", ".join(sorted(OPTIONS[kind]))
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; its options: {legal}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels}; expected 1, 3 or None")
@@ -163,7 +197,7 @@ def check(name: str, data_root: Path | str | None = None) -> Report:
     kind = _kind(name)
     lines: list[str] = []
     ok = True
-    variants: list[dict[str, Any]] = [{"splits": "vinyals"}, {"splits": "lake"}] if kind == "omniglot" else [{}]
+    variants: list[dict[str, Any]] = [{"splits": which} for which in CLASS_SPLITS.get(kind, ())] or [{}]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for options in variants:
@@ -232,10 +266,8 @@ def located(name: str, data_root: Path | str | None) -> str:
 
 
 def _kind(name: str) -> str:
-    if name.startswith("folder:"):
-        return "folder"
-    if name in SIZES and name != "folder":
-        return name
+    if is_data(name):
+        return "folder" if own_folder(name) is not None else name
     near = difflib.get_close_matches(name, list(available()), n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"unknown data set {name!r}{guess} There are: {', '.join(available())}")

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 import kshot
-from kshot import checkpoint, config, learners, seeding, settings
+from kshot import checkpoint, families, learners, seeding, settings
 from kshot import nn as knn
 from kshot.core import Batch, Learner
 from kshot.distributions import Gaussian, LowRank, Mixture
 from kshot.joint import joint_sample
 from kshot.learners._process import Process
+from kshot.learners.convcnp2d import ConvCNP2d
 from kshot.tasks.standardised import moments
 
 __all__ = [
@@ -48,7 +49,8 @@ __all__ = [
 
 SHIPPED = ("curves",)
 """Models in the package, files of the folder of `kshot.models`."""
-UNTRAINED = tuple(learners.FUNCTION_FLOORS)
+UNTRAINED = tuple(learners.names("values", "own", baselines=True))
+TRAINED = tuple(learners.names("values", "own"))
 """Learners that need no training and take any number of features."""
 WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most models are trained on
 WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
@@ -114,8 +116,7 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     if isinstance(model, Learner):
         if not isinstance(model, Process):
             raise ValueError(
-                f"{type(model).__name__} is no learner of functions with densities: pass one of "
-                f"{', '.join(learners.PROCESSES)}"
+                f"{type(model).__name__} is no learner of functions with densities: pass one of {', '.join(TRAINED)}"
             )
         return Trained(model)
     if not isinstance(model, (str, os.PathLike)):
@@ -140,7 +141,7 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
 def told(name: str) -> str:
     """A name of `SHIPPED` or `UNTRAINED` in a line."""
     if name in UNTRAINED:
-        return learners.FUNCTION_FLOORS[name].paper
+        return f"{learners.REGISTRY[name].purpose}, {learners.REGISTRY[name].paper}"
     return f"{trained(name).name} on functions of many sorts (kshot.tasks.varied)"
 
 
@@ -172,8 +173,8 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
     familiar = info.get("familiar") or (about.get("familiar") if isinstance(about, dict) else None)
     _check_familiar(familiar, path)
     if not isinstance(told, dict):
-        learner, recipe, _ = config.rebuild(tensors, info, path)
-        if not isinstance(learner, Process) or recipe.learner == "convcnp2d":
+        learner, recipe, *_ = families.rebuild(tensors, info, path)
+        if not isinstance(learner, Process) or isinstance(learner, ConvCNP2d):
             raise ValueError(
                 f"{path} was trained with {recipe.learner} on {recipe.data}: a regressor needs a learner of functions "
                 "with densities, for instance 'kshot train gp-matern52-convcnp'"
@@ -181,10 +182,10 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
         own = {"inputs": learner.inputs, "outputs": learner.outputs, **recipe.options}
         return Trained(learner.eval(), recipe.learner, own, familiar)
     name, own = told.get("learner"), told.get("settings")
-    if name not in (*UNTRAINED, *learners.PROCESSES) or not isinstance(own, dict):
+    if name not in (*UNTRAINED, *TRAINED) or not isinstance(own, dict):
         raise ValueError(
             f"{path}: a model {name!r:.60} with the settings {own!r:.60}, expected one of "
-            f"{', '.join((*UNTRAINED, *learners.PROCESSES))} with names and values: update kshot, or train again"
+            f"{', '.join((*UNTRAINED, *TRAINED))} with names and values: update kshot, or train again"
         )
     settings.check_limits({"options": own}, path)
     made = checkpoint.rebuilt(lambda: learners.process(name, **own).to(_kind_of(tensors)), tensors, path)

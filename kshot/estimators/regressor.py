@@ -45,8 +45,8 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     Args:
         model: "curves", which is in the package: functions of one number; "gp" (a Gaussian process with a fitted
             kernel) or "neighbours", which need no training and take any number of features; a folder or file of `kshot
-            train gp-...-convcnp` and its like; a file that `save` wrote; a learner of `kshot.learners.PROCESSES`, or a
-            `kshot.estimators.fitting.Trained`.
+            train gp-...-convcnp` and its like; a file that `save` wrote; a learner of functions
+            (`kshot.learners.process`), or a `kshot.estimators.fitting.Trained`.
         scale_x: "range" maps the seen range of each feature to -2..2; "none" takes X as it is; a number is a factor;
             "auto" tries ranges of 1, 2, 4, 8 and 16 units (4 at most where the model has no grid) and keeps the one
             that gives points that are left out the largest density: with a trained model of one feature and 5 points or
@@ -105,7 +105,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Args:
             tasks: functions, as `kshot.tasks.GaussianProcess` or `Curves`; x of about -2..2, as "range" will give it.
                 y is standardised by each support set, as the fit will do it (`kshot.tasks.standardised`).
-            learner: one of `kshot.learners.PROCESSES` that is trained.
+            learner: one of `kshot.learners.names("values", "own")`.
             steps, batch, meta_lr: updates, tasks of each, and the rate (Adam, falling along a cosine).
             seed: of the weights and the tasks.
             progress: called as `progress(updates done, steps)`.
@@ -116,8 +116,8 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             ValueError: another learner, settings that it does not have, or tasks with classes.
             NonFiniteLoss: see `kshot.train`.
         """
-        if learner not in learners.PROCESSES:
-            raise ValueError(f"learner={learner!r}: choose from {', '.join(learners.PROCESSES)}")
+        if learner not in fitting.TRAINED:
+            raise ValueError(f"learner={learner!r}: choose from {', '.join(fitting.TRAINED)}")
         if not hasattr(tasks, "sample"):
             raise ValueError(
                 f"tasks={tasks!r}: pass a distribution of functions, for instance "

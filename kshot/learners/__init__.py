@@ -1,145 +1,265 @@
-"""One file per idea. `REGISTRY` lists the learners, `build` makes one. A new learner is one file and one row."""
+"""One file per idea. `REGISTRY` lists the learners of all kinds, `build` makes one. A new learner is a file and a row.
+
+build("protonet", Conv4(population=True), ways=5)
+process("convcnp")                              # learners of functions with networks of their own
+names("values", baselines=True)                 # who takes functions and learns nothing from other tasks
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
 from kshot.core import Learner
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from kshot.learners._process import Process
 
-__all__ = ["FUNCTION_FLOORS", "PROCESSES", "REGISTRY", "Entry", "build", "options", "process"]
+__all__ = ["REGISTRY", "WORDS", "Entry", "Payload", "Row", "build", "names", "options", "process", "row"]
+
+Payload = str
+"""What the tasks of a learner hold: "classes" (examples with ids), "values" (with numbers), "rollouts" (of a robot)."""
+Network = Literal["head", "features", "own", "feedforward", "recurrent"]
 
 
-class Entry(NamedTuple):
-    """A row of the registry.
+class Row(NamedTuple):
+    """How a learner is made for one kind of payload.
 
     Attributes:
         path: "module:Class".
-        head: True: the body ends in one output per way (or target dimension); False: the body gives features.
-        paper: where it comes from.
+        network: what it is given. "head": a network that ends in one output per way (or target dimension). "features":
+            one that gives features. "own": none, its own settings say all. Of policies: "feedforward" or "recurrent".
         settings: preset keyword arguments of the class.
-        regression: it can also learn functions (float targets).
-        unlabelled: it learns from unlabelled rows too, for tasks that have some.
-        floor: it learns nothing from other tasks; every table shows it beside the learners.
+        sees_goal: a policy whose observations include the task's goal.
+        by_method: its outer step may be of several kinds, and tables say which.
     """
 
     path: str
-    head: bool
-    paper: str
+    network: Network
     settings: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
-    regression: bool = False
+    sees_goal: bool = False
+    by_method: bool = False
+
+    @property
+    def kind(self) -> Any:
+        """The class."""
+        module, _, attribute = self.path.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+class Entry(NamedTuple):
+    """A learner.
+
+    Attributes:
+        purpose: what it is for, in a line.
+        paper: where it comes from.
+        takes: the payloads that it can learn from.
+        baseline: it learns nothing from other tasks; tables show it beside the learners.
+        unlabelled: it learns from unlabelled rows too, for tasks that have some.
+    """
+
+    purpose: str
+    paper: str
+    takes: dict[Payload, Row]
+    baseline: bool = False
     unlabelled: bool = False
-    floor: bool = False
 
 
-_L = "kshot.learners."
-REGISTRY: dict[str, Entry] = {
-    "maml": Entry(_L + "maml:MAML", True, "Finn et al. 2017, arXiv:1703.03400", regression=True),
-    "fomaml": Entry(_L + "maml:MAML", True, "Finn et al. 2017, section 5.2", {"first_order": True}, regression=True),
-    "anil": Entry(_L + "anil:ANIL", True, "Raghu et al. 2020, arXiv:1909.09157", regression=True),
-    "boil": Entry(_L + "boil:BOIL", True, "Oh et al. 2021, arXiv:2008.08882", regression=True),
-    "metasgd": Entry(_L + "metasgd:MetaSGD", True, "Li et al. 2017, arXiv:1707.09835", regression=True),
-    "mamlpp": Entry(_L + "mamlpp:MAMLpp", True, "Antoniou et al. 2019, arXiv:1810.09502", regression=True),
-    "reptile": Entry(_L + "reptile:Reptile", True, "Nichol et al. 2018, arXiv:1803.02999", regression=True),
-    "imaml": Entry(_L + "imaml:IMAML", True, "Rajeswaran et al. 2019, arXiv:1909.04630", regression=True),
-    "protonet": Entry(_L + "protonet:ProtoNet", False, "Snell et al. 2017, arXiv:1703.05175"),
-    "softkmeans": Entry(_L + "softkmeans:SoftKMeans", False, "Ren et al. 2018, arXiv:1803.00676", unlabelled=True),
-    "matching": Entry(_L + "matching:MatchingNet", False, "Vinyals et al. 2016, arXiv:1606.04080"),
-    "r2d2": Entry(_L + "r2d2:R2D2", False, "Bertinetto et al. 2019, arXiv:1805.08136"),
-    "metaoptnet": Entry(_L + "metaoptnet:MetaOptNet", False, "Lee et al. 2019, arXiv:1904.03758"),
-    "simpleshot": Entry(_L + "simpleshot:SimpleShot", False, "Wang et al. 2019, arXiv:1911.04623"),
-    "pixels": Entry(_L + "pixels:Pixels", False, "1-nearest neighbour on raw inputs", floor=True),
-    "finetune": Entry(_L + "finetune:FineTune", True, "train on the support set alone", floor=True, regression=True),
-}
+def _gradient(
+    purpose: str, paper: str, path: str, policy: Row | None = None, baseline: bool = False, **own: Any
+) -> Entry:
+    takes: dict[Payload, Row] = dict.fromkeys(("classes", "values"), Row(f"kshot.learners.{path}", "head", own))
+    return Entry(purpose, paper, {**takes, "rollouts": policy} if policy is not None else takes, baseline)
 
+
+def _metric(purpose: str, paper: str, path: str, **flags: bool) -> Entry:
+    return Entry(purpose, paper, {"classes": Row(f"kshot.learners.{path}", "features")}, **flags)
+
+
+def _process(purpose: str, paper: str, path: str, baseline: bool = False, **own: Any) -> Entry:
+    return Entry(purpose, paper, {"values": Row(f"kshot.learners.{path}", "own", own)}, baseline)
+
+
+def _policy(purpose: str, paper: str, own: Row) -> Entry:
+    return Entry(purpose, paper, {"rollouts": own})
+
+
+def _maml(kind: str = "PolicyMAML", sees_goal: bool = False, by_method: bool = True, **own: Any) -> Row:
+    return Row(f"kshot.rl.maml:{kind}", "feedforward", own, sees_goal, by_method)
+
+
+_MAML, _SGD = "Finn et al. 2017, arXiv:1703.03400", "Li et al. 2017, arXiv:1707.09835"
 _GNP = "Markou et al. 2022, arXiv:2203.08775"
-PROCESSES: dict[str, Entry] = {
-    "cnp": Entry(_L + "cnp:CNP", False, "Garnelo et al. 2018, arXiv:1807.01613", regression=True),
-    "np": Entry(_L + "np:NP", False, "Garnelo et al. 2018, arXiv:1807.01622", regression=True),
-    "acnp": Entry(_L + "acnp:ACNP", False, "Kim et al. 2019, arXiv:1901.05761", regression=True),
-    "anp": Entry(_L + "anp:ANP", False, "Kim et al. 2019, arXiv:1901.05761", regression=True),
-    "bnp": Entry(_L + "bnp:BNP", False, "Lee et al. 2020, arXiv:2008.02956", regression=True),
-    "convcnp": Entry(_L + "convcnp:ConvCNP", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
-    "convcnp2d": Entry(_L + "convcnp2d:ConvCNP2d", False, "Gordon et al. 2020, arXiv:1910.13556", regression=True),
-    "gnp": Entry(_L + "acnp:ACNP", False, _GNP, {"rank": 32}, regression=True),
-    "convgnp": Entry(_L + "convcnp:ConvCNP", False, _GNP, {"rank": 32}, regression=True),
-    "tnpd": Entry(_L + "tnpd:TNPD", False, "Nguyen and Grover 2022, arXiv:2207.04179", regression=True),
+REGISTRY: dict[str, Entry] = {
+    # Gradient steps on the support set.
+    "maml": _gradient("a start that a few gradient steps adapt", _MAML, "maml:MAML", _maml()),
+    "fomaml": _gradient(
+        "MAML with first-order gradients", _MAML, "maml:MAML", _maml(first_order=True), first_order=True
+    ),
+    "anil": _gradient("MAML that adapts its last layer alone", "Raghu et al. 2020, arXiv:1909.09157", "anil:ANIL"),
+    "boil": _gradient("MAML that adapts all but its last layer", "Oh et al. 2021, arXiv:2008.08882", "boil:BOIL"),
+    "metasgd": _gradient("MAML with learned inner rates", _SGD, "metasgd:MetaSGD", _maml(learn_rates=True)),
+    "mamlpp": _gradient(
+        "MAML with rates and norms of each step", "Antoniou et al. 2019, arXiv:1810.09502", "mamlpp:MAMLpp"
+    ),
+    "reptile": _gradient(
+        "moves the start towards adapted weights", "Nichol et al. 2018, arXiv:1803.02999", "reptile:Reptile"
+    ),
+    "imaml": _gradient(
+        "implicit meta-gradients, many steps", "Rajeswaran et al. 2019, arXiv:1909.04630", "imaml:IMAML"
+    ),
+    # Learned features and a closed form: any number of classes.
+    "protonet": _metric("nearest class mean", "Snell et al. 2017, arXiv:1703.05175", "protonet:ProtoNet"),
+    "softkmeans": _metric(
+        "class means, refined by unlabelled rows",
+        "Ren et al. 2018, arXiv:1803.00676",
+        "softkmeans:SoftKMeans",
+        unlabelled=True,
+    ),
+    "matching": _metric("attention over the examples", "Vinyals et al. 2016, arXiv:1606.04080", "matching:MatchingNet"),
+    "r2d2": _metric("ridge regression", "Bertinetto et al. 2019, arXiv:1805.08136", "r2d2:R2D2"),
+    "metaoptnet": _metric("support vector machine", "Lee et al. 2019, arXiv:1904.03758", "metaoptnet:MetaOptNet"),
+    "simpleshot": _metric(
+        "nearest normalised class mean", "Wang et al. 2019, arXiv:1911.04623", "simpleshot:SimpleShot"
+    ),
+    "pixels": _metric("1-nearest neighbour", "on raw inputs", "pixels:Pixels", baseline=True),
+    "finetune": _gradient(
+        "trains on the support set", "alone, or after pre-training", "finetune:FineTune", baseline=True
+    ),
+    # Neural processes: functions, with distributions as answers.
+    "cnp": _process("mean of encoded points", "Garnelo et al. 2018, arXiv:1807.01613", "cnp:CNP"),
+    "np": _process("a latent variable", "Garnelo et al. 2018, arXiv:1807.01622", "np:NP"),
+    "acnp": _process("attention over points", "Kim et al. 2019, arXiv:1901.05761", "acnp:ACNP"),
+    "anp": _process("attention and a latent variable", "Kim et al. 2019, arXiv:1901.05761", "anp:ANP"),
+    "bnp": _process("bootstrapped support sets", "Lee et al. 2020, arXiv:2008.02956", "bnp:BNP"),
+    "convcnp": _process("convolutions over a line", "Gordon et al. 2020, arXiv:1910.13556", "convcnp:ConvCNP"),
+    "convcnp2d": _process("convolutions over images", "Gordon et al. 2020, arXiv:1910.13556", "convcnp2d:ConvCNP2d"),
+    "gnp": _process("attention, correlated answers", _GNP, "acnp:ACNP", rank=32),
+    "convgnp": _process("convolutions, correlated answers", _GNP, "convcnp:ConvCNP", rank=32),
+    "tnpd": _process("a transformer", "Nguyen and Grover 2022, arXiv:2207.04179", "tnpd:TNPD"),
+    "gp": _process("a Gaussian process", "fitted to each task", "gp:FittedGP", baseline=True),
+    "neighbours": _process("nearest neighbours", "on the points", "neighbours:Neighbours", baseline=True),
+    # Policies.
+    "e-maml": _policy("MAML that is paid for exploring", "Stadie et al. 2018, arXiv:1803.01118", _maml("EMAML")),
+    "promp": _policy(
+        "MAML with proximal outer steps", "Rothfuss et al. 2019, arXiv:1810.06784", _maml("ProMP", by_method=False)
+    ),
+    "rl2": _policy("a memory", "Duan et al. 2016, arXiv:1611.02779", Row("kshot.rl.recurrent:RL2", "recurrent")),
+    "pearl": _policy("a belief", "Rakelly et al. 2019, arXiv:1903.08254", Row("kshot.rl.pearl:PEARL", "own")),
+    "pretrained": _policy("one policy for all tasks", "a lower bound", _maml(by_method=False, adapts=False)),
+    "oracle": _policy(
+        "a policy that sees the goal", "an upper bound", _maml(sees_goal=True, by_method=False, adapts=False)
+    ),
 }
-"""Neural processes: they learn functions alone, have networks of their own, answer with distributions (`process`)."""
-FUNCTION_FLOORS: dict[str, Entry] = {
-    "gp": Entry(_L + "gp:FittedGP", False, "a Gaussian process fitted to each task", regression=True, floor=True),
-    "neighbours": Entry(_L + "neighbours:Neighbours", False, "nearest neighbours", regression=True, floor=True),
-}
-"""What a neural process has to beat; made by `process` as they are."""
+
+
+def names(payload: Payload, *networks: Network, baselines: bool = False) -> list[str]:
+    """The learners that take a payload: all but the baselines, or the baselines alone.
+
+    Args:
+        payload: what the tasks hold.
+        networks: of these kinds alone; none: of all.
+        baselines: which of the two.
+
+    >>> names("values", "own", baselines=True)
+    ['gp', 'neighbours']
+    """
+    return [
+        name
+        for name, entry in REGISTRY.items()
+        if payload in entry.takes
+        and entry.baseline == baselines
+        and (not networks or entry.takes[payload].network in networks)
+    ]
+
+
+def row(name: str, payload: Payload | None = None) -> Row:
+    """How the learner of that name is made for a payload; None: for the first that it takes.
+
+    Raises:
+        ValueError: an unknown name (with the nearest), or a learner that takes other payloads.
+    """
+    known = [other for other, entry in REGISTRY.items() if payload is None or payload in entry.takes]
+    if name in REGISTRY and name not in known:
+        takes = " and ".join(WORDS[own] for own in REGISTRY[name].takes)
+        raise ValueError(
+            f"{name} learns {takes}, these tasks are {WORDS[payload or 'classes']}: choose from {', '.join(known)}"
+        )
+    if name not in REGISTRY:
+        raise ValueError(f"unknown learner {name!r}{_nearest(name, known)}")
+    takes = REGISTRY[name].takes
+    return takes[payload] if payload is not None else next(iter(takes.values()))
+
+
+WORDS: dict[Payload, str] = {"classes": "classes", "values": "functions", "rollouts": "control tasks"}
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3, 0.4)
+    return f": {'did you mean ' + ' or '.join(near) if near else 'choose from'} ({', '.join(known)})"
 
 
 def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Learner:
     """The learner of that name around `body`, for tasks of at most `ways` classes.
 
     Args:
-        name: a key of `REGISTRY`; also of `PROCESSES`, whose learners take neither `body` nor `ways`.
-        body: maps inputs `[N, ...]` to one output per way (or target dimension) where the entry's `head` is True, to
-            features `[N, D]` where it is False; None for a learner that needs none ("pixels").
+        name: a key of `REGISTRY` that takes classes or values.
+        body: maps inputs `[N, ...]` to one output per way (or target dimension) where the row's network is "head", to
+            features `[N, D]` where it is "features"; None for a learner that needs none.
         ways: the largest number of classes of a task, W; unused by a regression.
-        settings: keyword arguments of the learner's class, over the entry's own `settings`.
+        settings: keyword arguments of the learner's class, over the row's own `settings`.
 
     Raises:
-        ValueError: an unknown name (the nearest are told), a setting that the learner does not have, or a body or
+        ValueError: an unknown name (the nearest are given), a setting that the learner does not have, or a body or
             a value that it refuses.
     """
-    if name in PROCESSES or name in FUNCTION_FLOORS:
-        return process(name, **settings)
-    return _made(name, {**REGISTRY, **PROCESSES, **FUNCTION_FLOORS}, {"body": body, "ways": ways}, settings)
+    own = row(name)
+    return made(name, own, settings if own.network == "own" else {"body": body, "ways": ways, **settings})
 
 
 def process(name: str, **settings: Any) -> Process:
-    """The learner of functions of that name.
+    """The learner of functions with a network of its own of that name.
 
     Args:
-        name: a key of `PROCESSES` or `FUNCTION_FLOORS`.
-        settings: keyword arguments of its class, over the entry's own: `inputs` and `outputs` (1 each), ...
+        name: a key of `REGISTRY` whose row for "values" has the network "own".
+        settings: keyword arguments of its class, over the row's own: `inputs` and `outputs` (1 each), ...
 
     Raises:
-        ValueError: an unknown name (the nearest are told), a setting that it does not have, or a value that it refuses.
+        ValueError: an unknown name (the nearest are given), a setting or a value that it refuses.
     """
-    return _made(name, {**PROCESSES, **FUNCTION_FLOORS}, {}, settings)
-
-
-def _made(name: str, known: dict[str, Entry], network: dict[str, Any], settings: dict[str, Any]) -> Any:
+    known = [*names("values", "own"), *names("values", "own", baselines=True)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3, 0.4)
-        raise ValueError(
-            f"unknown learner {name!r}: {'did you mean ' + ' or '.join(near) if near else 'choose from'}"
-            f" ({', '.join(known)})"
-        )
-    entry = known[name]
+        raise ValueError(f"unknown learner of functions {name!r}{_nearest(name, known)}")
+    return made(name, row(name, "values"), settings)
+
+
+def made(name: str, own: Row, settings: dict[str, Any]) -> Any:
+    """The learner of a row.
+
+    Raises:
+        ValueError: a setting that it does not have, or a value that it refuses.
+    """
     try:
-        return _class(entry)(**network, **{**entry.settings, **settings})
+        return own.kind(**{**own.settings, **settings})
     except TypeError as error:
-        raise ValueError(f"learner {name!r} does not take these settings {settings}: {error}") from error
+        given = {key: value for key, value in settings.items() if not isinstance(value, nn.Module)}
+        raise ValueError(f"learner {name!r} does not take these settings {given}: {error}") from error
 
 
-def options(name: str) -> dict[str, int | float | bool | str]:
+def options(name: str, payload: Payload | None = None) -> dict[str, int | float | bool | str]:
     """The further settings of a learner that are numbers, truths or words, with their defaults; none where unknown.
 
     >>> options("imaml")["cg_steps"]
     5
     """
-    known = {**REGISTRY, **PROCESSES}
-    if name not in known:
+    if name not in REGISTRY or (payload is not None and payload not in REGISTRY[name].takes):
         return {}
-    entry = known[name]
-    defaults = {p.name: p.default for p in inspect.signature(_class(entry)).parameters.values()}
-    return {key: v for key, v in {**defaults, **entry.settings}.items() if isinstance(v, (int, float, bool, str))}
-
-
-def _class(entry: Entry) -> Any:
-    module, _, attribute = entry.path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    own = row(name, payload)
+    defaults = {p.name: p.default for p in inspect.signature(own.kind).parameters.values()}
+    return {key: v for key, v in {**defaults, **own.settings}.items() if isinstance(v, (int, float, bool, str))}

@@ -10,7 +10,7 @@
 
 The scores rank the classes; they are no calibrated log-probabilities. On the validation classes of drawings (Omniglot,
 glyphs) the cosine is the stronger distance, by 5 to 11 points; on those of photos it is not, and with several shots the
-nearest class mean is stronger still (`benchmarks/pixels.py`): `kshot.runs.pixel_floor` takes the one that fits.
+nearest class mean is stronger still (`benchmarks/pixels.py`): `kshot evaluate` shows the one that fits.
 
 Table 1 of Vinyals et al. (Matching Networks for One Shot Learning, NeurIPS 2016, arXiv:1606.04080) has raw pixels with
 cosine distance on Omniglot: 41.7 / 63.2 % (5-way, 1 and 5 shots), 26.7 / 42.6 % (20-way).

@@ -26,9 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kshot import checkpoint, config, learners, settings
+from kshot import checkpoint, families, learners, settings
 from kshot.core import Learner
+from kshot.data import CLASS_SPLITS, INK
 from kshot.data import images as pictures
+from kshot.families.images.settings import ImageRecipe
 from kshot.models import hub
 from kshot.models.hub import HUB
 
@@ -159,7 +161,7 @@ def told(name: str) -> str:
     own = checkpoint.header(shipped()[name])["settings"]
     classes, size = len(own.get("train_classes", ())), own["size"]
     colour = "colour" if own["channels"] == 3 else "grey"
-    split = f", {own['splits']} split" if own["data"] == "omniglot" else ""
+    split = f", {own['splits']} split" if own["data"] in CLASS_SPLITS else ""
     return f"{own['learner']} on {own['data']}{split}, {classes} classes; {size}x{size} {colour}"
 
 
@@ -209,18 +211,18 @@ def loaded(
         size, steps: what its settings may ask for, see `kshot.settings.check_limits`.
 
     Raises:
-        CheckpointError, ValueError: see `config.rebuild`; a regression, or images of neither 1 nor 3 channels.
+        CheckpointError, ValueError: see `families.rebuild`; a regression, or images of neither 1 nor 3 channels.
     """
     if "hub" in info:
         body = "learner.body."
         own = {key.removeprefix(body): tensor for key, tensor in tensors.items() if key.startswith(body)}
         return _of_hub(name, hub.rebuild(info["hub"], own), info["hub"])
-    learner, recipe, classes = config.rebuild(tensors, info, f"the model {name!r}", size, steps)
-    if recipe.regression:
-        raise ValueError(f"the model {name!r} was trained on functions, not on classes of images")
+    learner, recipe, classes, *_ = families.rebuild(tensors, info, f"the model {name!r}", size, steps)
+    if not isinstance(recipe, ImageRecipe):
+        raise ValueError(f"the model {name!r} was trained on {recipe.family}, not on classes of images")
     if recipe.channels not in (1, 3):
         raise ValueError(f"the model {name!r} takes images of {recipe.channels} channels: 1 or 3 can be made of a file")
-    drawn = recipe.data in ("omniglot", "glyphs", "mnist")
+    drawn = recipe.data in INK
     about = {"settings": info["settings"], "train_classes": list(classes), "step": info.get("step")}
     shape = recipe.channels, recipe.size
     return Model(name, recipe.learner, learner.eval(), *shape, drawn, _fingerprint(learner), about)

@@ -10,7 +10,7 @@ left alone. A picture is written beside its place and then moved there. The form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,39 +191,67 @@ def _plot(
 
 
 def plot_learning(
-    curves: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], path: Path | str, title: str | None = None
+    curves: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
+    path: Path | str,
+    title: str | None = None,
+    metrics: Sequence[str] = ("loss",),
 ) -> None:
-    """Returns during training against environment steps, before (thin) and after (thick) the inner step; where several
-    curves have one name (seeds), their mean over the outer steps that all have, with its 95 % interval where they are
-    three or more.
+    """Metrics of a training against its steps, those of the environment where there are any. Where several curves have
+    one name (seeds), their mean over the steps that all have, with its 95 % interval where they are three or more.
 
     Args:
-        curves: (name, [(environment steps, return before, return after)]).
+        curves: (name, records of a run); of many records the means of blocks of neighbours are shown.
         path: the picture.
         title: above it.
+        metrics: "loss" or names of a record's metrics; the last is the thick line.
+
+    Raises:
+        ValueError: records that lack a metric.
+        CheckpointError: the disk is full or not writable.
     """
-    figure, axes = new_axes("return", "environment steps of training, millions", title)
+    acts = all("env_steps" in record["metrics"] for _, records in curves for record in records)
+    across = "environment steps of training, millions" if acts else "steps of training"
+    figure, axes = new_axes(metrics[-1].replace("_", " "), across, title)
     ends: list[tuple[float, str, str]] = []
     for i, name in enumerate(dict.fromkeys(name for name, _ in curves)):
-        same = [rows for other, rows in curves if other == name]
-        colour, shortest = COLOURS[i % len(COLOURS)], min(map(len, same))
-        values = torch.tensor([[list(row) for row in rows[:shortest]] for rows in same], dtype=torch.float64)
-        millions, before, after = values.mean(0).unbind(1)  # [steps]
-        x = (millions / 1e6).tolist()
-        axes.plot(x, before.tolist(), color=colour, linewidth=1, alpha=0.6)
-        axes.plot(x, after.tolist(), color=colour, linewidth=2)
-        if len(same) > 2:  # of two it is 12.7 standard errors, which says nothing
-            halves = [interval95(column) for column in values[:, :, 2].unbind(1)]
-            low = [m - h for m, h in zip(after.tolist(), halves, strict=True)]
-            high = [m + h for m, h in zip(after.tolist(), halves, strict=True)]
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        if x:
-            ends.append((float(after[-1]), name, colour))
+        rows = [
+            _blocks([_row(record, acts, metrics) for record in records]) for other, records in curves if other == name
+        ]
+        values = torch.stack([own[: min(map(len, rows))] for own in rows])  # [seeds, steps, 1 + metrics]
+        x, *lines = values.mean(0).unbind(1)
+        colour, last = COLOURS[i % len(COLOURS)], lines[-1]
+        for line in lines:
+            thick = line is last
+            axes.plot(x.tolist(), line.tolist(), color=colour, linewidth=1 + thick, alpha=1.0 if thick else 0.6)
+        if len(rows) > 2:  # of two it is 12.7 standard errors, which says nothing
+            halves = torch.tensor([interval95(column) for column in values[:, :, -1].unbind(1)])
+            axes.fill_between(
+                x.tolist(), (last - halves).tolist(), (last + halves).tolist(), color=colour, alpha=0.18, linewidth=0
+            )
+        ends.append((float(last[-1]), name, colour))
     axes.margins(y=0.08)
     name_lines(axes, ends)
-    note = "thick: after the inner step, thin: before; of several seeds the mean, from three on with its 95 % interval"
-    axes.annotate(note, (0, 1.01), xycoords="axes fraction", color=GREY, fontsize=8, va="bottom")
+    shown = [f"thick: {metrics[-1]}", *(f"thin: {metric}" for metric in metrics[:-1])] if len(metrics) > 1 else []
+    text = "; ".join(
+        [", ".join(shown).replace("_", " "), "of several seeds the mean, from three on with its 95 % interval"]
+    )
+    axes.annotate(text.removeprefix("; "), (0, 1.01), xycoords="axes fraction", color=GREY, fontsize=8, va="bottom")
     save(figure, path)
+
+
+def _row(record: Mapping[str, Any], acts: bool, metrics: Sequence[str]) -> list[float]:
+    """Where a record stands, and its metrics."""
+    known = {**record["metrics"], "loss": record["loss"]}
+    if missing := [name for name in metrics if name not in known]:
+        raise ValueError(f"the records have no {', '.join(missing)}: choose from {', '.join(known)}")
+    return [known["env_steps"] / 1e6 if acts else record["step"], *(known[name] for name in metrics)]
+
+
+def _blocks(rows: list[list[float]], most: int = 300) -> Tensor:
+    """Means `[n, ...]` of blocks of neighbouring rows, at most `most` of them."""
+    values = torch.tensor(rows, dtype=torch.float64)
+    size = -(-len(values) // most)
+    return torch.stack([block.mean(0) for block in values.split(size)])
 
 
 def draw_episode(

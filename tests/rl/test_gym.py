@@ -358,17 +358,19 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
 
 
 def test_what_a_film_cannot_show_is_said(tmp_path: Path) -> None:
-    from kshot.rl import recipe as recipes
+    from dataclasses import asdict
+
+    from kshot.families.control import settings as recipes
     from kshot.rl.train import Outer, meta_train
 
-    recipe = recipes.ControlRecipe("point", hidden=(4,), outer=Outer(steps=0))
+    recipe = recipes.ControlRecipe(tasks="point", hidden=(4,), outer=Outer(steps=0))
     list(
         meta_train(
             recipes.build(recipe),
             recipes.control(recipe),
             recipe.outer,
             out=tmp_path,
-            settings=recipes.settings(recipe),
+            settings=asdict(recipe),
         )
     )
     film = ["video", str(tmp_path), "--out", str(tmp_path / "film.gif")]

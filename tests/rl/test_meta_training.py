@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import checkpoint, seeding
+from kshot import checkpoint, families, seeding
 from kshot.checkpoint import CheckpointError
-from kshot.cli.control import table_title
 from kshot.evaluate import evaluate as scored
-from kshot.rl import recipe as recipes
-from kshot.rl.control import families, family
+from kshot.families.control import settings as recipes
+from kshot.families.control.row import title
+from kshot.families.control.settings import ControlRecipe
+from kshot.rl.control import families as robots
+from kshot.rl.control import family
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.paper import Point
 from kshot.rl.policy import GaussianMLP
-from kshot.rl.recipe import ControlRecipe
 from kshot.rl.score import which_tasks
 from kshot.rl.train import Acting, Outer, evaluate, meta_train, over_seeds
 from kshot.scores import Column, Scores, table
@@ -91,7 +92,12 @@ def test_validation_keeps_the_best_policy_and_leaves_the_training_alone(tmp_path
             asked.append((num_tasks, seed))
             return super().score(learner, num_tasks, seed, **options)
 
-    more: Any = {"val_every": 1, "val_tasks": 5, "kl": 0.05, "settings": recipes.settings(ControlRecipe("point"))}
+    more: Any = {
+        "val_every": 1,
+        "val_tasks": 5,
+        "kl": 0.05,
+        "settings": dataclasses.asdict(ControlRecipe(tasks="point")),
+    }
     records = list(meta_train(own, Short(), SMALL, FEW, val=Noting(), out=tmp_path, **more))
     assert bits(own) == bits(plain)
     validation = seeding.generator(0, "validation").initial_seed()
@@ -214,14 +220,12 @@ def test_a_test_of_few_tasks_says_how_often_it_repeats_them() -> None:
     assert curve.details["tested_on"] == "5 places"
     curve = evaluate(learner(), Signs(), num_tasks=20, rollouts=2, steps=0)
     assert curve.details["tested_on"] == "4 signs, 20 repetitions"
-    assert table_title([curve]).startswith(
-        "point, 4 signs, 20 repetitions (seed 1), 2 rollouts of each: return after k"
-    )
+    assert title([curve]).startswith("point, 4 signs, 20 repetitions (seed 1), 2 rollouts of each: return after k")
     two = np.array([[1.0], [-1.0]] * 10)
     assert which_tasks(two, "directions") == "two directions, 20 repetitions"
     assert which_tasks(two[::2], "directions") == "one of the directions, 10 repetitions"
     pytest.importorskip("mujoco", reason="needs kshot[rl]")
-    called = {name: made().called for name, made in families().items()}
+    called = {name: made().called for name, made in robots().items()}
     assert set(called.values()) == {"places", "directions", "velocities", "bodies"}
     assert all(word[:3] in name or word == "places" for name, word in called.items())
     results = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -385,23 +389,25 @@ def test_every_learner_trains_from_a_recipe(name: str, tmp_path: Path) -> None:
     method: Any = "ppo" if name in ("promp", "rl2") else "trpo"
     kind: Any = name
     acting = Acting(rollouts=2, method=method)
-    recipe = ControlRecipe("point", kind, hidden=(8,), outer=Outer(steps=1, batch=2), acting=acting)
+    recipe = ControlRecipe(kind, tasks="point", hidden=(8,), outer=Outer(steps=1, batch=2), acting=acting)
     own = recipes.build(recipe)
     list(
         meta_train(
-            own, recipes.control(recipe), recipe.outer, recipe.acting, out=tmp_path, settings=recipes.settings(recipe)
+            own, recipes.control(recipe), recipe.outer, recipe.acting, out=tmp_path, settings=dataclasses.asdict(recipe)
         )
     )
-    assert recipes.is_control(tmp_path)
-    run = recipes.load_run(tmp_path)
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["family"] == "control"
+    run = families.load_run(tmp_path)
     assert run.recipe == recipe
     assert bits(run.learner) == bits(own)
 
 
 def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
-    first = ControlRecipe("point", "pretrained", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2))
+    first = ControlRecipe(
+        "pretrained", tasks="point", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2)
+    )
     own = recipes.build(first)
-    list(meta_train(own, Point(), first.outer, first.acting, out=tmp_path / "a", settings=recipes.settings(first)))
+    list(meta_train(own, Point(), first.outer, first.acting, out=tmp_path / "a", settings=dataclasses.asdict(first)))
     weights = bits(own)
     for name in ("maml", "metasgd"):  # of another seed, whose weights would be others
         later = dataclasses.replace(first, learner=name, start=str(tmp_path / "a"), outer=Outer(seed=1))
@@ -410,7 +416,7 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
         assert bits(begun)[: len(weights)] == weights
         assert bits(recipes.build(later))[: len(weights)] != weights
         assert all((p == 1).all() for n, p in begun.named_parameters() if n.startswith("factors."))
-    with pytest.raises(ValueError, match=r"hidden=\(8,\) and has other weights than .* on point with hidden=\(9,\)"):
+    with pytest.raises(ValueError, match=r"and has other weights than .* on point with hidden=\(9,\)"):
         recipes.begin(dataclasses.replace(first, start=str(tmp_path / "a"), hidden=(9,)))
     with pytest.raises(ValueError, match=r"rl2 on point .* set hidden alike, or choose another start"):
         recipes.begin(dataclasses.replace(first, learner="rl2", start=str(tmp_path / "a")))
@@ -504,21 +510,21 @@ def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
     for command in (["evaluate", folders[0], "--beside", folders[3]], ["video", folders[3], "--out", "x.gif"]):
         done = kshot(*command)
         assert done.returncode == 2
-        assert "holds no policy, or one that was trained without its settings" in done.stderr
+        assert "does not tell its settings" in done.stderr
     held = kshot("train", "point-maml", "--out", folders[0], *small, "--resume")
-    assert f"nothing to do: {folders[0]} holds 2 outer steps" in held.stdout
+    assert f"nothing to do: {folders[0]} holds 2 meta-updates" in held.stdout
 
 
 def test_a_trust_region_for_a_learner_with_memory_is_refused() -> None:
-    own = recipes.build(ControlRecipe("point", "rl2", hidden=(8,)))
+    own = recipes.build(ControlRecipe("rl2", tasks="point", hidden=(8,)))
     with pytest.raises(ValueError, match="RL2 has no trust region: pass method='ppo'"):
         next(meta_train(own, Short(), SMALL, FEW))
 
 
 def test_settings_that_a_checkpoint_does_not_tell_had_their_defaults(tmp_path: Path) -> None:
     """A run from before a setting goes on as it was, and not with what the setting has become."""
-    recipe = ControlRecipe("point", "maml", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2))
-    kept = recipes.settings(recipe)
+    recipe = ControlRecipe("maml", tasks="point", hidden=(8,), outer=Outer(steps=1, batch=2), acting=Acting(rollouts=2))
+    kept = dataclasses.asdict(recipe)
     del kept["activation"]
     list(
         meta_train(
@@ -526,10 +532,10 @@ def test_settings_that_a_checkpoint_does_not_tell_had_their_defaults(tmp_path: P
         )
     )
     changed = dataclasses.replace(recipe, activation="tanh")
-    more: Any = {"resume": True, "defaults": recipes.settings(ControlRecipe()), "steps": 2}
+    more: Any = {"resume": True, "defaults": dataclasses.asdict(ControlRecipe()), "steps": 2}
 
     def going_on(own: ControlRecipe) -> Any:
-        settings = recipes.settings(own)
+        settings = dataclasses.asdict(own)
         return meta_train(
             recipes.build(own), recipes.control(own), own.outer, own.acting, out=tmp_path, settings=settings, **more
         )

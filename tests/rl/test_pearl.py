@@ -14,9 +14,9 @@ from torch import nn
 
 from kshot import checkpoint, engine, tree
 from kshot.core import Task
+from kshot.families.control.settings import ControlRecipe, build
 from kshot.rl.paper import Point
 from kshot.rl.pearl import PEARL, Belief, Squashed, Transitions, transitions
-from kshot.rl.recipe import ControlRecipe, build
 from kshot.rl.replay import Replay
 from kshot.rl.rollouts import Trajectory
 from kshot.rl.train import Acting, Outer, evaluate, meta_train
@@ -260,7 +260,7 @@ def test_a_run_that_is_cut_goes_on_with_the_bits_of_an_unbroken_one(tmp_path: Pa
 
 
 def test_the_temperature_of_a_recipe_is_that_at_the_start() -> None:
-    own = build(ControlRecipe("point", "pearl", hidden=(8,), temperature=0.1))
+    own = build(ControlRecipe("pearl", tasks="point", hidden=(8,), options={"temperature": 0.1}))
     assert isinstance(own, PEARL)
     assert float(own.log_temperature.detach().exp()) == pytest.approx(0.1)
 

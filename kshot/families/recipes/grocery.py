@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from kshot.config import Recipe
-from kshot.recipes import omniglot
-from kshot.train import Outer
+from kshot.families.images.settings import ImageRecipe
+from kshot.families.recipes import omniglot
+from kshot.loop import Outer
 
 
 def names() -> list[str]:
@@ -15,7 +15,7 @@ def names() -> list[str]:
     return [n.replace("omniglot", "grocery") for n in omniglot.names() if n.startswith("omniglot-5way")]
 
 
-def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+def get(name: str, budget: Literal["paper", "quick"]) -> ImageRecipe:
     """Omniglot's learners on 48-pixel photos; kshot's own settings (no paper).
 
     Metric learners have a max-pooled Conv4-64; where the network adapts it is the strided one, a quarter of the work.

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from kshot.config import Recipe
-from kshot.functions import NAMES
-from kshot.learners import PROCESSES
-from kshot.train import Outer
+from kshot import learners
+from kshot.families.functions.settings import FunctionRecipe
+from kshot.functions import NAMES, ROWS
+from kshot.loop import Outer
 
 # Updates of 16 tasks in about 20 minutes on one thread of two cores (GPs; pixels: a fifth of them).
 _QUICK = {"cnp": 80_000, "np": 45_000, "acnp": 60_000, "anp": 35_000, "bnp": 18_000, "convcnp": 18_000, "gnp": 60_000,
           "convgnp": 16_000, "tnpd": 26_000, "convcnp2d": 20_000, "maml": 20_000}  # fmt: skip
+_PROCESSES = learners.names("values", "own")
 _ONE_DIMENSION = ("convcnp", "convgnp")
 _AHEAD = 6.0  # the farthest that a query of "varied" is from the middle of its support points
 
@@ -26,17 +27,17 @@ def names() -> list[str]:
     return [
         f"{data.replace(':', '-')}-{learner}"
         for data in NAMES
-        for learner in (*PROCESSES, "maml")
+        for learner in (*_PROCESSES, "maml")
         if not (data.startswith("pixels") and learner in (*_ONE_DIMENSION, "bnp", "maml"))
         and not (learner == "convcnp2d" and not data.startswith("pixels"))
     ]
 
 
-def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+def get(name: str, budget: Literal["paper", "quick"]) -> FunctionRecipe:
     """The learner's own settings and the protocol of the tasks."""
-    learner = next(n for n in sorted((*PROCESSES, "maml"), key=len, reverse=True) if name.endswith(f"-{n}"))
+    learner = next(n for n in sorted((*_PROCESSES, "maml"), key=len, reverse=True) if name.endswith(f"-{n}"))
     data = name.removesuffix(f"-{learner}").replace("pixels-", "pixels:")
-    recipe = Recipe(
+    recipe = FunctionRecipe(
         learner=learner,
         data=data,
         network="mlp" if learner == "maml" else "none",
@@ -45,7 +46,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
         inner_steps=5 if learner == "maml" else None,
         strategy="vmap",
         options={"reach": _AHEAD} if data == "varied" and learner in _ONE_DIMENSION else {},
-        source=f"{_source(data)}; {PROCESSES[learner].paper}" if learner in PROCESSES else _source(data),
+        source="; ".join([ROWS[data].source, *([learners.REGISTRY[learner].paper] if learner in _PROCESSES else [])]),
         differs="sizes of the networks",
         outer=Outer(
             steps=100_000,
@@ -58,18 +59,12 @@ def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
             save_every=2000,
         ),
     )
+    if not ROWS[data].validates:
+        recipe = replace(recipe, outer=replace(recipe.outer, val_every=0))
     if budget == "quick":
         steps = _QUICK[learner] // (5 if data.startswith("pixels") else 1)
-        outer = replace(recipe.outer, steps=steps, meta_lr=1e-3, val_every=2000, save_every=1000)
+        outer = replace(
+            recipe.outer, steps=steps, meta_lr=1e-3, val_every=min(recipe.outer.val_every, 2000), save_every=1000
+        )
         recipe = replace(recipe, outer=outer, differs=f"{steps:,} updates of 1e-3; {recipe.differs}")
     return recipe
-
-
-def _source(data: str) -> str:
-    if data.startswith("gp-"):
-        return "tasks of Nguyen and Grover 2022, arXiv:2207.04179"
-    if data == "varied":
-        return "functions of many sorts, kshot's own"
-    if data.startswith("pixels"):
-        return "tasks of Garnelo et al. 2018, arXiv:1807.01613, section 4.2"
-    return "tasks of Bruinsma et al. 2023, arXiv:2303.14468"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from kshot.config import Recipe
-from kshot.learners import REGISTRY
-from kshot.train import Outer
+from kshot import learners
+from kshot.families.functions.settings import FunctionRecipe
+from kshot.loop import Outer
 
-_LEARNERS = [name for name, entry in REGISTRY.items() if entry.regression and not entry.floor]
+_LEARNERS = learners.names("values", "head")
 
 _OWN = dict.fromkeys(
     [name for name in _LEARNERS if name not in ("maml", "fomaml")], " (the tasks; this learner's settings are kshot's)"
@@ -21,10 +21,10 @@ def names() -> list[str]:
     return [f"sinusoid-{learner}" for learner in _LEARNERS]
 
 
-def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+def get(name: str, budget: Literal["paper", "quick"]) -> FunctionRecipe:
     """MAML's: an MLP of two hidden layers of 40, one inner step of 0.01 (5.1; its code's default is 0.001)."""
     learner = name.removeprefix("sinusoid-")
-    recipe = Recipe(
+    recipe = FunctionRecipe(
         learner=learner,
         data="sinusoid",
         network="mlp",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from kshot.rl.recipe import ControlRecipe
+from kshot import learners
+from kshot.families.control.settings import ControlRecipe
 from kshot.rl.train import OUTER, Acting
 
 # Outer steps. MAML's tasks: the environment steps of the authors' published result files over those of a step.
@@ -15,19 +16,7 @@ _V5 = dict.fromkeys(
 )
 _BODIES = {"ant-body": 200, "cheetah-body": 200, "walker-body": 200}
 _STEPS = {**_PAPER, **_V5, **_BODIES}
-LEARNERS = {
-    "maml": "Finn et al. 2017, arXiv:1703.03400",
-    "fomaml": "Finn et al. 2017, arXiv:1703.03400",
-    "metasgd": "Li et al. 2017, arXiv:1707.09835",
-    "maml-vpg": "Finn et al. 2017, arXiv:1703.03400, Adam outside",
-    "e-maml": "Stadie et al. 2018, arXiv:1803.01118",
-    "promp": "Rothfuss et al. 2019, arXiv:1810.06784",
-    "pretrained": "one policy for all tasks (floor)",
-    "oracle": "a policy that sees the goal (ceiling)",
-    "rl2": "Duan et al. 2016, arXiv:1611.02779",
-    "pearl": "Rakelly et al. 2019, arXiv:1903.08254",
-}
-"""Learners of policies, and where they are from."""
+LEARNERS = (*learners.names("rollouts"), "maml-vpg")
 
 
 def names() -> list[str]:

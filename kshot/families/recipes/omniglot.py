@@ -12,14 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from kshot.config import Recipe
-from kshot.learners import REGISTRY
-from kshot.train import Outer
+from kshot import learners
+from kshot.families.images.settings import ImageRecipe
+from kshot.loop import Outer
 
 _TASKS = {f"{prefix}-{ways}way-{shots}shot": (split, ways, shots)
           for prefix, split in (("omniglot", "vinyals"), ("omniglot-lake", "lake"))
           for ways in (5, 20) for shots in (1, 5)}  # fmt: skip
-_LEARNERS = [name for name, entry in REGISTRY.items() if not (entry.floor or entry.unlabelled)]
+# These tasks have no unlabelled rows.
+_LEARNERS = [name for name in learners.names("classes") if not learners.REGISTRY[name].unlabelled]
+_HEADED = learners.names("classes", "head")
 
 
 def names() -> list[str]:
@@ -27,26 +29,26 @@ def names() -> list[str]:
     return [f"{task}-{learner}" for task in _TASKS for learner in _LEARNERS]
 
 
-def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+def get(name: str, budget: Literal["paper", "quick"]) -> ImageRecipe:
     """The recipe of that name; see the module for the sources."""
     task, _, learner = name.rpartition("-")
     split, ways, shots = _TASKS[task]
-    recipe = Recipe(learner=learner, data="omniglot", rotations=4, ways=ways, shots=shots)
+    recipe = ImageRecipe(learner=learner, data="omniglot", rotations=4, ways=ways, shots=shots)
     if split == "lake":
         recipe = replace(recipe, splits="lake", rotations=1)
         recipe = _differs(recipe, "no rotated classes, 5 of the 30 background alphabets are validation")
-    recipe = _gradient(recipe) if REGISTRY[learner].head else _metric(recipe)
+    recipe = _gradient(recipe) if learner in _HEADED else _metric(recipe)
     return _quick(recipe) if budget == "quick" else recipe
 
 
-def _differs(recipe: Recipe, text: str) -> Recipe:
+def _differs(recipe: ImageRecipe, text: str) -> ImageRecipe:
     return replace(recipe, differs="; ".join(filter(None, (recipe.differs, text))))
 
 
-def _quick(recipe: Recipe) -> Recipe:
+def _quick(recipe: ImageRecipe) -> ImageRecipe:
     """The same learner and tasks within half an hour on two cores: fewer meta-updates, a rate that falls to nothing."""
     outer, learner = recipe.outer, recipe.learner
-    if not REGISTRY[learner].head:
+    if learner not in _HEADED:
         steps, batch, rate = 4000, outer.batch, outer.meta_lr
     elif learner == "reptile":
         steps, batch, rate = 12_000, outer.batch, outer.meta_lr
@@ -68,7 +70,7 @@ def _quick(recipe: Recipe) -> Recipe:
     return _differs(replace(recipe, outer=outer), text)
 
 
-def _metric(recipe: Recipe) -> Recipe:
+def _metric(recipe: ImageRecipe) -> ImageRecipe:
     # 60-way episodes, 5 queries, Adam of 1e-3 halved every 2000 episodes: Snell et al. 2017, section 3.1. They train
     # until 20,000 episodes bring no better validation; 20,000 in all is our choice.
     recipe = replace(
@@ -91,7 +93,7 @@ def _metric(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _gradient(recipe: Recipe) -> Recipe:
+def _gradient(recipe: ImageRecipe) -> ImageRecipe:
     learner, ways = recipe.learner, recipe.ways
     # Strided Conv4-64 whose last features are averaged over positions; meta-batch 32 (5-way) and 16 (20-way); one step
     # of 0.4, three at test (5-way), or five of 0.1 (20-way); as many queries as shots. MAML, appendix A.1.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from kshot.config import Recipe
-from kshot.recipes import omniglot
+from kshot.families.images.settings import ImageRecipe
+from kshot.families.recipes import omniglot
 
 
 def names() -> list[str]:
@@ -14,7 +14,7 @@ def names() -> list[str]:
     return [n.replace("omniglot", "glyphs") for n in omniglot.names() if "lake" not in n]
 
 
-def get(name: str, budget: Literal["paper", "quick"]) -> Recipe:
+def get(name: str, budget: Literal["paper", "quick"]) -> ImageRecipe:
     """Omniglot's settings on glyphs, without rotated classes; a tenth of the steps is enough here."""
     recipe = omniglot.get(name.replace("glyphs", "omniglot"), budget)
     outer = replace(recipe.outer, steps=recipe.outer.steps // 10, val_every=max(100, recipe.outer.val_every // 10))

@@ -1,0 +1,56 @@
+"""`kshot video`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from kshot import families
+from kshot.cli._shared import InputError, console, writable
+
+__all__ = ["Video"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """Film a trained policy in one task: a rollout before and one after it adapted, side by side."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The folder that `kshot train --out` wrote."""
+    out: Path
+    """The film: .mp4 or .gif."""
+    task: tuple[float, ...] = ()
+    """The goal: a direction (-1 or 1), a velocity, a place; none: drawn from the seed."""
+    steps: int = 1
+    """Rounds of adapting between the two rollouts."""
+    backend: Literal["mujoco", "warp"] = "mujoco"
+    """Of the simulation, whatever the policy was trained on."""
+    rollouts: int = 20
+    """That each step is taken on."""
+    on: str | None = None
+    """Another family of tasks with equal observations and actions, for instance bodies that were held out."""
+    width: int = 480
+    """Of each half, pixels."""
+    height: int = 360
+    """In pixels."""
+    seed: int = 1
+    """Of the rollouts."""
+
+    def run(self) -> int:
+        writable(self.out)
+        if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
+            raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")
+        run = families.load_run(self.folder)
+        film = families.family(run.recipe.family).film
+        if film is None:
+            raise InputError(f"{self.folder} holds a learner of {run.recipe.family}: only policies can be filmed")
+        console().print(
+            film(
+                run, self.out, on=self.on, task=self.task, backend=self.backend, steps=self.steps,
+                rollouts=self.rollouts, seed=self.seed, width=self.width, height=self.height,
+            )
+        )  # fmt: skip
+        return 0

@@ -1,0 +1,112 @@
+"""A family of one's own. A task is a coin; what it gives are counts of heads; guesses of its chance are shrunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kshot import cli, families, scores, seeding
+from kshot.checkpoint import load_into
+from kshot.config import Recipe
+from kshot.core import Learner
+from kshot.loop import Optimiser, Update
+
+
+class Coins(NamedTuple):
+    heads: Tensor  # [T]
+    flips: int
+    chance: Tensor  # [T]
+
+
+@dataclass(frozen=True)
+class CoinRecipe(Recipe):
+    family: ClassVar[str] = "coins"
+    learner: str = "shrunk"
+    flips: int = 5
+    """Of each coin."""
+
+
+class Shrunk(Learner):
+    """(heads + a) / (flips + 2 a), with a learned a."""
+
+    def __init__(self, fixed: bool = False):
+        super().__init__()
+        self.log_a = nn.Parameter(torch.tensor(-20.0 if fixed else 3.0), requires_grad=not fixed)
+
+    def init(self) -> Any:
+        return self.log_a.exp(), 2 * self.log_a.exp()
+
+    def adapt(self, state: Any, support: Any) -> Any:
+        return state[0] + support.heads, state[1] + support.flips
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return state[0] / state[1]
+
+
+def error(learner: Learner, coins: Coins) -> Tensor:
+    return (learner.predict(learner.adapt(learner.init(), coins), coins.heads) - coins.chance).square()  # [T]
+
+
+def draw(flips: int, count: int, *purpose: Any) -> Coins:
+    generator = seeding.generator(*purpose)
+    chance = 0.3 + 0.4 * torch.rand(count, generator=generator)
+    return Coins((torch.rand(flips, count, generator=generator) < chance).float().sum(0), flips, chance)
+
+
+class Step:
+    extendable = True
+
+    def __init__(self, learner: Learner, recipe: CoinRecipe):
+        self.learner, self.recipe, self.optimiser = learner, recipe, Optimiser(learner, recipe.outer)
+        self.numbers = self.optimiser.numbers
+        self.average = torch.zeros(())  # of the losses: a state besides the weights
+
+    def __call__(self, i: int) -> Update:
+        own = self.recipe.outer
+        loss = error(self.learner, draw(self.recipe.flips, own.batch, own.seed, "train", i)).mean()
+        loss.backward()
+        self.average = 0.9 * self.average + 0.1 * loss.detach()
+        return Update(float(loss), {"average": float(self.average)}, 1.0, self.optimiser.step(i, 1.0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        weights = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
+        return {**weights, **self.optimiser.tensors(), "state.average": self.average}
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        load_into(self.learner, tensors, "the checkpoint")
+        self.optimiser.restore(tensors, numbers)
+        self.average = tensors["state.average"]
+
+    def settle(self) -> None: ...
+
+
+def scored(name: str, learner: Learner, flips: int, count: int, seed: int, baseline: bool = False) -> scores.Scores:
+    errors = error(learner, draw(flips, count, seed, "test")).detach()
+    columns = {"error": scores.mean(errors.double(), better="less", digits=4, path={0: errors.double()})}
+    return scores.Scores(name, columns, "error", count, seed, questions=scores.digest(seed, count), baseline=baseline)
+
+
+def score(runs: Any, test: families.Test, progress: Any) -> list[families.Table]:
+    count, flips = test.tasks or 50, runs[0].recipe.flips
+    rows = [scored(run.folder.name, run.learner, flips, count, test.seed) for run in runs]
+    rows.append(scored("heads / flips", Shrunk(fixed=True), flips, count // 2, test.seed, True))
+    return [families.Table(f"coins, {flips} flips", rows)]
+
+
+def job(recipe: CoinRecipe, where: Any, say: Any) -> families.Job:
+    learner, outer = Shrunk(), recipe.outer
+    val = lambda: scored("val", learner, recipe.flips, outer.val_tasks, outer.seed + 1000)  # noqa: E731
+    return families.Job("coins", Step(learner, recipe), outer, families.told(recipe), val if outer.val_every else None)
+
+
+FAMILY = families.Family(
+    name="coins", payload="coins", settings=CoinRecipe, recipes=lambda: ["coins"],
+    recipe=lambda name, budget: CoinRecipe(), build=lambda recipe: Shrunk(), job=job,
+    knows=lambda name: name == "coins", score=score,
+)  # fmt: skip
+if __name__ == "__main__":
+    families.FAMILIES["coins"] = f"{__file__.rpartition('/')[2].removesuffix('.py')}:FAMILY"
+    cli.main()
