@@ -317,7 +317,8 @@ def loop(
                 record = Record(done, update.loss, metrics, update.rate, update.norm, seconds, share)
                 if run.folder is not None:
                     append_record(run.folder / _RECORDS, record)
-                stopped = world.any(stop is not None and stop())
+                # Not after the last step: a process that ends in the midst of a message is aborted by its backend.
+                stopped = not last and world.any(stop is not None and stop())
             except RankLost:
                 run.save(_LAST, done)
                 raise
