@@ -50,8 +50,8 @@ class Recipe:
 
     @property
     def on(self) -> str:
-        """The name of what it is trained on, as `kshot evaluate --on` takes it."""
-        raise NotImplementedError
+        """The name of what it is trained on, as `kshot evaluate --on` takes it; the family's where it has one kind."""
+        return self.family
 
     @property
     def name(self) -> str:

@@ -409,7 +409,12 @@ class _Run:
         with seeding.seeded(seed, "val"):
             scores = val()
         mean, metric = scores.mean, scores.primary
-        sign = {"more": 1, "less": -1}[scores[metric].better]
+        sign = {"more": 1, "less": -1}.get(scores[metric].better)
+        if sign is None:
+            raise ValueError(
+                f"the validation's primary column {metric!r} does not say whether more or less of it is better, so no "
+                "checkpoint is the best: give it better='more' or 'less', or pass val_every=0"
+            )
         if not math.isnan(mean) and (self.best is None or sign * mean > sign * self.best["mean"]):
             self.best = {"step": step, "mean": mean, "interval95": scores.interval95, "metric": metric}
             self.save(_BEST, step)

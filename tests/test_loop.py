@@ -146,6 +146,11 @@ def test_the_best_checkpoint_is_by_the_primary_column_and_its_sign(
     assert checkpoint.header(tmp_path / "last.safetensors")["best"] == info["best"]
 
 
+def test_a_primary_column_that_is_neither_better_nor_worse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'height' does not say whether more or less .* val_every=0"):
+        list(loop(Walk(), OUTER, out=tmp_path, val=lambda: scores(1.0, "")))
+
+
 def test_a_resumed_run_remembers_the_best_and_only_replaces_it_by_a_better_one(tmp_path: Path) -> None:
     short, outer = Outer(steps=4, val_every=2, seed=5), Outer(steps=8, val_every=2, seed=5)
     list(loop(Walk(), short, out=tmp_path, val=lambda: scores(1.0)))

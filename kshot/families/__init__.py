@@ -40,6 +40,7 @@ __all__ = [
     "family",
     "load_run",
     "of_checkpoint",
+    "of_files",
     "of_recipe",
     "of_tasks",
     "rebuild",
@@ -177,6 +178,14 @@ class Family(NamedTuple):
     fitted: Callable[[Any, set[str], Any, Any, Say], Any] = lambda recipe, asked, before, machine, say: recipe
     learned: tuple[str, ...] = ("loss",)
     unused: Callable[[Any], set[str]] = lambda recipe: set()
+
+
+def of_files(*files: Any) -> dict[str, Any]:
+    """`recipes` and `recipe` of a row whose recipes are modules with `names()` and `get(name, budget)`."""
+    return {
+        "recipes": lambda: [name for file in files for name in file.names()],
+        "recipe": lambda name, budget: next(file for file in files if name in file.names()).get(name, budget),
+    }
 
 
 def family(name: str) -> Family:

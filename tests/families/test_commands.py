@@ -4,17 +4,14 @@ of one family and of several, tests on the tasks of another family.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kshot import checkpoint, cli, families
+from kshot import checkpoint, families
 
 SHORT = ("--steps", 4, "--val-every", 2, "--val-tasks", 8, "--save-every", 2)
 RECIPES = {  # of each family a short training
@@ -27,20 +24,8 @@ METRICS = {"images": "accuracy", "values": "mse", "functions": "log_likelihood",
 TEST = ("--tasks", 4, "--no-baselines")
 
 
-def kshot(*arguments: Any, code: int = 0) -> str:
-    """`kshot ARGUMENTS`; what it printed."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        patch.setattr(sys, "argv", ["kshot", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-    assert done.value.code == code, said.getvalue()
-    assert "Traceback" not in said.getvalue()
-    return said.getvalue()
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(kshot: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, (recipe, *own) in RECIPES.items():
         kshot("train", recipe, *SHORT, *own, "--out", folder / name)
@@ -59,7 +44,9 @@ def test_every_family_is_validated_and_keeps_its_best(name: str, runs: dict[str,
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_as_many_tasks_are_tested_as_were_asked_for(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_as_many_tasks_are_tested_as_were_asked_for(
+    name: str, runs: dict[str, Path], tmp_path: Path, kshot: Any
+) -> None:
     said = kshot("evaluate", runs[name], *TEST, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
     (result,) = json.loads((tmp_path / "a.json").read_text())["results"]
     assert result["num_tasks"] == 4
@@ -69,7 +56,9 @@ def test_as_many_tasks_are_tested_as_were_asked_for(name: str, runs: dict[str, P
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_runs_of_one_family_are_compared_task_by_task(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_runs_of_one_family_are_compared_task_by_task(
+    name: str, runs: dict[str, Path], tmp_path: Path, kshot: Any
+) -> None:
     said = kshot("compare", runs[name], runs[name], *TEST, "--json", tmp_path / "a.json")
     assert "vs " in said  # the paired differences
     one, other = json.loads((tmp_path / "a.json").read_text())["results"]
@@ -77,7 +66,7 @@ def test_runs_of_one_family_are_compared_task_by_task(name: str, runs: dict[str,
     assert one["questions"] == other["questions"] != ""
 
 
-def test_runs_of_several_families_have_a_table_each(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_runs_of_several_families_have_a_table_each(runs: dict[str, Path], tmp_path: Path, kshot: Any) -> None:
     said = kshot("compare", *runs.values(), *TEST, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
     results = json.loads((tmp_path / "a.json").read_text())["results"]
     assert sorted(result["primary"] for result in results) == sorted(METRICS.values())
@@ -86,7 +75,7 @@ def test_runs_of_several_families_have_a_table_each(runs: dict[str, Path], tmp_p
         assert words in " ".join(said.split())
 
 
-def test_what_is_tested_on_is_looked_up_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_tested_on_is_looked_up_apart(runs: dict[str, Path], tmp_path: Path, kshot: Any) -> None:
     said = kshot("evaluate", runs["functions"], *TEST, "--on", "gp-matern52", "gp-rbf", "--json", tmp_path / "a.json")
     assert [r["settings"]["data"] for r in json.loads((tmp_path / "a.json").read_text())["results"]] == [
         "gp-matern52", "gp-rbf",
@@ -102,7 +91,7 @@ def test_what_is_tested_on_is_looked_up_apart(runs: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_task_is_drawn(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_one_task_is_drawn(name: str, runs: dict[str, Path], tmp_path: Path, kshot: Any) -> None:
     given = ("evaluate", runs[name], *TEST, "--picture", tmp_path / "a.png", "--learning-curve", tmp_path / "b.png")
     if name == "control":
         assert "--picture: there is no picture" in kshot(*given, code=2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -18,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import checkpoint, cli, families
+from kshot import checkpoint, families
 
 COINS = Path(__file__).with_name("coins.py")
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -36,19 +34,14 @@ def known() -> Iterator[None]:
         yield
 
 
-def coins(*arguments: Any, code: int = 0) -> str:
-    """`kshot ARGUMENTS`; what it printed."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        patch.setattr(sys, "argv", ["kshot", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-    assert done.value.code == code, said.getvalue()
-    return said.getvalue()
+@pytest.fixture(scope="module")
+def coins(known: None, kshot: Any) -> Any:
+    """`kshot ARGUMENTS`, with the family."""
+    return kshot
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(coins: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     coins(*TRAIN, out)
     return out
@@ -58,7 +51,7 @@ def test_it_is_less_than_80_lines() -> None:
     assert len([line for line in COINS.read_text().splitlines() if line.strip()]) < 80
 
 
-def test_it_is_trained_with_a_setting_of_its_own(run: Path, tmp_path: Path) -> None:
+def test_it_is_trained_with_a_setting_of_its_own(run: Path, tmp_path: Path, coins: Any) -> None:
     said = coins("train", "coins", "--help")
     assert "--flips" in said
     assert "Of each coin" in said
@@ -77,7 +70,7 @@ def test_the_best_is_the_one_of_the_smallest_error(run: Path) -> None:
     assert checkpoint.header(run / "best.safetensors")["best"]["mean"] == min(errors) < max(errors)
 
 
-def test_it_is_killed_and_goes_on(run: Path, tmp_path: Path) -> None:
+def test_it_is_killed_and_goes_on(run: Path, tmp_path: Path, coins: Any) -> None:
     """The learner, the optimiser and the state besides the weights: the bits of a run that nobody killed."""
     out, records = tmp_path / "killed", tmp_path / "killed" / "records.jsonl"
     with subprocess.Popen([sys.executable, str(COINS), *TRAIN, str(out)], env=ENVIRONMENT) as process:
@@ -93,10 +86,20 @@ def test_it_is_killed_and_goes_on(run: Path, tmp_path: Path) -> None:
     assert (out / "records.jsonl").read_text().count("\n") == 400
 
 
-def test_it_is_evaluated_compared_and_drawn(run: Path, tmp_path: Path) -> None:
+def test_it_is_evaluated_compared_and_drawn(run: Path, tmp_path: Path, coins: Any) -> None:
     coins("train", "coins", "--steps", "1", "--val-every", "0", "--out", tmp_path / "raw")
     said = coins(
-        "compare", run, tmp_path / "raw", "--tasks", 30, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png"
+        "compare",
+        run,
+        tmp_path / "raw",
+        "--tasks",
+        30,
+        "--json",
+        tmp_path / "a.json",
+        "--plot",
+        tmp_path / "a.png",
+        "--learning-curve",
+        tmp_path / "b.png",
     )
     assert "vs whole" in said  # the paired differences
     assert "rows rest on 15 or 30 tasks" in said
@@ -106,6 +109,6 @@ def test_it_is_evaluated_compared_and_drawn(run: Path, tmp_path: Path) -> None:
     means = {name: row["columns"]["error"]["mean"] for name, row in results.items()}
     assert means["whole"] < means["heads / flips"]  # learning to learn helps: the chances are near a half
     assert all(math.isfinite(mean) for mean in means.values())
-    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
     assert "coins, 5 flips" in coins("evaluate", run, "--tasks", 10)
     assert "30 tasks" not in coins("evaluate", run, "--tasks", 10)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kshot import checkpoint, learners, seeding
 from kshot.config import Run
-from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, told
+from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, of_files, told
 from kshot.families.control.settings import ControlRecipe, begin, build, control, upgrade
 from kshot.families.recipes import control as recipes
 from kshot.rl.control import families
@@ -197,8 +197,7 @@ FAMILY = Family(
     name="control",
     payload="rollouts",
     settings=ControlRecipe,
-    recipes=recipes.names,
-    recipe=recipes.get,
+    **of_files(recipes),
     build=build,
     job=job,
     knows=lambda name: name in families(),

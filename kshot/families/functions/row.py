@@ -13,7 +13,7 @@ from kshot import functions, learners, seeding, tree
 from kshot.config import Run
 from kshot.core import Task
 from kshot.evaluate import evaluate
-from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, told
+from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, of_files, told
 from kshot.families.functions import settings
 from kshot.families.functions.settings import FunctionRecipe, build, unused
 from kshot.families.meta import GradientMachine, gradient_job
@@ -161,7 +161,6 @@ def _best(tasks: WithOracle, task: Task, truth: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------- row
 
-_RECIPES = (sinusoid, curves)
 _FORMER = {"ways", "train_ways", "rotations", "pool", "features", "class_list", "fractions", "on_bad"} | {
     f"augment{part}" for part in ("", "_ops", "_queries", "_task", "_classes")
 }
@@ -179,8 +178,7 @@ FAMILY = Family(
     name="functions",
     payload="values",
     settings=FunctionRecipe,
-    recipes=lambda: [name for file in _RECIPES for name in file.names()],
-    recipe=lambda name, budget: next(file for file in _RECIPES if name in file.names()).get(name, budget),
+    **of_files(sinusoid, curves),
     build=build,
     job=job,
     knows=functions.is_function,

@@ -19,7 +19,7 @@ from kshot.config import Run, changed
 from kshot.core import Learner
 from kshot.data import folder, scripts, split_names
 from kshot.evaluate import evaluate_modes
-from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, told
+from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, of_files, told
 from kshot.families.images import settings
 from kshot.families.images.settings import ImageRecipe, build
 from kshot.families.meta import GradientMachine, gradient_job
@@ -351,8 +351,6 @@ def draw(run: Run, test: ImageTest, path: Path, max_queries: int = 5) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- row
 
-_RECIPES = (omniglot, glyphs, grocery)
-
 
 def _upgrade(kept: dict[str, Any]) -> dict[str, Any] | None:
     return kept if data.is_data(str(kept.get("data"))) and "learner" in kept else None
@@ -368,8 +366,7 @@ FAMILY = Family(
     name="images",
     payload="classes",
     settings=ImageRecipe,
-    recipes=lambda: [name for file in _RECIPES for name in file.names()],
-    recipe=lambda name, budget: next(file for file in _RECIPES if name in file.names()).get(name, budget),
+    **of_files(omniglot, glyphs, grocery),
     build=build,
     job=job,
     knows=lambda name: data.is_data(name) or name in data.SIZES,  # "folder" beside --data-root
