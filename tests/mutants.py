@@ -62,7 +62,7 @@ MUTANTS = [
            '("metric", "num_tasks", "seed")', "tests/test_scores.py"),
     Mutant("different T are not said", SCORES, "if len(tasks) > 1 else []", "if False else []", "tests/test_scores.py"),
     Mutant("validated on fewer tasks than asked", "kshot/train.py", "evaluate(learner, val, outer.val_tasks",
-           "evaluate(learner, val, 2", "tests/test_train.py"),
+           "evaluate(learner, val, 2", "tests/test_honesty.py"),
     Mutant("a baseline is no baseline", "kshot/families/functions/row.py", "baseline=which in more", "baseline=False",
            "tests/test_likelihood.py"),
     Mutant("what is trained is what it is tested on", "kshot/cli/scores.py",
