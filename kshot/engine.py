@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from kshot import checks, memory, tree
 from kshot import nn as knn
-from kshot.core import Learner, Metrics, Task, num_tasks, to
+from kshot.core import Batch, Learner, Metrics, Task, num_tasks, to
 
 __all__ = [
     "ANSWERS",
@@ -176,7 +176,7 @@ def checked(learner: Learner, tasks: Task, count: int | None = None, ask: bool =
     key = (learner.ways, *map(type, learner.modules()))
     known = _WIDTHS.setdefault(learner, {})
     tasks = checks.tasks(learner, tasks, count, known.get(key))
-    if key in known or not ask or not hasattr(tasks.query, "y"):
+    if key in known or not ask or not isinstance(tasks.query, Batch):
         return tasks
     device, dtype = knn.place(learner)
     one = to(tree.index(tasks, 0), device, dtype)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from kshot import checkpoint, checks, core, engine, likelihood, scores, seeding, tree
 from kshot import nn as knn
-from kshot.core import Learner, Task
+from kshot.core import Batch, Learner, Task
 from kshot.intervals import interval95, proportion95
 from kshot.scores import Column, Mode, Scores, paired_difference, table
 from kshot.tasks.base import FromBank, ScoresItself, TaskDistribution, independent, of_classes
@@ -154,7 +154,7 @@ def evaluate(
         for chunk, known, heads in _drawn(learner, tasks, what, num_tasks, seed, batch):
             for leaf in tree.leaves([head.query for head in heads]):
                 digest.update(leaf.contiguous().numpy().tobytes())
-            if done == 0 and hasattr(chunk.query, "x") and not chunk.query.x.shape[1]:
+            if done == 0 and isinstance(chunk.query, Batch) and not chunk.query.x.shape[1]:
                 raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
             chunk = core.to(engine.checked(learner, chunk), where, dtype)
             if done == 0:
@@ -275,7 +275,7 @@ def _measure(
     if noise is None and not autoregressive:
         plain = Answers("mse", steps, per_step)
         task = checks.tasks(learner, plain.draw(tasks, seed, 0)[0])
-        if not hasattr(task.query, "y"):
+        if not isinstance(task.query, Batch):
             return Losses("loss")
         if not task.query.y.is_floating_point():
             return Answers("accuracy", steps, per_step)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from kshot.data import CLASS_SPLITS, load
+from kshot.data import class_lists, load
 from kshot.data.idx import SETS
 from kshot.tasks import PUBLISHED, RANGES, GaussianProcess, ImageCompletion, PredatorPrey, Sinusoid, published
 from kshot.tasks.processes import Kernel
@@ -54,7 +54,7 @@ class Functions(NamedTuple):
 
 def _pixels(data: str) -> Functions:
     def make(ragged: bool, split: str, data_root: Any, size: int, channels: int, splits: str) -> ImageCompletion:
-        own: dict[str, Any] = {"splits": splits} if data in CLASS_SPLITS else {}
+        own: dict[str, Any] = {"splits": splits} if class_lists(data) else {}
         return ImageCompletion(
             load(data, split, data_root=data_root, size=size, channels=channels, **own), ragged=ragged
         )

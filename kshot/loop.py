@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from kshot import checkpoint, seeding
 from kshot.parallel import ALONE, RankLost, World
 from kshot.scores import Scores
+from kshot.settings import Outer
 
 __all__ = [
     "NonFiniteLoss",
@@ -47,70 +48,7 @@ __all__ = [
 ]
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-_SCHEDULES = ("constant", "linear", "cosine", "halve")
 _LAST, _BEST, _RECORDS = "last.safetensors", "best.safetensors", "records.jsonl"
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Settings of the outer loop.
-
-    Attributes:
-        steps: meta-updates in all.
-        batch: tasks of one meta-update.
-        meta_lr: the outer learning rate.
-        optimizer: "adam", "adamw" or "sgd".
-        momentum: of "sgd", 0 <= momentum < 1.
-        weight_decay: of the outer optimiser.
-        schedule: of the learning rate over `steps`: "constant", "linear" (to 0), "cosine" (to 0), or "halve"
-            (half every `halve_every`).
-        halve_every: steps between two halvings.
-        clip: largest norm of the whole meta-gradient; 0 is none.
-        val_every: steps between two validations; 0 is none.
-        val_tasks: tasks of one validation.
-        save_every: steps between two checkpoints; a checkpoint is also written at each validation and at the end.
-        calibrate_tasks: tasks that set the population statistics of a metric learner before it is validated or saved.
-        seed: of the weights, the tasks and everything else.
-    """
-
-    steps: int = 1000
-    batch: int = 16
-    meta_lr: float = 1e-3
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "linear", "cosine", "halve"] = "constant"
-    halve_every: int = 2000
-    clip: float = 0.0
-    val_every: int = 500
-    val_tasks: int = 200
-    save_every: int = 500
-    calibrate_tasks: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(("batch", "val_tasks", "save_every", "halve_every", "calibrate_tasks"), 1)
-        least |= dict.fromkeys(("steps", "val_every", "clip", "weight_decay", "momentum"), 0)
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
-        if not 0 < self.meta_lr < math.inf:
-            raise ValueError(f"meta_lr={self.meta_lr} must be positive")
-        for name, choices in (("optimizer", tuple(_OPTIMIZERS)), ("schedule", _SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.momentum >= 1 or (self.momentum and self.optimizer != "sgd"):
-            raise ValueError(f"momentum={self.momentum} with {self.optimizer!r}: it is of 'sgd' alone, and below 1")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of meta-update `step` (0-based)."""
-        if self.schedule == "cosine":
-            return self.meta_lr * 0.5 * (1 + math.cos(math.pi * step / max(self.steps, 1)))
-        if self.schedule == "linear":
-            return self.meta_lr * (1 - step / max(self.steps, 1))
-        if self.schedule == "halve":
-            return self.meta_lr * 0.5 ** (step // self.halve_every)
-        return self.meta_lr
 
 
 @dataclass(frozen=True)

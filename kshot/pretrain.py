@@ -3,7 +3,7 @@
     repeat steps times: theta = optimizer step on cross_entropy(head(body(x)), class of x)     # x: any training images
     throw the head away
 
-What comes of it is the floor that meta-training has to beat:
+What comes of it is the baseline that meta-training has to beat:
 
     body = Conv4(population=True)
     for record in pretrain(body, bank, steps=1000):

@@ -210,8 +210,9 @@ class Scores:
             ValueError: names that scores do not have, or lack.
         """
         try:
+            values = {**values, "name": values["name"].replace("floor: ", "baseline: ", 1)}  # as they were called
             if "columns" not in values:
-                return _of_before(dict(values))
+                return _of_before(values)
             columns = {name: _column(**column) for name, column in values["columns"].items()}
             return cls(**{**values, "columns": columns, "seconds_per_task": _number(values.get("seconds_per_task"))})
         except (AttributeError, KeyError, TypeError) as error:
@@ -524,7 +525,7 @@ def _column(
 def _of_before(old: dict[str, Any]) -> Scores:
     """The three forms that earlier versions wrote: of classes and values, of densities, and of returns."""
     own: dict[str, Any] = {n: old[n] for n in ("name", "num_tasks", "seed", "cluster", "versions") if n in old}
-    own |= {"baseline": own["name"].startswith(("floor", "random"))}
+    own |= {"baseline": own["name"].startswith(("baseline", "random"))}
     seconds = old["seconds"] / own["num_tasks"] if "seconds" in old else old["seconds_per_task"]
     columns: dict[str, tuple[Any, ...]]  # what `_column` takes
     own |= {"seconds_per_task": _number(seconds), "primary": old.get("metric", "log_likelihood")}

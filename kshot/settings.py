@@ -1,9 +1,12 @@
-"""Settings as a file tells them: JSON, perhaps of another version, damaged, or written by a stranger.
+"""The settings of a run, and how a file gives them back.
 
-    recipe = settings.read(Recipe, values, path)    # names and types
+    class ImageRecipe(NetworkRecipe): ...           # what all runs share, networks, and a family's own
+    recipe = settings.read(ImageRecipe, values, path)    # names and types of JSON
     settings.check_limits(values, path)             # numbers that would take too much time or memory
 
-What cannot be used is refused in one line that names the file, the setting and its value.
+They are saved in the checkpoint, from which alone the learner can be made again. A file may be of another version,
+damaged, or written by a stranger: what cannot be used is refused in one line that names the file, the setting and its
+value.
 """
 
 from __future__ import annotations
@@ -13,11 +16,207 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-__all__ = ["MAX_SIZE", "MAX_STEPS", "check_limits", "read"]
+import torch
+from torch import nn
+
+from kshot import nn as knn
+from kshot.core import Learner
+
+__all__ = [
+    "MAX_SIZE",
+    "MAX_STEPS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "NetworkRecipe",
+    "Outer",
+    "Recipe",
+    "Run",
+    "at_least",
+    "changed",
+    "check_limits",
+    "given",
+    "in_precision",
+    "mlp",
+    "read",
+]
 
 Kind = TypeVar("Kind")
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "linear", "cosine", "halve")
+
+
+def at_least(settings: Any, least: Mapping[str, float]) -> None:
+    """Refuse settings below a number.
+
+    Raises:
+        ValueError: with the name, the value and the least number.
+    """
+    for name, low in least.items():
+        if not getattr(settings, name) >= low:
+            raise ValueError(f"{name}={getattr(settings, name)} must be at least {low}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Settings of the outer loop.
+
+    Attributes:
+        steps: meta-updates in all.
+        batch: tasks of one meta-update.
+        meta_lr: the outer learning rate.
+        optimizer: "adam", "adamw" or "sgd".
+        momentum: of "sgd", 0 <= momentum < 1.
+        weight_decay: of the outer optimiser.
+        schedule: of the learning rate over `steps`: "constant", "linear" (to 0), "cosine" (to 0), or "halve"
+            (half every `halve_every`).
+        halve_every: steps between two halvings.
+        clip: largest norm of the whole meta-gradient; 0 is none.
+        val_every: steps between two validations; 0 is none.
+        val_tasks: tasks of one validation.
+        save_every: steps between two checkpoints; a checkpoint is also written at each validation and at the end.
+        calibrate_tasks: tasks that set the population statistics of a metric learner before it is validated or saved.
+        seed: of the weights, the tasks and everything else.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    meta_lr: float = 1e-3
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine", "halve"] = "constant"
+    halve_every: int = 2000
+    clip: float = 0.0
+    val_every: int = 500
+    val_tasks: int = 200
+    save_every: int = 500
+    calibrate_tasks: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least: dict[str, float] = dict.fromkeys(
+            ("batch", "val_tasks", "save_every", "halve_every", "calibrate_tasks"), 1
+        )
+        least |= dict.fromkeys(("steps", "val_every", "clip", "weight_decay", "momentum"), 0)
+        at_least(self, least)
+        if not 0 < self.meta_lr < math.inf:
+            raise ValueError(f"meta_lr={self.meta_lr} must be positive")
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.momentum >= 1 or (self.momentum and self.optimizer != "sgd"):
+            raise ValueError(f"momentum={self.momentum} with {self.optimizer!r}: it is of 'sgd' alone, and below 1")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of meta-update `step` (0-based)."""
+        if self.schedule == "cosine":
+            return self.meta_lr * 0.5 * (1 + math.cos(math.pi * step / max(self.steps, 1)))
+        if self.schedule == "linear":
+            return self.meta_lr * (1 - step / max(self.steps, 1))
+        if self.schedule == "halve":
+            return self.meta_lr * 0.5 ** (step // self.halve_every)
+        return self.meta_lr
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the settings of all runs share.
+
+    Attributes:
+        learner: a name of `kshot list learners`.
+        inner_lr: rate of the inner steps; the learner's own default where None.
+        later: factor of the inner rate after the first step; the learner's own default where None.
+        test_steps: adaptation steps at test; as in training where None.
+        options: further settings of the learner, by name.
+        outer: the outer loop.
+        source: where the numbers come from.
+        differs: where they differ from the source.
+    """
+
+    family: ClassVar[str] = ""
+    """The name of its row in `kshot.families.FAMILIES`."""
+    shaping: ClassVar[tuple[str, ...]] = ("learner",)
+    """Settings that say which of the others mean something."""
+
+    learner: str = "protonet"
+    inner_lr: float | None = None
+    later: float | None = None
+    test_steps: int | None = None
+    options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    outer: Outer = field(default_factory=Outer)
+    source: str = ""
+    differs: str = ""
+
+    @property
+    def on(self) -> str:
+        """The name of what it is trained on, as `kshot evaluate --on` takes it; the family's where it has one kind."""
+        return self.family
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return self.learner
+
+
+@dataclass(frozen=True)
+class NetworkRecipe(Recipe):
+    """What the settings of runs share that take meta-gradients of a network.
+
+    Attributes:
+        inner_steps: the learner's own default where None.
+        network: "conv4", "resnet12", "mlp" or "none".
+        width: filters (conv4: of each block; resnet12: of the first block; mlp: of each hidden layer).
+        strategy: of the engine: "auto", "loop", "threads" or "vmap".
+        precision: of the training: "float32", "float64", or "bfloat16" where autocast deems it safe.
+    """
+
+    inner_steps: int | None = None
+    network: Literal["conv4", "resnet12", "mlp", "none"] = "conv4"
+    width: int = 64
+    strategy: Literal["auto", "loop", "threads", "vmap"] = "auto"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+
+
+class Run(NamedTuple):
+    """A trained learner with its recipe (of its family's kinds), the names of the classes it was trained on, and the
+    checkpoint's info.
+    """
+
+    learner: Any
+    recipe: Any
+    classes: tuple[str, ...]
+    info: dict[str, Any]
+    folder: Path
+
+
+def changed(recipe: Any, **values: Any) -> Any:
+    """The recipe with the given settings in place of its own; None leaves a setting as it is."""
+    return dataclasses.replace(recipe, **{name: value for name, value in values.items() if value is not None})
+
+
+def given(recipe: Recipe, *names: str) -> dict[str, Any]:
+    """The settings of these names that are not left to the learner, and its options."""
+    there = {f.name for f in dataclasses.fields(recipe)}
+    own = {name: getattr(recipe, name) for name in names if name in there}
+    return {**{name: value for name, value in own.items() if value is not None}, **recipe.options}
+
+
+def mlp(recipe: NetworkRecipe, inputs: int, out: int | None) -> nn.Module:
+    """The network of two hidden layers of `width`: with `out` outputs, or features of that width."""
+    return knn.MLP(inputs, recipe.width, recipe.width, out or recipe.width)
+
+
+def in_precision(learner: Learner, recipe: NetworkRecipe) -> Learner:
+    """The learner with weights of the recipe's dtype."""
+    return learner.to(torch.float64) if recipe.precision == "float64" else learner
+
+
+# Files
 
 MAX_SIZE = 1024
 """Height and width of images, and their channels."""

@@ -19,7 +19,6 @@ from PIL import Image
 
 from kshot import checkpoint, cli, data, families, learners
 from kshot.cli.scores import Figures
-from kshot.config import NetworkRecipe, Recipe
 from kshot.data import Bank
 from kshot.families import Test
 from kshot.families.control.row import ControlTest
@@ -32,6 +31,7 @@ from kshot.families.meta import GradientMachine
 from kshot.loop import Outer
 from kshot.rl.train import Acting
 from kshot.scores import Scores
+from kshot.settings import NetworkRecipe, Recipe
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 TINY = ["--val-every", "0", "--width", "4", "--train-queries", "3"]
@@ -342,11 +342,11 @@ def test_evaluate_draws(proto: Path, tmp_path: Path) -> None:
             assert min(image.size) > 50
 
 
-def test_the_floors_stand_beside_the_learner(maml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_baselines_stand_beside_the_learner(maml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = evaluated(capsys, "evaluate", maml, "--tasks", 2, "--pretrain", 3, "--json", tmp_path / "x.json")
     names = [r["name"] for r in json.loads((tmp_path / "x.json").read_text())["results"]]
-    assert {"maml", "floor: pixels", "floor: from scratch"} <= set(names)
-    assert "floor" in out
+    assert {"maml", "baseline: pixels", "baseline: from scratch"} <= set(names)
+    assert "baseline" in out
 
 
 def test_cross_domain(proto: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

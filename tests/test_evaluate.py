@@ -366,7 +366,7 @@ def test_table():
     from rich.console import Console
 
     tasks = episodes()
-    floor = evaluate(Means(), tasks, 4, name="floor: means", baseline=True)
+    floor = evaluate(Means(), tasks, 4, name="baseline: means", baseline=True)
     results = [floor, *evaluate_modes(maml(), tasks, 4, name="maml").values()]
     console = Console(width=120)
     with console.capture() as capture:
@@ -382,7 +382,7 @@ def test_table():
         f"{100 * floor.mean:.2f} ±",
     ):
         assert word in text
-    assert text.index("maml") < text.index("floor: means")
+    assert text.index("maml") < text.index("baseline: means")
     assert "accuracy" in str(floor)
     console.print(table([]))
 

@@ -236,7 +236,7 @@ PIXELS = {  # record of the other floors -> row of pixels.json: pixels were clas
 
 def _baselines(name: str) -> list[float]:
     """On pixels, from scratch, pre-trained."""
-    own = [100 * result(name, f"floor: {what} inductive").mean for what in ("pixels", "from scratch", "pre-trained")]
+    own = [100 * result(name, f"baseline: {what} inductive").mean for what in ("pixels", "from scratch", "pre-trained")]
     if name in PIXELS:
         own[0] = 100 * record("pixels")["test"][PIXELS[name]]["mean"]
     return own
@@ -902,10 +902,10 @@ def _readme_phrases() -> list[Phrase]:
     demo = "demo-glyphs-5way-1shot"
     shown = {
         "protonet inductive # ± # % #": "protonet",
-        "floor: pixels inductive # ± # % #": "floor: pixels",
-        "floor: from scratch inductive # ± # % #": "floor: from scratch inductive",
-        "floor: from scratch transductive # ± # % #": "floor: from scratch transductive",
-        "floor: pre-trained inductive # ± # % #": "floor: pre-trained",
+        "baseline: pixels inductive # ± # % #": "baseline: pixels",
+        "baseline: from scratch inductive # ± # % #": "baseline: from scratch inductive",
+        "baseline: from scratch transductive # ± # % #": "baseline: from scratch transductive",
+        "baseline: pre-trained inductive # ± # % #": "baseline: pre-trained",
     }
     table = [Phrase(words, [*accuracy(demo, who), float(result(demo, who).num_tasks)]) for words, who in shown.items()]
     direction, turn, walker = "cheetah-direction-maml", "ant-direction-maml", "walker-body-maml-far"

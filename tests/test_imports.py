@@ -24,7 +24,7 @@ HEAVY = {
 EVERYTHING = (
     "checks core distributions tree losses places kernels nn memory seeding keys data tasks learners engine checkpoint "
     "planning parallel intervals scores evaluate functions joint likelihood plots loop fold folding train pretrain "
-    "config families rl models estimators report serve settings testing"
+    "families rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "learners": "core distributions losses memory nn seeding tree checks",
         "engine": "core memory nn tree checks",
         "checkpoint": "",
-        "settings": "",
+        "settings": "core nn",
         "planning": "checkpoint core engine kernels memory nn places tree",
         "parallel": "core tree",
         "functions": "data tasks",
@@ -56,13 +56,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "likelihood": "core distributions engine joint learners nn scores seeding tasks tree",
         "evaluate": "checkpoint core engine intervals likelihood nn scores seeding tasks tree checks",
         "plots": "checkpoint core distributions evaluate intervals nn scores",
-        "loop": "checkpoint parallel scores seeding",
+        "loop": "checkpoint parallel scores seeding settings",
         "fold": "core keys nn tree",
         "folding": "core fold loop tree",
         "train": "checkpoint core engine evaluate loop nn parallel planning scores seeding tasks tree checks",
         "pretrain": "checkpoint data loop nn seeding",
-        "config": "core loop nn",
-        "families": "checkpoint config core data engine evaluate functions learners likelihood loop memory nn parallel "
+        "families": "checkpoint core data engine evaluate functions learners likelihood loop memory nn parallel "
         "plots pretrain rl scores seeding settings tasks train tree",
         "rl": "checkpoint core engine learners loop nn scores seeding settings train tree",
         "models": "checkpoint core data engine families learners seeding settings tasks",

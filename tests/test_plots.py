@@ -74,7 +74,7 @@ def result(
     name: str, means: list[float], mode: Mode = "inductive", metric: str = "accuracy", shots: int = 1, **more: Any
 ) -> Scores:
     column = Column(means[-1], 0.01, path=[(i, mean, 0.01) for i, mean in enumerate(means)], **SHOWN[metric])
-    baseline = name.startswith("floor")
+    baseline = name.startswith("baseline")
     return Scores(name, {metric: column}, metric, 600, 0, mode, settings={"shots": shots}, baseline=baseline, **more)
 
 
@@ -118,11 +118,11 @@ def test_steps(tmp_path, texts):
         result("maml", [0.2, 0.8, 0.9]),
         result("maml", [0.2, 0.85, 0.95], "transductive"),
         result("protonet", [0.2, 0.9]),
-        result("floor: pixels", [0.2, 0.5]),
+        result("baseline: pixels", [0.2, 0.5]),
     ]
     plot_steps(results, tmp_path / "steps.png", title="test")
     assert whole(tmp_path / "steps.png").width > 800
-    for text in ("maml (inductive)", "maml (transductive)", "floor: pixels"):
+    for text in ("maml (inductive)", "maml (transductive)", "baseline: pixels"):
         assert text in texts
     assert any("600 tasks" in t and "95 %" in t and "seed 0" in t for t in texts)
 
@@ -130,7 +130,7 @@ def test_steps(tmp_path, texts):
 def test_steps_of_one_pass_and_of_errors(tmp_path):
     plot_steps([result("protonet", [0.2, 0.9])], tmp_path / "deep" / "a.png")
     whole(tmp_path / "deep" / "a.png")
-    plot_steps([result("floor: pixels", [0.2, 0.9])], tmp_path / "b.svg")
+    plot_steps([result("baseline: pixels", [0.2, 0.9])], tmp_path / "b.svg")
     plot_steps([result("maml", [4.0, 0.9, 0.4], metric="mse")], tmp_path / "c.png")
     plot_steps([result("maml", [4.0, float("nan")], metric="mse")], tmp_path / "d.png")  # diverged
     with pytest.raises(ValueError, match="one metric"):
@@ -143,7 +143,7 @@ def test_steps_of_one_pass_and_of_errors(tmp_path):
 
 def test_shots(tmp_path, texts):
     points = [result("protonet", [0.2, 0.9 + s / 100], shots=s) for s in (5, 1)]
-    points += [result("floor: pixels", [0.2, 0.5], shots=s) for s in (1, 5, 10)]
+    points += [result("baseline: pixels", [0.2, 0.5], shots=s) for s in (1, 5, 10)]
     plot_shots(iter(points), tmp_path / "shots.png")
     whole(tmp_path / "shots.png")
     assert "protonet" in texts
@@ -158,14 +158,14 @@ def test_returns_are_steps_too(tmp_path, texts, monkeypatch):
     """A policy that takes no step is a level line, a baseline that takes as many is none."""
     found = levels(monkeypatch)
     results = [result("maml", [-90.0, -60.0], "", "return"), result("oracle", [-20.0], "", "return")]
-    results.append(result("floor: random", [-95.0, -96.0], "", "return"))
+    results.append(result("baseline: random", [-95.0, -96.0], "", "return"))
     plot_steps(results, tmp_path / "returns.png", across="rounds of adapting")
     whole(tmp_path / "returns.png")
     assert found == [-20.0]
-    assert {"maml", "oracle", "floor: random"} <= set(texts)
+    assert {"maml", "oracle", "baseline: random"} <= set(texts)
     found.clear()
     plot_steps(
-        [result("maml", [0.2, 0.3, 0.4]), result("protonet", [0.2, 0.9]), result("floor", [0.1] * 9)],
+        [result("maml", [0.2, 0.3, 0.4]), result("protonet", [0.2, 0.9]), result("baseline", [0.1] * 9)],
         tmp_path / "a.png",
     )
     assert found == [90.0, 10.0]  # one pass, and a baseline of other numbers of steps

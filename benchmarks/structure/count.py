@@ -239,8 +239,14 @@ def counted(tree: Path) -> dict[str, list[str] | int]:
 
 
 TRACER = """
-import json, sys
+import importlib, json, pkgutil, sys
+import kshot
 from kshot import cli
+for module in pkgutil.walk_packages(kshot.__path__, "kshot."):
+    try:
+        module.name.endswith("__main__") or importlib.import_module(module.name)
+    except (ImportError, SystemExit):
+        pass
 root, entered, on = sys.argv[1] + "/kshot/", {}, False
 def profile(frame, event, argument):
     code = frame.f_code

@@ -108,7 +108,8 @@ class Curve:
         if not found:
             raise InputError(f"{self.file}: no series has a value")
         _tell(say, found, asked is not None)
-        _caution(say, found, self.model)
+        if self.model in _CAUTIONS and (caution := _CAUTIONS[self.model](found)):
+            say.print(f"{self.model}: {caution}")
         if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
             say.print("no cell is empty: say where to answer with --points or --at")
         elif self.out is None and self.plot is None:
@@ -233,16 +234,22 @@ def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
             )
 
 
-def _caution(say: Any, found: list[_Answered], model: str) -> None:
-    """What the models without training cannot do."""
-    if model == "gp" and any(s.fitted.count < 20 for s in found):
-        say.print(
-            "gp: a Gaussian process that is fitted to few values is too sure of itself; on real series its 95 % "
-            "intervals held 60 % of the values with 5 known, 80 % with 10 and 88 % with 20"
-        )
+def _few_values(found: list[_Answered]) -> str:
+    if all(s.fitted.count >= 20 for s in found):
+        return ""
+    return (
+        "a Gaussian process that is fitted to few values is too sure of itself; on real series its 95 % intervals held "
+        "60 % of the values with 5 known, 80 % with 10 and 88 % with 20"
+    )
+
+
+def _beyond(found: list[_Answered]) -> str:
     outside = sum(int((s.new & ((s.x < s.points[0].min()) | (s.x > s.points[0].max()))).sum()) for s in found)
-    if model == "neighbours" and outside:
-        say.print(f"neighbours: {outside} of the places lie beyond the known ones; there it repeats the nearest values")
+    return f"{outside} of the places lie beyond the known ones; there it repeats the nearest values" if outside else ""
+
+
+_CAUTIONS = {"gp": _few_values, "neighbours": _beyond}
+"""What the models without training cannot do."""
 
 
 def _show(say: Any, found: list[_Answered], table: CurveTable, asked: bool) -> None:

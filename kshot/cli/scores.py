@@ -14,8 +14,8 @@ import tyro
 
 from kshot import checkpoint, families
 from kshot.cli._shared import InputError, command, console, machine, writable, write_json
-from kshot.config import Run
 from kshot.families import Table, Test
+from kshot.settings import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,9 +23,9 @@ from kshot.cli._shared import (
     writable,
     write_json,
 )
-from kshot.config import Recipe
 from kshot.families import Job, Machine
 from kshot.loop import Outer, refuse_a_run_in
+from kshot.settings import Recipe
 
 if TYPE_CHECKING:
     from kshot.loop import Record

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kshot.data import folder, glyphs, idx, omniglot
 from kshot.data.arrays import from_arrays, from_dataset
 from kshot.data.bank import Bank, DataError, split_names
 from kshot.data.download import DownloadError, fetch
+from kshot.data.sets import SETS, DataSet
 from kshot.places import cache_dir, data_dir
 
 __all__ = [
+    "SETS",
     "Bank",
     "DataError",
     "DownloadError",
@@ -33,6 +34,7 @@ __all__ = [
     "available",
     "cache_dir",
     "check",
+    "class_lists",
     "data_dir",
     "fetch",
     "fetch_dataset",
@@ -46,22 +48,6 @@ __all__ = [
     "split_names",
 ]
 
-GROCERY = "grocery-store.zip"
-GROCERY_URL = "https://github.com/marcusklasson/GroceryStoreDataset"
-SIZES = {"omniglot": 28, "glyphs": 28, "mnist": 28, "fashion-mnist": 28, "folder": 84, "grocery": 84}
-OPTIONS = {
-    "omniglot": {"splits", "download"},
-    "glyphs": {"seed"},
-    "mnist": {"download"},
-    "fashion-mnist": {"download"},
-    "folder": {"splits", "fractions", "seed", "on_bad"},
-    "grocery": {"splits", "fractions", "seed", "on_bad"},
-}
-CLASS_SPLITS = {"omniglot": ("vinyals", "lake")}
-"""Data sets with several published splits of their classes; the first is usual."""
-INK = {"omniglot", "glyphs", "mnist"}
-"""Drawings, whose images are 0 for paper and 1 for ink."""
-
 
 def options(name: str) -> set[str]:
     """The options of `load` for a data set of that name.
@@ -72,12 +58,13 @@ def options(name: str) -> set[str]:
     >>> sorted(options("glyphs"))
     ['seed']
     """
-    return OPTIONS[_kind(name)]
+    return set(_row(name).options)
 
 
 def is_data(name: str) -> bool:
     """Whether `load` knows that name."""
-    return own_folder(name) is not None or (name in SIZES and name != "folder")
+    kind, colon, _ = name.partition(":")
+    return kind in SETS and SETS[kind].path == bool(colon)
 
 
 def own_folder(name: str) -> str | None:
@@ -86,7 +73,8 @@ def own_folder(name: str) -> str | None:
     >>> own_folder("folder:photos"), own_folder("glyphs")
     ('photos', None)
     """
-    return name.removeprefix("folder:") if name.startswith("folder:") else None
+    kind, colon, path = name.partition(":")
+    return path if colon and kind in SETS and SETS[kind].path else None
 
 
 def available() -> dict[str, str]:
@@ -95,14 +83,12 @@ def available() -> dict[str, str]:
     >>> list(available())
     ['omniglot', 'glyphs', 'mnist', 'fashion-mnist', 'grocery', 'folder:PATH']
     """
-    return {
-        "omniglot": "1623 handwritten characters of 50 alphabets, 20 drawings each; splits vinyals and lake; 14 MB",
-        "glyphs": "thousands of letters of many scripts drawn from matplotlib's fonts; no download",
-        "mnist": "handwritten digits, 10 classes, for cross-domain tests; 12 MB",
-        "fashion-mnist": "pieces of clothing, 10 classes, for cross-domain tests; 31 MB",
-        "grocery": "81 classes of photos taken in shops (GroceryStoreDataset), as grocery-store.zip",
-        "folder:PATH": "your own images: a folder or .zip with one folder per class",
-    }
+    return {f"{name}:PATH" if own.path else name: own.about for name, own in SETS.items()}
+
+
+def class_lists(name: str) -> tuple[str, ...]:
+    """The names of the published splits of a data set's classes, the usual one first; () where there is one at most."""
+    return SETS[name].lists if name in SETS else ()
 
 
 def load(
@@ -139,35 +125,18 @@ def load(
     ValueError: unknown data set 'omnigolt'; did you mean omniglot... There are: ...
     """
     name = located(name, data_root)
-    kind = _kind(name)
-    if unknown := set(options) - OPTIONS[kind]:
-        legal = ", ".join(sorted(OPTIONS[kind]))
+    own = _row(name)
+    if unknown := set(options) - own.options:
+        legal = ", ".join(sorted(own.options))
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; its options: {legal}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels}; expected 1, 3 or None")
-    size = SIZES[kind] if size is None else size
+    size = own.size if size is None else size
     if not 4 <= size <= 1024:
         raise ValueError(f"size={size}; expected a side of 4 to 1024 pixels")
-    if kind in idx.SETS:
-        bank = idx.load_split(kind, split, data_root, options.get("download", False)).resized(size)
-        return bank.with_channels(channels)
-    if kind == "omniglot":
-        names = omniglot.class_splits(options.get("splits", "vinyals"))
-        bank = omniglot.load_all(data_root, size, options.get("download", False))
-    elif kind == "glyphs":
-        bank = glyphs.load_all(size, options.get("seed", 0))
-        names = glyphs.class_splits(bank.classes)
-    elif kind == "grocery":
-        path = data_dir(data_root) / GROCERY
-        if not path.exists():
-            raise FileNotFoundError(f"grocery: {path} not found. {_grocery_help(path)}")
-        bank, names = folder.load_all(path, size, name="grocery", **options)
-    elif split == "unlabelled":
-        path, on_bad = name.removeprefix("folder:"), options.get("on_bad", "skip")
-        return folder.load_unlabelled(path, size, on_bad=on_bad).with_channels(channels)
-    else:
-        bank, names = folder.load_all(name.removeprefix("folder:"), size, **options)
-    if split == "all":
+    path = own_folder(name)
+    bank, names = own.read(data_root if path is None else path, size, split, **options)
+    if names is None or split == "all":
         return bank.with_channels(channels)
     if not names.get(split):
         have = ", ".join(f"{k} ({len(v)} classes)" for k, v in names.items() if v)
@@ -194,14 +163,14 @@ def check(name: str, data_root: Path | str | None = None) -> Report:
     import warnings
 
     name = located(name, data_root)
-    kind = _kind(name)
+    own = _row(name)
     lines: list[str] = []
     ok = True
-    variants: list[dict[str, Any]] = [{"splits": which} for which in CLASS_SPLITS.get(kind, ())] or [{}]
+    variants: list[dict[str, Any]] = [{"splits": which} for which in own.lists] or [{}]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for options in variants:
-            for split in ("train", "test") if kind in idx.SETS else ("train", "val", "test"):
+            for split in own.splits:
                 label = " ".join([*options.values(), split])
                 try:
                     bank = load(name, split, data_root=data_root, **options)
@@ -227,27 +196,10 @@ def fetch_dataset(name: str, data_root: Path | str | None = None) -> list[Path]:
         DownloadError: see `fetch`.
         ValueError: for a name that is unknown, or of a set that has to be put in place by hand (it says how).
     """
-    kind = _kind(name)
-    if kind == "omniglot":
-        return omniglot.download(data_root)
-    if kind in idx.SETS:
-        return idx.download(kind, data_root)
-    if kind == "grocery":
-        path = data_dir(data_root) / GROCERY
-        if path.exists():
-            return [path]
-        raise ValueError(f"grocery cannot be fetched by kshot. {_grocery_help(path)}")
-    if kind == "glyphs":
-        glyphs.load_all()  # nothing to download; draw and cache it
-        return []
-    raise ValueError(f"{name} is yours already: nothing to fetch")
-
-
-def _grocery_help(path: Path) -> str:
-    return (
-        f"Get the photos from {GROCERY_URL} and put them, one folder per class, into {path} (or use folder:PATH), or "
-        "set KSHOT_DATA to a folder that has it."
-    )
+    fetch = _row(name).fetch
+    if fetch is None:
+        raise ValueError(f"{name} is yours already: nothing to fetch")
+    return fetch(data_root)
 
 
 def located(name: str, data_root: Path | str | None) -> str:
@@ -256,18 +208,18 @@ def located(name: str, data_root: Path | str | None) -> str:
     Raises:
         ValueError: "folder" without a data root; the one of KSHOT_DATA holds data sets, and is not meant.
     """
-    if name != "folder":
+    if name not in SETS or not SETS[name].path:
         return name
     if data_root is None:
         raise ValueError(
-            "folder: which one? Give folder:PATH, or the path as data root (--data folder --data-root PATH)"
+            f"{name}: which one? Give {name}:PATH, or the path as data root (--data {name} --data-root PATH)"
         )
-    return f"folder:{data_root}"
+    return f"{name}:{data_root}"
 
 
-def _kind(name: str) -> str:
+def _row(name: str) -> DataSet:
     if is_data(name):
-        return "folder" if own_folder(name) is not None else name
+        return SETS[name.partition(":")[0]]
     near = difflib.get_close_matches(name, list(available()), n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"unknown data set {name!r}{guess} There are: {', '.join(available())}")

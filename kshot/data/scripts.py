@@ -53,6 +53,11 @@ _GLYPHS = {  # the first word of a character's Unicode name
     "Old": "Latin, Greek and Cyrillic",
     "Tifinagh": "Tifinagh",
 }
+_SETS: dict[str, dict[str, str]] = {
+    "omniglot": _OMNIGLOT,
+    "glyphs": _GLYPHS,
+    "mnist": dict.fromkeys("0123456789", "digits"),
+}
 
 
 def family(name: str) -> str | None:
@@ -64,12 +69,8 @@ def family(name: str) -> str | None:
     True
     """
     data, _, rest = name.partition("/")
-    first = rest.partition("/")[0]
-    if data == "omniglot":
-        return _OMNIGLOT.get(first, first)
-    if data == "glyphs":
-        return _GLYPHS.get(first, first)
-    return "digits" if data == "mnist" else None
+    own, first = _SETS.get(data), rest.partition("/")[0]
+    return None if own is None else own.get(first, first)
 
 
 def unseen(names: Iterable[str], trained: Iterable[str]) -> list[str]:

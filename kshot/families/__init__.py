@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kshot import checkpoint, settings
-from kshot.config import Recipe, Run
 from kshot.core import Learner
 from kshot.learners import REGISTRY, Payload, row
 from kshot.loop import Outer, Record, Stepper, loop
 from kshot.parallel import ALONE, World
 from kshot.scores import Scores
+from kshot.settings import Recipe, Run
 
 __all__ = [
     "FAMILIES",

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from kshot import engine, memory, parallel
-from kshot.config import NetworkRecipe
 from kshot.core import Learner
 from kshot.families import Job, Machine, Say
+from kshot.settings import NetworkRecipe
 from kshot.tasks.base import TaskDistribution
 from kshot.train import MetaGradient, validation
 

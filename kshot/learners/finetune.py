@@ -1,4 +1,4 @@
-"""A floor: train a network on the support set alone, from a start that no task has changed.
+"""A baseline: train a network on the support set alone, from a start that no task has changed.
 
     theta = start                          # a fresh network, or a pre-trained body with a head of zeros
     repeat steps times: theta = optimizer step on cross_entropy(network(theta, support.x), support.y)

@@ -1,4 +1,4 @@
-"""A floor: the nearest neighbour on raw inputs. What it reaches was not learned from other tasks.
+"""A baseline: the nearest neighbour on raw inputs. What it reaches was not learned from other tasks.
 
     v(x) = flatten(x) / |flatten(x)|                                        # "cosine"; "euclidean": flatten(x)
     distance[q, i] = |v(query.x[q]) - v(support.x[i])|^2                    # [M, N]

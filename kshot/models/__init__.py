@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from kshot import checkpoint, families, learners, settings
 from kshot.core import Learner
-from kshot.data import CLASS_SPLITS, INK
+from kshot.data import SETS, class_lists
 from kshot.data import images as pictures
 from kshot.families.images.settings import ImageRecipe
 from kshot.models import hub
@@ -161,7 +161,7 @@ def told(name: str) -> str:
     own = checkpoint.header(shipped()[name])["settings"]
     classes, size = len(own.get("train_classes", ())), own["size"]
     colour = "colour" if own["channels"] == 3 else "grey"
-    split = f", {own['splits']} split" if own["data"] in CLASS_SPLITS else ""
+    split = f", {own['splits']} split" if class_lists(own["data"]) else ""
     return f"{own['learner']} on {own['data']}{split}, {classes} classes; {size}x{size} {colour}"
 
 
@@ -222,7 +222,7 @@ def loaded(
         raise ValueError(f"the model {name!r} was trained on {recipe.family}, not on classes of images")
     if recipe.channels not in (1, 3):
         raise ValueError(f"the model {name!r} takes images of {recipe.channels} channels: 1 or 3 can be made of a file")
-    drawn = recipe.data in INK
+    drawn = recipe.data in SETS and SETS[recipe.data].ink
     about = {"settings": info["settings"], "train_classes": list(classes), "step": info.get("step")}
     shape = recipe.channels, recipe.size
     return Model(name, recipe.learner, learner.eval(), *shape, drawn, _fingerprint(learner), about)

@@ -33,6 +33,7 @@ from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, returns
 from kshot.rl.score import evaluate
 from kshot.rl.trust import Region, improve
 from kshot.scores import over_seeds
+from kshot.settings import at_least
 
 if TYPE_CHECKING:
     from kshot.core import Task
@@ -75,9 +76,7 @@ class Acting(Region):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rollouts", "epochs", "train_tasks", "context", "transitions", "memory"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, dict.fromkeys(("rollouts", "epochs", "train_tasks", "context", "transitions", "memory"), 1))
         if not (0 <= self.discount <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"discount={self.discount} and lam={self.lam} must be between 0 and 1")
         if self.method not in ("trpo", "vpg", "ppo", "sac"):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kshot import cli, families, scores, seeding
 from kshot.checkpoint import load_into
-from kshot.config import Recipe
 from kshot.core import Learner
 from kshot.loop import Optimiser, Update
+from kshot.settings import Recipe
 
 
 class Coins(NamedTuple):

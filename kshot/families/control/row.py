@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kshot import checkpoint, learners, seeding
-from kshot.config import Run
 from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, of_files, told
 from kshot.families.control.settings import ControlRecipe, begin, build, control, upgrade
 from kshot.families.recipes import control as recipes
@@ -18,6 +17,7 @@ from kshot.rl.control import families
 from kshot.rl.score import evaluate
 from kshot.rl.train import PolicyStep, validation
 from kshot.scores import Scores, over_seeds
+from kshot.settings import Run
 
 ACROSS = "rounds of adapting (gradient steps; with a memory: rollouts)"
 

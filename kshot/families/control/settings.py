@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from kshot import learners, seeding
-from kshot.config import Recipe
 from kshot.families import load_run
 from kshot.loop import Outer
 from kshot.rl.control import Control, Mujoco, Seen, family
@@ -16,6 +15,7 @@ from kshot.rl.learner import PolicyLearner
 from kshot.rl.policy import GaussianMLP, check_sizes
 from kshot.rl.recurrent import GaussianGRU
 from kshot.rl.train import OUTER, Acting
+from kshot.settings import Recipe, at_least
 
 __all__ = ["ControlRecipe", "begin", "build", "control"]
 
@@ -63,9 +63,7 @@ class ControlRecipe(Recipe):
         for name in ("inner_lr", "later"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        for name, least in {"test_tasks": 2, "test_rollouts": 1, "test_steps": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        at_least(self, {"test_tasks": 2, "test_rollouts": 1, "test_steps": 0})
 
     @property
     def on(self) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from kshot import functions, learners, seeding, tree
-from kshot.config import Run
 from kshot.core import Task
 from kshot.evaluate import evaluate
 from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, of_files, told
@@ -21,6 +20,7 @@ from kshot.families.recipes import functions as curves
 from kshot.families.recipes import sinusoid
 from kshot.likelihood import noise_of
 from kshot.scores import Scores
+from kshot.settings import Run
 from kshot.tasks import ImageCompletion
 from kshot.tasks.base import WithOracle
 
@@ -116,7 +116,7 @@ def _context(rows: list[Scores], test: FunctionTest, data: str) -> str:
 
 def _baselines(recipe: FunctionRecipe, data: str, most: int) -> list[Baseline]:
     inputs, outputs = functions.sizes(data, recipe.channels)
-    labels = {"gp": "floor: gp", "neighbours": "floor: 3-nn"} if most > 1 else {}
+    labels = {"gp": "baseline: gp", "neighbours": "baseline: 3-nn"} if most > 1 else {}
     return [Baseline(labels[name], learners.process(name, inputs=inputs, outputs=outputs), most) for name in labels]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from kshot import functions, learners
-from kshot.config import NetworkRecipe, given, in_precision, mlp
 from kshot.core import Learner
 from kshot.seeding import seeded
+from kshot.settings import NetworkRecipe, given, in_precision, mlp
 
 __all__ = ["FunctionRecipe", "build", "tasks"]
 

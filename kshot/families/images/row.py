@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from kshot import checkpoint, data, learners, pretrain, seeding, tree
-from kshot.config import Run, changed
 from kshot.core import Learner
 from kshot.data import folder, scripts, split_names
 from kshot.evaluate import evaluate_modes
@@ -27,6 +26,7 @@ from kshot.families.recipes import glyphs, grocery, omniglot
 from kshot.learners.finetune import FineTune
 from kshot.nn import Conv4
 from kshot.scores import Scores
+from kshot.settings import Run, changed
 from kshot.tasks import Episodes
 
 __all__ = ["FAMILY", "ImageTest", "classes_of", "pixel_baseline", "score"]
@@ -312,11 +312,11 @@ def baselines(run: Run, shown: ImageRecipe, test: ImageTest, ink: bool) -> list[
     most = SCRATCH_TASKS if small else LARGE_SCRATCH_TASKS
     options = {"strategy": "vmap" if small else "auto"}
     pixels = pixel_baseline(shown.ways, shown.channels * shown.size**2, ink)
-    rows = [Baseline("floor: pixels", pixels), Baseline("floor: from scratch", build(scratch), most, options)]
+    rows = [Baseline("baseline: pixels", pixels), Baseline("baseline: from scratch", build(scratch), most, options)]
     if test.pretrain > 0:
         head = pretrain.Classifier(_pretrained(run, test), shown.ways)
         tuned = FineTune(head, ways=shown.ways, fresh_head=True, mode="head")
-        rows.append(Baseline("floor: pre-trained", tuned, most, options))
+        rows.append(Baseline("baseline: pre-trained", tuned, most, options))
     return rows
 
 
@@ -369,7 +369,7 @@ FAMILY = Family(
     **of_files(omniglot, glyphs, grocery),
     build=build,
     job=job,
-    knows=lambda name: data.is_data(name) or name in data.SIZES,  # "folder" beside --data-root
+    knows=lambda name: data.is_data(name) or name in data.SETS,  # "folder" beside --data-root
     known=lambda: list(data.available()),
     score=score,
     upgrade=_upgrade,

@@ -12,10 +12,10 @@ from torch import nn
 
 from kshot import data, learners
 from kshot import nn as knn
-from kshot.config import NetworkRecipe, given, in_precision, mlp
 from kshot.core import Learner
 from kshot.data import Bank, scripts
 from kshot.seeding import seeded
+from kshot.settings import NetworkRecipe, given, in_precision, mlp
 from kshot.tasks import Augment, Episodes
 
 __all__ = ["ImageRecipe", "body", "build", "episodes", "tasks"]
@@ -130,7 +130,7 @@ def tasks(
     """
     recipe = replace(recipe, data=data.located(recipe.data, data_root))
     takes = data.options(recipe.data)
-    own: dict[str, Any] = {"splits": recipe.splits if recipe.data in data.CLASS_SPLITS else recipe.class_list}
+    own: dict[str, Any] = {"splits": recipe.splits if data.class_lists(recipe.data) else recipe.class_list}
     own |= {"fractions": recipe.fractions, "on_bad": recipe.on_bad}
     own = {name: value for name, value in own.items() if name in takes and value is not None}
     bank = data.load(recipe.data, split, data_root=data_root, size=recipe.size, channels=recipe.channels, **own)
