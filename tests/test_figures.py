@@ -49,9 +49,9 @@ def record(name: str) -> Any:
 
 def result(name: str, who: str) -> Scores:
     """The result of that name, or of that name and mode ("maml inductive")."""
-    for row in record(name)["results"]:
-        if who in (row["name"], f"{row['name']} {row.get('mode')}"):
-            return Scores.from_dict(row)
+    for found in map(Scores.from_dict, record(name)["results"]):
+        if who in (found.name, f"{found.name} {found.mode}"):
+            return found
     raise KeyError(f"{name} has no result of {who!r}")
 
 

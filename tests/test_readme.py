@@ -232,7 +232,7 @@ def check_values(settings: Any, words: list[str]) -> None:
     """
     chosen = getattr(getattr(settings, "settings", None), "data", None) or getattr(settings, "data", None)
     if isinstance(chosen, str) and not functions.is_function(chosen):
-        data._kind(chosen)
+        data.options(chosen)
     for flag in ("--on", "--tasks"):
         for word in after(flag, words) if flag in words else ():
             if not word.isdigit():
