@@ -388,6 +388,7 @@ def table(
     steps: bool = False,
     more: Sequence[str] = (),
     against: Scores | None = None,
+    stacked: bool = False,
 ) -> Table:
     """A rich table, a row for each of the scores; baselines come last, below a line.
 
@@ -397,6 +398,7 @@ def table(
         steps: the primary column after 0, 1, 2, ... adaptation steps in place of the last alone; of many some.
         more: names of settings or details that are columns too.
         against: adds a column of paired differences to these, where the tasks are the same.
+        stacked: the intervals stand below their figures, for a narrow terminal.
 
     Raises:
         ValueError: scores with different primary columns.
@@ -408,13 +410,14 @@ def table(
         raise ValueError(f"one table shows one primary column, got {', '.join(by_primary(results))}: make one of each")
     shown = Table(title=title, title_justify="left", caption=_mixed(results), caption_justify="left")
     longest = max((len(word) for r in results for word in r.name.split()), default=4)
-    shown.add_column("name", no_wrap=steps, min_width=longest)
+    shown.add_column("name", min_width=longest)
     cells = _cells(results, steps, more, against)
+    below = (lambda cell: cell.replace(" ± ", "\n± ").replace("vs ", "vs\n")) if stacked else str
     for head in cells:
-        shown.add_column(head, justify="left" if head == "mode" else "right", no_wrap=not steps)
+        shown.add_column(below(head), justify="left" if head == "mode" else "right", no_wrap=True)
     for i, r in enumerate(results):
         last = i + 1 < len(results) and not r.baseline and results[i + 1].baseline
-        row = [column[i] for column in cells.values()]
+        row = [below(column[i]) for column in cells.values()]
         shown.add_row(r.name, *row, style="dim" if r.baseline else None, end_section=last)
     return shown
 

@@ -92,7 +92,7 @@ def test_threads_share_the_tasks_and_give_equal_bits():
             name = threading.current_thread().name
             if name.startswith("kshot-engine") and name not in seen:
                 seen.add(name)
-                both.wait()  # on a busy machine one thread could do all before the other wakes; were there one, this raises
+                both.wait()  # on a busy machine one could do all before the other wakes; raises were there but one
             return super().predict(state, x)
 
     learner = Tells(one_step().body).double()

@@ -66,12 +66,16 @@ def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None
     say = console()
     for own in tables:
         against = own.rows[0] if len(runs) > 1 and len(own.rows) > 1 else None
-        shown = table(own.rows, own.title, against=against, **own.shown)
         names = [row.name for row in own.rows]
-        spare = max(map(len, names)) - max(len(word) for name in names for word in name.split())
-        full = Measurement.get(say, say.options.update(max_width=1000), shown).maximum
-        steps = own.shown.get("steps", False)  # whose cells are wrapped; no other figure is cut in a narrow terminal
-        say.print(shown, width=say.width if steps else max(say.width, full - spare))
+        spare = max(map(len, names)) - max(len(word) for name in names for word in name.split())  # names are wrapped
+        for stacked in (False, True):
+            shown = table(own.rows, own.title, against=against, stacked=stacked, **own.shown)
+            needed = Measurement.get(say, say.options.update(max_width=1000), shown).maximum - spare
+            if needed <= say.width:
+                break
+        terminal, say.width = say.width, max(say.width, needed)  # no figure is cut, however narrow the terminal is
+        say.print(shown)
+        say.width = terminal
         for note in own.notes:
             say.print(note)
     if figures.json is not None:

@@ -61,6 +61,8 @@ def test_runs_of_one_family_are_compared_task_by_task(
 ) -> None:
     said = kshot("compare", runs[name], runs[name], *TEST, "--json", tmp_path / "a.json")
     assert "vs " in said  # the paired differences
+    assert "…" not in said
+    assert "┏┳" not in said  # a column squeezed to nothing
     one, other = json.loads((tmp_path / "a.json").read_text())["results"]
     assert one["columns"] == other["columns"]
     assert one["questions"] == other["questions"] != ""
@@ -71,6 +73,7 @@ def test_runs_of_several_families_have_a_table_each(runs: dict[str, Path], tmp_p
     results = json.loads((tmp_path / "a.json").read_text())["results"]
     assert sorted(result["primary"] for result in results) == sorted(METRICS.values())
     assert said.count("plot: ") == 4
+    assert "…" not in said  # a terminal of 80 columns cuts no name and no figure
     for words in ("glyphs test, 5-way 1-shot", "sinusoid, 5 points, 4 tasks", "gp-rbf, 4 tasks", "point, 4 "):
         assert words in " ".join(said.split())
 
