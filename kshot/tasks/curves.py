@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kshot.checks import whole
+from kshot import checks
 from kshot.core import Batch, Task
-from kshot.tasks.functions import deal, interval_of_sizes, not_negative
+from kshot.tasks.functions import deal
 
 __all__ = ["Augmentation", "CurveTable", "Curves", "Scale", "canadian", "growth", "lynx_hare", "places_of", "read_csv"]
 
@@ -125,12 +125,12 @@ class Curves:
             raise ValueError(f"curves with fewer than 2 values: {', '.join(few[:8])}; leave them out")
         if context is None:
             context = (min(3, max(1, len(x) // 2)), max(1, len(x) // 2))
-        self.context = interval_of_sizes("context", context)
+        self.context = checks.sizes("context", context, 0)
         if context[1] >= len(x):
             raise ValueError(f"context={context} of {len(x)} places leaves no query: pass most <= {len(x) - 1}")
-        self.targets = None if targets is None else whole("targets", targets, 1)
-        for name, number in (augment or Augmentation())._asdict().items():
-            not_negative(f"augment.{name}", number)
+        self.targets = None if targets is None else checks.whole("targets", targets, 1)
+        for name, value in (augment or Augmentation())._asdict().items():
+            checks.number(f"augment.{name}", value)
         self.augment, self.ragged, self.outputs = augment, ragged, y.shape[2]
         self.independent = ragged or context[0] == context[1]
         self._given = (scale_x, scale_y)
@@ -197,7 +197,7 @@ class Curves:
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` curves, with repetition: a Task with a leading T."""
-        t, device = whole("num_tasks", num_tasks, 1), generator.device
+        t, device = checks.whole("num_tasks", num_tasks, 1), generator.device
         chosen = torch.randint(len(self), (t,), generator=generator, device=device)
         dealt = deal(generator, self._there.to(device)[chosen], self.context, self.targets, self.ragged, self._most)
         x = self.scale_x.to(self.x.to(device)[:, None]).float()  # [K, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,14 +55,13 @@ class Sinusoid:
         phase: tuple[float, float] = (0.0, math.pi),
         x: tuple[float, float] = (-5.0, 5.0),
     ):
-        for name, interval in (("amplitude", amplitude), ("phase", phase), ("x", x)):
-            if len(interval) != 2 or not all(map(math.isfinite, interval)) or not interval[0] <= interval[1]:
-                raise ValueError(f"{name}={interval!r}: pass (low, high) with low <= high, both finite")
         self.shots = checks.whole("shots", shots, 1)
         self.queries = checks.whole("queries", queries, 1)
-        self.amplitude = amplitude
-        self.phase = phase
-        self.x = x
+        self.amplitude, self.phase, self.x = (
+            interval("amplitude", amplitude),
+            interval("phase", phase),
+            interval("x", x),
+        )
 
     def __repr__(self) -> str:
         return (
@@ -85,6 +84,55 @@ class Sinusoid:
         return Task(Batch(x[:, :n], y[:, :n]), Batch(x[:, n:], y[:, n:]))
 
 
+class _Pointwise:
+    """What functions share whose points are drawn uniformly, with noise on their values."""
+
+    classification = False
+    input_shape: tuple[int, ...] = (1,)
+    outputs = 1
+
+    def __init__(
+        self,
+        context: tuple[int, int],
+        targets: int,
+        x: tuple[float, float],
+        target_x: tuple[float, float] | None,
+        noise: float,
+        ragged: bool,
+    ):
+        self.context, self.targets = checks.sizes("context", context, 0), checks.whole("targets", targets, 1)
+        self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
+        self.noise, self.ragged = checks.number("noise", noise), ragged
+        self.independent = ragged or context[0] == context[1]
+
+    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
+        """`num_tasks` functions: a Task with a leading T."""
+        return self.sample_with(generator, num_tasks)[0]
+
+    def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Any]:
+        """The same, and what they were drawn with."""
+        raise NotImplementedError
+
+    def _points(self, generator: torch.Generator, t: int) -> tuple[Tensor, Tensor]:
+        """Inputs `[T, N + M, I]`, float64 but exact in float32, and which support points are there, `[T or 1, N]`."""
+        (least, most), uniform, inputs = self.context, uniform_of(generator), self.input_shape[0]
+        device = generator.device
+        sizes = torch.randint(least, most + 1, (t if self.ragged else 1,), generator=generator, device=device)
+        n = most if self.ragged else int(sizes)
+        a = uniform(self.x, t, n, inputs)
+        b = uniform(self.target_x or self.x, t, self.targets, inputs)
+        there = torch.arange(n, device=device) < sizes[:, None]
+        return torch.cat([a, b], 1).float().double(), there
+
+    def _task(self, generator: torch.Generator, x: Tensor, y: Tensor, there: Tensor) -> Task:
+        """Noise, and NaN where a support point is not there; y `[T, N + M]`."""
+        if self.noise > 0:
+            y = y + self.noise * _normal(generator, *y.shape)
+        n, x, y = there.shape[1], x.float(), y.float()[..., None]
+        support = Batch(x[:, :n], torch.where(there[..., None], y[:, :n], torch.nan))
+        return Task(support, Batch(x[:, n:], y[:, n:]))
+
+
 class Wave(NamedTuple):
     """What a sawtooth was drawn with, float64.
 
@@ -99,7 +147,7 @@ class Wave(NamedTuple):
     offset: Tensor
 
 
-class Sawtooth:
+class Sawtooth(_Pointwise):
     """Sawtooth waves y = (frequency (direction x - offset)) mod 1: periodic, with jumps, and no Gaussian process.
 
     Args:
@@ -127,9 +175,6 @@ class Sawtooth:
     (torch.Size([2, 5, 1]), torch.Size([2, 100, 1]))
     """
 
-    classification = False
-    outputs = 1
-
     def __init__(
         self,
         context: tuple[int, int] = (0, 30),
@@ -141,12 +186,9 @@ class Sawtooth:
         inputs: int = 1,
         ragged: bool = False,
     ):
-        self.context, self.targets = interval_of_sizes("context", context), checks.whole("targets", targets, 1)
-        self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
+        super().__init__(context, targets, x, target_x, noise, ragged)
         self.frequency = interval("frequency", frequency, above=0.0)
-        self.noise, self.ragged = not_negative("noise", noise), ragged
-        self.independent = ragged or context[0] == context[1]
-        self.input_shape: tuple[int, ...] = (checks.whole("inputs", inputs, 1),)
+        self.input_shape = (checks.whole("inputs", inputs, 1),)
 
     def __repr__(self) -> str:
         return (
@@ -154,20 +196,15 @@ class Sawtooth:
             f"frequency={self.frequency}, noise={self.noise}, inputs={self.input_shape[0]}, ragged={self.ragged})"
         )
 
-    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
-        """`num_tasks` waves: a Task with a leading T."""
-        return self.sample_with(generator, num_tasks)[0]
-
     def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Wave]:
-        """The same, and what they were drawn with."""
         t, uniform = checks.whole("num_tasks", num_tasks, 1), uniform_of(generator)
-        x, there = _points(self, generator, t)
+        x, there = self._points(generator, t)
         frequency = uniform(self.frequency, t)
         direction = _normal(generator, t, self.input_shape[0])
         wave = Wave(frequency, direction / direction.norm(dim=1, keepdim=True), uniform((0.0, 1.0), t) / frequency)
         along = (x @ wave.direction[:, :, None])[..., 0]  # [T, N + M]
         y = (wave.frequency[:, None] * (along - wave.offset[:, None])) % 1
-        return _task(self, generator, x, y, there), wave
+        return self._task(generator, x, y, there), wave
 
 
 class Steps(NamedTuple):
@@ -182,7 +219,7 @@ class Steps(NamedTuple):
     levels: Tensor
 
 
-class Step:
+class Step(_Pointwise):
     """Piecewise constant functions: a few jumps at uniform places, levels from N(0, 1) between them.
 
     Args:
@@ -206,10 +243,6 @@ class Step:
     (torch.Size([2, 5, 1]), True)
     """
 
-    classification = False
-    input_shape: tuple[int, ...] = (1,)
-    outputs = 1
-
     def __init__(
         self,
         context: tuple[int, int] = (0, 30),
@@ -220,11 +253,8 @@ class Step:
         noise: float = 0.02,
         ragged: bool = False,
     ):
-        self.context, self.targets = interval_of_sizes("context", context), checks.whole("targets", targets, 1)
-        self.x, self.target_x = interval("x", x), None if target_x is None else interval("target_x", target_x)
-        self.jumps = interval_of_sizes("jumps", jumps)
-        self.noise, self.ragged = not_negative("noise", noise), ragged
-        self.independent = ragged or context[0] == context[1]
+        super().__init__(context, targets, x, target_x, noise, ragged)
+        self.jumps = checks.sizes("jumps", jumps, 0)
 
     def __repr__(self) -> str:
         return (
@@ -232,41 +262,16 @@ class Step:
             f"jumps={self.jumps}, noise={self.noise}, ragged={self.ragged})"
         )
 
-    def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
-        """`num_tasks` functions: a Task with a leading T."""
-        return self.sample_with(generator, num_tasks)[0]
-
     def sample_with(self, generator: torch.Generator, num_tasks: int) -> tuple[Task, Steps]:
-        """The same, and what they were drawn with."""
         t, uniform, (least, most) = checks.whole("num_tasks", num_tasks, 1), uniform_of(generator), self.jumps
-        x, there = _points(self, generator, t)
+        x, there = self._points(generator, t)
         both = self.x + (self.target_x or self.x)
         jumps = torch.randint(least, most + 1, (t, 1), generator=generator, device=generator.device)
         places = uniform((min(both), max(both)), t, most)
         places = torch.where(torch.arange(most, device=places.device) < jumps, places, torch.inf).sort(1).values
         steps = Steps(places, _normal(generator, t, most + 1))
         passed = (x >= places[:, None, :]).sum(2)  # [T, N + M] jumps to the left
-        return _task(self, generator, x, steps.levels.gather(1, passed), there), steps
-
-
-def _points(family: Sawtooth | Step, generator: torch.Generator, t: int) -> tuple[Tensor, Tensor]:
-    """Inputs `[T, N + M, I]`, float64 but exact in float32, and which support points are there, `[T or 1, N]`."""
-    (least, most), uniform, inputs = family.context, uniform_of(generator), family.input_shape[0]
-    sizes = torch.randint(least, most + 1, (t if family.ragged else 1,), generator=generator, device=generator.device)
-    n = most if family.ragged else int(sizes)
-    a = uniform(family.x, t, n, inputs)
-    b = uniform(family.target_x or family.x, t, family.targets, inputs)
-    there = torch.arange(n, device=generator.device) < sizes[:, None]
-    return torch.cat([a, b], 1).float().double(), there
-
-
-def _task(family: Sawtooth | Step, generator: torch.Generator, x: Tensor, y: Tensor, there: Tensor) -> Task:
-    """Noise, and NaN where a support point is not there; y `[T, N + M]`."""
-    if family.noise > 0:
-        y = y + family.noise * _normal(generator, *y.shape)
-    n, x, y = there.shape[1], x.float(), y.float()[..., None]
-    support = Batch(x[:, :n], torch.where(there[..., None], y[:, :n], torch.nan))
-    return Task(support, Batch(x[:, n:], y[:, n:]))
+        return self._task(generator, x, steps.levels.gather(1, passed), there), steps
 
 
 # What the other families of functions share.
@@ -335,18 +340,6 @@ def uniform_of(generator: torch.Generator) -> Callable[..., Tensor]:
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
-
-
-def not_negative(name: str, value: float) -> float:
-    """The value, or a ValueError if it is not a finite number >= 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}={value!r}: pass a number >= 0")
-    return value
-
-
-def interval_of_sizes(name: str, value: tuple[int, int], least: int = 0) -> tuple[int, int]:
-    """The value, or a ValueError if it is no (low, high) of integers, `least` <= low <= high."""
-    return checks.sizes(name, value, least)
 
 
 def interval(name: str, value: tuple[float, float], above: float | None = None) -> tuple[float, float]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kshot.checks import whole
+from kshot.checks import sizes, whole
 from kshot.core import Batch, Task
-from kshot.tasks.functions import deal, interval_of_sizes
+from kshot.tasks.functions import deal
 
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
@@ -77,7 +77,7 @@ class ImageCompletion:
         count = self.height * self.width
         if context is None:
             context = (min(10, count // 4), count // 4)
-        self.context = interval_of_sizes("context", context)
+        self.context = sizes("context", context, 0)
         if context[1] >= count:
             raise ValueError(f"context={context} of {count} pixels leaves none to ask: pass most <= {count - 1}")
         self.targets = None if targets is None else whole("targets", targets, 1)

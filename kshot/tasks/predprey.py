@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kshot.checks import whole
+from kshot import checks
 from kshot.core import Batch, Task
 from kshot.tasks.curves import Scale
-from kshot.tasks.functions import deal, interval, interval_of_sizes, not_negative, uniform_of
+from kshot.tasks.functions import deal, interval, uniform_of
 
 __all__ = ["PredatorPrey"]
 
@@ -104,11 +104,11 @@ class PredatorPrey:
         pool_seed: int = 0,
         ragged: bool = False,
     ):
-        self.points = whole("points", points, 2)
-        self.context = interval_of_sizes("context", context)
+        self.points = checks.whole("points", points, 2)
+        self.context = checks.sizes("context", context, 0)
         if self.context[1] >= points:
             raise ValueError(f"context={context} of points={points} leaves no query: pass most <= {points - 1}")
-        self.targets = None if targets is None else whole("targets", targets, 1)
+        self.targets = None if targets is None else checks.whole("targets", targets, 1)
         rates = {"alpha": alpha, "beta": beta, "delta": delta, "gamma": gamma, "sigma": sigma, "start": start}
         for name, span in {**rates, "units": units}.items():
             if interval(name, span)[0] < 0:
@@ -119,9 +119,9 @@ class PredatorPrey:
         if capacity is not None and start[1] > capacity:
             raise ValueError(f"start={start} exceeds capacity={capacity}: pass a smaller start or a larger capacity")
         self.rates, self.relative, self.power = rates, relative, power
-        self.floor, self.warm_up = not_negative("floor", floor), not_negative("warm_up", warm_up)
+        self.floor, self.warm_up = checks.number("floor", floor), checks.number("warm_up", warm_up)
         self.capacity, self.years, self.dt, self.units = capacity, years, dt, units
-        self.pool, self.pool_seed, self.ragged = whole("pool", pool, 0), pool_seed, ragged
+        self.pool, self.pool_seed, self.ragged = checks.whole("pool", pool, 0), pool_seed, ragged
         self.independent = ragged or context[0] == context[1]
         low, high = interval("x", (0.0, years) if x is None else x)
         if low == high:
@@ -162,7 +162,7 @@ class PredatorPrey:
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` series: a Task with a leading T."""
-        t, device = whole("num_tasks", num_tasks, 1), generator.device
+        t, device = checks.whole("num_tasks", num_tasks, 1), generator.device
         if self.pool:
             if self._pooled is None:
                 self._pooled = self.simulate(torch.Generator().manual_seed(self.pool_seed), self.pool)
@@ -182,7 +182,7 @@ class PredatorPrey:
 
     def simulate(self, generator: torch.Generator, num_tasks: int) -> Tensor:
         """Whole series of both populations, `units` included, at `times`: `[T, points, 2]` float64."""
-        t, uniform, device = whole("num_tasks", num_tasks, 1), uniform_of(generator), generator.device
+        t, uniform, device = checks.whole("num_tasks", num_tasks, 1), uniform_of(generator), generator.device
         alpha, beta, delta, gamma, sigma = (
             uniform(self.rates[name], t) for name in ("alpha", "beta", "delta", "gamma", "sigma")
         )

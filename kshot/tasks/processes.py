@@ -19,6 +19,7 @@ from torch import Tensor
 from kshot import checks
 from kshot.core import Batch, Task
 from kshot.tasks.base import OfFunctions, independent, of_classes
+from kshot.tasks.functions import uniform_of
 
 __all__ = ["GaussianProcess", "Hyper", "Kernel", "Mixture", "Oracle", "posterior"]
 
@@ -143,12 +144,7 @@ class GaussianProcess:
         """The same, and the hyper-parameters that they were drawn with."""
         num_tasks = checks.whole("num_tasks", num_tasks, 1)
         device = generator.device
-
-        def uniform(interval: tuple[float, float], *shape: int) -> Tensor:
-            low, high = interval
-            return low + (high - low) * torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-
-        t, (least, most) = num_tasks, self.context
+        t, uniform, (least, most) = num_tasks, uniform_of(generator), self.context
         sizes = t if self.ragged else 1
         context = torch.randint(least, most + 1, (sizes,), generator=generator, device=device)
         n = most if self.ragged else int(context)
