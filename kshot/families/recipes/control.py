@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kshot import learners
 from kshot.families.control.settings import ControlRecipe
-from kshot.rl.train import OUTER, Acting
+from kshot.rl.train import OUTER, Acting, Outer
 
 # Outer steps. MAML's tasks: the environment steps of the authors' published result files over those of a step.
 _PAPER = {"point": 100, "cheetah-direction": 100, "cheetah-velocity": 238, "ant-velocity": 375, "ant-direction": 575}
@@ -79,32 +79,10 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
         recipe = _differs(recipe, "a rate for each tensor of weights, where the paper has one for each number")
     elif learner == "e-maml":
         recipe = replace(recipe, source="Stadie et al. 2018, arXiv:1803.01118, with MAML's settings")
-    elif learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two
-        outer = replace(outer, steps=2 * outer.steps)
     if budget == "quick" and tasks != "point":
-        # Chosen by the returns of training tasks of cheetah direction, see docs/control.md.
-        acting = replace(acting, lam=0.97, kl=0.04)
-        text = "lambda 0.97"
-        if learner != "rl2":
-            recipe = replace(recipe, init="uniform", inner_lr=0.3)
-            if tasks == "cheetah-direction":
-                acting, recipe = replace(acting, discount=0.97, lam=0.95), replace(recipe, activation="tanh")
-                text = "tanh, discount 0.97, lambda 0.95"
-            elif tasks == "ant-direction":  # chosen by the returns of training tasks
-                steps = 1200 if learner in ("pretrained", "oracle") else 600
-                outer, acting = replace(outer, steps=steps, batch=20), replace(acting, rollouts=10, lam=0.95)
-                recipe = replace(recipe, activation="tanh", std=0.4, inner_lr=0.1)
-                text = "20 tasks x 10 rollouts, lambda 0.95, tanh, a first deviation of 0.4"
-            elif tasks in ("ant-body", "walker-body"):  # chosen by the returns of training bodies of the ants
-                if tasks == "ant-body":
-                    outer = replace(outer, steps=1200 if learner in ("pretrained", "oracle") else 600)
-                outer, acting = replace(outer, batch=20), replace(acting, rollouts=10, kl=0.05, lam=0.95)
-                recipe = replace(recipe, hidden=(64, 64), activation="tanh", std=0.4, inner_lr=0.1)
-                text = "20 tasks x 10 rollouts, lambda 0.95, 64 x 64 tanh, a first deviation of 0.4"
-            text += f", inner rate {recipe.inner_lr}, weights drawn within 1 / sqrt(inputs)"
-        if acting.method == "trpo":
-            text += f", KL {acting.kl}"
-        recipe = _differs(recipe, text)
+        outer, acting, recipe = _quick(outer, acting, recipe, learner)
+    if learner in ("pretrained", "oracle"):  # one set of rollouts a step, not two
+        outer = replace(outer, steps=2 * outer.steps)
     if budget == "quick" and acting.method == "trpo":
         acting = replace(acting, rows=0.2)
         recipe = _differs(recipe, "a fifth of the samples in the products with the curvature")
@@ -114,6 +92,27 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
     # 40 tasks cost half as much as a step of 40, which has an update too: less than a fortieth of the run.
     outer = replace(outer, val_every=800 // outer.batch, val_tasks=40)
     return replace(recipe, learner=learner, outer=outer, acting=acting)
+
+
+def _quick(outer: Outer, acting: Acting, recipe: ControlRecipe, learner: str) -> tuple[Outer, Acting, ControlRecipe]:
+    """Chosen by the returns of training tasks of cheetah direction, see docs/control.md; by those of the tasks, and of
+    training bodies of the ants, where these have settings of their own.
+    """
+    tasks, text, acting = recipe.tasks, "lambda 0.97", replace(acting, lam=0.97, kl=0.04)
+    if learner != "rl2":
+        recipe = replace(recipe, init="uniform", inner_lr=0.3)
+        if tasks == "cheetah-direction":
+            acting, recipe = replace(acting, discount=0.97, lam=0.95), replace(recipe, activation="tanh")
+            text = "tanh, discount 0.97, lambda 0.95"
+        elif tasks in ("ant-direction", "ant-body", "walker-body"):
+            outer, acting = replace(outer, batch=20), replace(acting, rollouts=10, lam=0.95)
+            outer = replace(outer, steps=600) if tasks != "walker-body" else outer
+            recipe, wide = replace(recipe, activation="tanh", std=0.4, inner_lr=0.1), "tanh"
+            if tasks != "ant-direction":
+                acting, recipe, wide = replace(acting, kl=0.05), replace(recipe, hidden=(64, 64)), "64 x 64 tanh"
+            text = f"20 tasks x 10 rollouts, lambda 0.95, {wide}, a first deviation of 0.4"
+        text += f", inner rate {recipe.inner_lr}, weights drawn within 1 / sqrt(inputs)"
+    return outer, acting, _differs(recipe, text + (f", KL {acting.kl}" if acting.method == "trpo" else ""))
 
 
 def _pearl(recipe: ControlRecipe, budget: Literal["paper", "quick"]) -> ControlRecipe:
