@@ -104,7 +104,7 @@ def _gradient(recipe: ImageRecipe) -> ImageRecipe:
         features="mean",
         inner_lr=0.4 if ways == 5 else 0.1,
         inner_steps=1 if ways == 5 else 5,
-        test_steps=3 if ways == 5 else 5,
+        test_steps=(3 if ways == 5 else 5) if learner in ("maml", "fomaml") else None,
         train_queries=recipe.shots,
         source="Finn et al. 2017, arXiv:1703.03400, appendix A.1",
         outer=Outer(steps=60_000, batch=32 if ways == 5 else 16, meta_lr=1e-3, val_every=2000),
@@ -112,14 +112,13 @@ def _gradient(recipe: ImageRecipe) -> ImageRecipe:
     if learner == "anil":
         source = "learn2learn's maml_omniglot.py (the paper has 20-way only)" if ways == 5 else (
             "Raghu et al. 2020, arXiv:1909.09157, table 2, with MAML's settings")  # fmt: skip
-        recipe = replace(recipe, inner_lr=0.5 if ways == 5 else 0.1, test_steps=None, source=source)
+        recipe = replace(recipe, inner_lr=0.5 if ways == 5 else 0.1, source=source)
     elif learner == "boil":
-        recipe = replace(recipe, inner_lr=0.5, inner_steps=1, test_steps=None,
-                         source="Oh et al. 2021, arXiv:2008.08882, its code's rates")  # fmt: skip
+        source = "Oh et al. 2021, arXiv:2008.08882, its code's rates"
+        recipe = replace(recipe, inner_lr=0.5, inner_steps=1, source=source)
         recipe = _differs(recipe, "the paper has no Omniglot; MAML's network and outer loop")
     elif learner == "metasgd":
-        recipe = replace(recipe, inner_lr=0.1, inner_steps=1, test_steps=None,
-                         source="Li et al. 2017, arXiv:1707.09835: one step")  # fmt: skip
+        recipe = replace(recipe, inner_lr=0.1, inner_steps=1, source="Li et al. 2017, arXiv:1707.09835: one step")
         recipe = _differs(recipe, "MAML's network and outer loop; rates start at 0.1")
     elif learner == "mamlpp":
         # experiment_config/omniglot_maml++-*.json of AntreasAntoniou/HowToTrainYourMAMLPytorch. The authors test an
@@ -130,7 +129,6 @@ def _gradient(recipe: ImageRecipe) -> ImageRecipe:
             features="flat",
             inner_lr=0.1,
             inner_steps=5,
-            test_steps=None,
             train_queries=1,
             source="the configurations of the code of Antoniou et al. 2019, arXiv:1810.09502",
             outer=replace(recipe.outer, steps=50_000, batch=8, schedule="cosine"),
@@ -157,9 +155,8 @@ def _gradient(recipe: ImageRecipe) -> ImageRecipe:
             features="flat",
             inner_lr=0.1,
             inner_steps=16 if ways == 5 else 25,
-            test_steps=None,
             source="the commands of the code of Rajeswaran et al. 2019, arXiv:1909.04630",
-            outer=replace(recipe.outer, steps=20_000, batch=32 if ways == 5 else 16),
+            outer=replace(recipe.outer, steps=20_000),
         )
     if ways == 5 and recipe.shots == 1 and recipe.pool == "stride":
         # Ten small images per task: 16 tasks mapped take 0.15 s a step on 2 cores, one by one 0.23 s.
