@@ -23,6 +23,7 @@ from kshot.testing._report import (
     CLOSE,
     Report,
     Skip,
+    apart,
     copied,
     differing,
     distance,
@@ -424,14 +425,13 @@ def class_permutation(case: _Case) -> None:
     renamed = torch.arange(ways).roll(1)  # class c becomes renamed[c]; no class keeps its name
     y = torch.where(task.support.y >= 0, renamed[task.support.y.clamp_min(0)], task.support.y)
     after = case.predict(learner, Batch(task.support.x, y), task.query.x)
-    gap = distance(after[:, renamed], before)
-    if gap > CLOSE:
-        fail(
-            f"with classes renamed {list(range(ways))} -> {renamed.tolist()} the predictions' columns are not renamed "
-            f"likewise: they differ by {gap:.2g}",
-            f"a difference of at most {CLOSE:g}",
-            "treat all classes alike (no parameter per class), or set permutation_equivariant = False",
-        )
+    apart(
+        after[:, renamed],
+        before,
+        f"with classes renamed {list(range(ways))} -> {renamed.tolist()} the predictions' columns are not renamed "
+        "likewise: they differ by {gap}",
+        "treat all classes alike (no parameter per class), or set permutation_equivariant = False",
+    )
 
 
 @_learner_check
@@ -442,12 +442,8 @@ def support_order(case: _Case) -> None:
     order = torch.randperm(len(task.support.x), generator=seeding.generator(case.seed, "order"))
     before = case.predict(learner, task.support, task.query.x)
     after = case.predict(learner, rows(task.support, order), task.query.x)
-    if distance(after, before) > CLOSE:
-        fail(
-            f"the support set in another order changed the predictions by {distance(after, before):.2g}",
-            f"a difference of at most {CLOSE:g}",
-            "sum or average over the support set, or set order_invariant = False",
-        )
+    found = "the support set in another order changed the predictions by {gap}"
+    apart(after, before, found, "sum or average over the support set, or set order_invariant = False")
 
 
 def _appended(case: _Case, support: Batch, y: int) -> Batch:
@@ -551,13 +547,14 @@ def folding(case: _Case) -> None:
     with seeding.seeded(case.seed, "predict"), torch.no_grad():
         state = learner.adapt(learner.adapt(learner.init(), halves[0]), halves[1])
         folded = numbers(learner.predict(state, task.query.x))
-    if distance(folded, whole) > CLOSE:
-        fail(
-            f"adapting on two halves in turn differs from adapting on the whole by {distance(folded, whole):.2g}",
-            f"a difference of at most {CLOSE:g}, because folds is claimed",
-            "hold sums and counts in the state rather than means, and no statistics of the batch at hand; or set "
-            "folds = False",
-        )
+    apart(
+        folded,
+        whole,
+        "adapting on two halves in turn differs from adapting on the whole by {gap}",
+        "hold sums and counts in the state rather than means, and no statistics of the batch at hand; or set "
+        "folds = False",
+        ", because folds is claimed",
+    )
 
 
 @_learner_check
@@ -576,13 +573,14 @@ def queries_are_independent(case: _Case) -> None:
         ("with other queries beside it", case.predict(learner, task.support, others)[:half]),
         ("alone", torch.cat([case.predict(learner, task.support, x[i : i + 1]) for i in range(half)])),
     ):
-        if distance(now, together) > CLOSE:
-            fail(
-                f"a query predicted {what} gets another prediction, {distance(now, together):.2g} apart",
-                f"a difference of at most {CLOSE:g}, because transductive is False",
-                "normalise queries by population statistics (kshot.nn.BatchNorm(population=True)) or by the support "
-                "set's (a mask), or set transductive = True on the instance, so that every score tells it",
-            )
+        apart(
+            now,
+            together,
+            f"a query predicted {what} gets another prediction, {{gap}} apart",
+            "normalise queries by population statistics (kshot.nn.BatchNorm(population=True)) or by the support "
+            "set's (a mask), or set transductive = True on the instance, so that every score tells it",
+            ", because transductive is False",
+        )
 
 
 @_learner_check
@@ -618,18 +616,10 @@ def path_ends_at_adapt(case: _Case) -> None:
                 "give a state before the first step and after each, set inner_steps to what adapt takes, and claim "
                 "`stepwise` where `steps` is heeded",
             )
-    if learner.stepwise and distance(*third) > CLOSE:
-        fail(
-            f"the state after 2 steps of 3 predicts otherwise than that after 2 of 2, by {distance(*third):.2g}",
-            f"a difference of at most {CLOSE:g}",
-            "let a step depend on the steps before it and not on how many are to come",
-        )
-    if distance(end, wanted) > CLOSE:
-        fail(
-            f"the last state of adapt_path predicts otherwise than adapt's, by {distance(end, wanted):.2g}",
-            f"a difference of at most {CLOSE:g}",
-            mend,
-        )
+    if learner.stepwise:
+        what = "the state after 2 steps of 3 predicts otherwise than that after 2 of 2, by {gap}"
+        apart(third[0], third[1], what, "let a step depend on the steps before it and not on how many are to come")
+    apart(end, wanted, "the last state of adapt_path predicts otherwise than adapt's, by {gap}", mend)
 
 
 @_learner_check
@@ -703,13 +693,22 @@ def checkpoint_round_trip(case: _Case) -> None:
             "after adapting anew": numbers(twin.predict(twin.adapt(twin.init(), task.support), task.query.x)),
         }
     for what, now in answers.items():
-        if distance(now, wanted) > CLOSE:
-            fail(
-                f"a learner loaded from a checkpoint predicts otherwise {what}, {distance(now, wanted):.2g} apart",
-                f"a difference of at most {CLOSE:g}",
-                "hold every tensor of the module as a parameter or a buffer, and everything that a task taught in the "
-                "state" + (f"; plain tensor attributes here: {few(own)}" if own else ""),
-            )
+        apart(
+            now,
+            wanted,
+            f"a learner loaded from a checkpoint predicts otherwise {what}, {{gap}} apart",
+            "hold every tensor of the module as a parameter or a buffer, and everything that a task taught in the "
+            "state" + (f"; plain tensor attributes here: {few(own)}" if own else ""),
+        )
+
+
+def _everything(learner: Learner, task: Task) -> dict[str, Tensor]:
+    """All that a learner gives of a task: state, prediction, loss, metrics."""
+    state = learner.adapt(learner.init(), task.support)
+    loss, metrics = learner.loss(task)
+    found = {f"state{path}": leaf for path, leaf in paths(state).items()}
+    found |= {"the prediction": numbers(learner.predict(state, task.query.x)), "the loss": loss}
+    return found | {f"metric '{k}'": v for k, v in metrics.items()}
 
 
 @_learner_check
@@ -717,11 +716,7 @@ def dtype_is_respected(case: _Case) -> None:
     """float32 in, float32 out; float64 in, float64 out: states, predictions, losses, metrics."""
     for dtype in (torch.float32, torch.float64):
         learner, task = case.learner(dtype=dtype), case.task("dtype", dtype)
-        state = learner.adapt(learner.init(), task.support)
-        loss, metrics = learner.loss(task)
-        found = {f"state{path}": leaf for path, leaf in paths(state).items()}
-        found |= {"the prediction": numbers(learner.predict(state, task.query.x)), "the loss": loss}
-        found |= {f"metric '{k}'": v for k, v in metrics.items()}
+        found = _everything(learner, task)
         wrong = {n: str(t.dtype) for n, t in found.items() if t.is_floating_point() and t.dtype != dtype}
         if wrong:
             fail(
@@ -738,11 +733,7 @@ def device_is_respected(case: _Case) -> None:
         raise Skip("no CUDA device here")
     learner = case.learner(dtype=torch.float32).to("cuda")
     task = to(case.task("device", torch.float32), "cuda")
-    state = learner.adapt(learner.init(), task.support)
-    loss, metrics = learner.loss(task)
-    found = {f"state{path}": leaf for path, leaf in paths(state).items()}
-    found |= {"the prediction": numbers(learner.predict(state, task.query.x)), "the loss": loss, **metrics}
-    wrong = {n: str(t.device) for n, t in found.items() if t.device.type != "cuda"}
+    wrong = {n: str(t.device) for n, t in _everything(learner, task).items() if t.device.type != "cuda"}
     if wrong:
         fail(
             f"with parameters and inputs on cuda these are elsewhere: {wrong}",

@@ -67,6 +67,12 @@ def distance(a: Tensor, b: Tensor) -> float:
     return gap if math.isfinite(gap) else math.inf
 
 
+def apart(a: Tensor, b: Tensor, found: str, mend: str, because: str = "") -> None:
+    """Fail where two results are further apart than `CLOSE`; "{gap}" in `found` stands for by how much."""
+    if (gap := distance(a, b)) > CLOSE:
+        fail(found.replace("{gap}", f"{gap:.2g}"), f"a difference of at most {CLOSE:g}{because}", mend)
+
+
 def few(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
