@@ -683,22 +683,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                     f"{limits.classes}"
                 )
             files.check_shapes(parts["support.safetensors"], len(rows), path)
-            if told["weights"]:
-                tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
-                classifier.model_ = models.loaded(name, tensors, info, limits.size, limits.inner_steps)
-            else:
-                known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
-                if name not in known:
-                    raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
-                classifier.model_ = models.get(name, told["fingerprint"])
-                if classifier.model == name:  # weights that had this name before have another one now
-                    classifier.model = classifier.model_.name
-            if limits.features_alone and classifier.model_.kind not in models.METRIC:
-                raise files.FileError(
-                    f"{path} holds a learner that adapts all of its body, or none: it cannot be used here"
-                )
-            if classifier.model_.fingerprint != told["fingerprint"]:
-                raise files.FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
+            classifier._take_model(told, parts, path, limits)
             tensors, _ = checkpoint.unpacked(parts["support.safetensors"], f"support.safetensors of {path}")
             support, images = tensors["support"], tensors.get("images")
             labels = np.array(rows)  # strings as long as they are, not as long as the file says
@@ -727,6 +712,30 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         except Exception as error:  # whatever a file may hold: one line, and nothing of it is used
             text = " ".join(str(error).split())[:300]
             raise files.FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {text}") from error
+
+    def _take_model(self, told: dict[str, Any], parts: dict[str, bytes], path: str, limits: files.FileLimits) -> None:
+        """The model that a file holds or names.
+
+        Raises:
+            FileError: one that is not here, has other weights, or cannot be used within these limits.
+        """
+        name = told["name"]
+        if told["weights"]:
+            tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
+            self.model_ = models.loaded(name, tensors, info, limits.size, limits.inner_steps)
+        else:
+            known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
+            if name not in known:
+                raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
+            self.model_ = models.get(name, told["fingerprint"])
+            if self.model == name:  # weights that had this name before have another one now
+                self.model = self.model_.name
+        if limits.features_alone and self.model_.kind not in models.METRIC:
+            raise files.FileError(
+                f"{path} holds a learner that adapts all of its body, or none: it cannot be used here"
+            )
+        if self.model_.fingerprint != told["fingerprint"]:
+            raise files.FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
