@@ -147,31 +147,11 @@ def evaluate(
         raise ValueError(f"num_tasks={num_tasks}: an interval needs at least 2 tasks; 600 or more are usual")
     if batch < 1:
         raise ValueError(f"batch={batch}: at least one task at a time is needed")
-    parts: dict[str, list[Tensor]] = {}  # what the tasks of each batch add [t, ...]
-    digest, done, seconds, mode = hashlib.sha256(), 0, 0.0, ""
     with _evaluating(learner, device) as (where, dtype), torch.no_grad():
         what = measure or _measure(learner, tasks, seed, noise, autoregressive, steps, per_step)
-        for chunk, known, heads in _drawn(learner, tasks, what, num_tasks, seed, batch):
-            for leaf in tree.leaves([head.query for head in heads]):
-                digest.update(leaf.contiguous().numpy().tobytes())
-            if done == 0 and isinstance(chunk.query, Batch) and not chunk.query.x.shape[1]:
-                raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
-            chunk = core.to(engine.checked(learner, chunk), where, dtype)
-            if done == 0:
-                mode = what.mode(learner, tree.index(chunk, 0))
-                if what.mapped and learner.maps and strategy == "auto":
-                    strategy = "vmap"
-                else:
-                    strategy = engine.resolve(learner, chunk, strategy, gradient=False).strategy
-            with checks.trusted():
-                found, took = what.sums(learner, chunk, known, strategy)
-            for key, part in {**found, "cluster": known["cluster"]}.items():
-                parts.setdefault(key, []).append(part.cpu())
-            seconds += took
-            done += core.num_tasks(chunk)
-            if progress is not None:
-                progress(done, num_tasks)
-    sums = {key: torch.cat(part) for key, part in parts.items()}
+        drawn = _drawn(learner, tasks, what, num_tasks, seed, batch)
+        told = (lambda done: progress(done, num_tasks)) if progress is not None else lambda done: None
+        sums, mode, seconds, questions = _summed(learner, what, drawn, strategy, where, dtype, told)
     asked = sums["count"] > 0
     if not bool(asked.any()):
         raise ValueError("no task has a query that is scored (all are padding, or without a label): nothing to score")
@@ -185,13 +165,50 @@ def evaluate(
         seed=seed,
         mode=mode,
         cluster=sums["cluster"].tolist(),
-        questions=digest.hexdigest()[:16],
+        questions=questions,
         settings={**_described(tasks), **(settings or {})},
         seconds_per_task=seconds / num_tasks,
         versions=checkpoint.versions(),
         baseline=baseline,
         details=details,
     )
+
+
+def _summed(
+    learner: Learner[Any],
+    what: Measure,
+    drawn: Iterator[tuple[Task[Any], Sums, list[Task[Any]]]],
+    strategy: engine.Strategy,
+    where: torch.device,
+    dtype: torch.dtype,
+    told: Callable[[int], object],
+) -> tuple[Sums, Mode, float, str]:
+    """What all tasks add `[T, ...]`, the mode of the answers, the seconds that they took, a digest of the questions.
+
+    `told` is called with the number of tasks that are done.
+    """
+    parts: dict[str, list[Tensor]] = {}  # what the tasks of each batch add [t, ...]
+    digest, done, seconds, mode = hashlib.sha256(), 0, 0.0, ""
+    for chunk, known, heads in drawn:
+        for leaf in tree.leaves([head.query for head in heads]):
+            digest.update(leaf.contiguous().numpy().tobytes())
+        if done == 0 and isinstance(chunk.query, Batch) and not chunk.query.x.shape[1]:
+            raise ValueError("the tasks have no queries, so there is nothing to score: draw queries>=1")
+        chunk = core.to(engine.checked(learner, chunk), where, dtype)
+        if done == 0:
+            mode = what.mode(learner, tree.index(chunk, 0))
+            if what.mapped and learner.maps and strategy == "auto":
+                strategy = "vmap"
+            else:
+                strategy = engine.resolve(learner, chunk, strategy, gradient=False).strategy
+        with checks.trusted():
+            found, took = what.sums(learner, chunk, known, strategy)
+        for key, part in {**found, "cluster": known["cluster"]}.items():
+            parts.setdefault(key, []).append(part.cpu())
+        seconds += took
+        done += core.num_tasks(chunk)
+        told(done)
+    return {key: torch.cat(part) for key, part in parts.items()}, mode, seconds, digest.hexdigest()[:16]
 
 
 def evaluate_modes(

@@ -178,8 +178,7 @@ def film(
         raise ValueError(f"steps={steps}, rollouts={rollouts}: at least 0 and 1 are needed")
     goals = check_goals(tasks, goal, single=True)
     camera = Camera(tasks, width, height, goals[0])
-    before = tree.detach(learner.init())
-    state = before
+    before = state = tree.detach(learner.init())
     for k in range(steps):
         simulator = tasks.simulator(goals, rollouts, torch.get_num_threads())
         generator = seeding.generator(seed, "film", k)
