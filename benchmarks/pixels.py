@@ -8,7 +8,6 @@ chosen one alone (`kshot.families.images.row.pixel_baseline`), on the tasks of `
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,7 @@ import tyro
 from torch import nn
 
 from kshot import learners
-from kshot.checkpoint import versions
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.core import Learner
 from kshot.data import load
 from kshot.evaluate import evaluate
@@ -62,6 +60,7 @@ ROWS = {
     "grocery 5-way 1-shot": Row("grocery"),
     "grocery 5-way 5-shot": Row("grocery", shots=5),
 }
+SEED = 1
 CHOICE = ("glyphs 5-way 1-shot", "omniglot 5-way 1-shot", "omniglot 5-way 5-shot", "grocery 5-way 1-shot",
           "grocery 5-way 5-shot")  # fmt: skip
 
@@ -77,7 +76,7 @@ def candidates(ways: int, inputs: int) -> dict[str, Learner]:
 
 
 def scored(learner: Learner, row: Row, split: str, tasks: int) -> dict[str, Any]:
-    found = evaluate(learner, row.episodes(split), num_tasks=tasks, seed=1, strategy="vmap")
+    found = evaluate(learner, row.episodes(split), num_tasks=tasks, seed=SEED, strategy="vmap")
     return {"mean": found.mean, "interval95": found.interval95, "tasks": tasks, "questions": found.questions}
 
 
@@ -98,9 +97,7 @@ def main(settings: Settings) -> int:
         floor = pixel_baseline(row.ways, int(episodes.bank.images[0].numel()), episodes.bank.ink)
         test[name] = scored(floor, row, "test", settings.tasks)
         print(f"test, {name}: {100 * test[name]['mean']:.2f} ± {100 * test[name]['interval95']:.2f}", flush=True)
-    if settings.json is not None:
-        head = {"command": "python benchmarks/pixels.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        write_json(settings.json, {**head, "validation": validation, "test": test, "versions": versions()})
+    write_record(settings.json, {"validation": validation, "test": test}, seeds={"tasks": SEED})
     return 0
 
 

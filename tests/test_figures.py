@@ -744,14 +744,16 @@ def _engine() -> list[Table]:
         medians = [(statistics.median(part[key]), statistics.median(part[plain])) for part in layers]
         return [[time, first / time] for time, first in medians]
 
-    steps = {(row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["steps"]}
+    steps = {
+        (row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["by steps"]
+    }
     kinds = ((1, False), (1, True), (15, False), (15, True))
 
     def kept(number: int) -> list[Values]:
         taken = [steps[queries, number, anew] for queries, anew in kinds]
         return [[row["bytes"] / 2**20, row["seconds"]] for row in taken]
 
-    tasks = {(row["tasks"], row["plan"].split()[0]): row for row in record("engine-scaling-tasks")["tasks"]}
+    tasks = {(row["tasks"], row["plan"].split()[0]): row for row in record("engine-scaling-tasks")["by tasks"]}
 
     def grown(number: int) -> list[Values]:
         taken = [tasks[number, plan] for plan in ("threads", "vmap")]
@@ -1131,8 +1133,10 @@ def _processes_phrases() -> list[Phrase]:
 
 
 def _engine_phrases() -> list[Phrase]:
-    processes = record("engine-scaling")["processes"]
-    steps = {(row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["steps"]}
+    processes = record("engine-scaling")["by processes"]
+    steps = {
+        (row["queries"], row["steps"], "frugal" in row["plan"]): row for row in record("engine-scaling")["by steps"]
+    }
     memory = [steps[queries, 10, True]["bytes"] / steps[queries, 1, False]["bytes"] for queries in (15, 1)]
     times = [
         row["seconds"] / steps[queries, number, False]["seconds"]

@@ -307,7 +307,7 @@ def read(command: str, page: str) -> None:
         path, *rest = words
         assert (ROOT / path).is_file(), f"there is no {path}"
         if path == "benchmarks/reproduce.py":
-            names = {loaded(path).name(job) for job in loaded(path).JOBS} | {"NAME"}
+            names = {*loaded(path).JOBS, "NAME"}
             assert not (unknown := {word for word in rest if not word.startswith("--")} - names), f"no jobs {unknown}"
         if path in benchmarks():
             silently(tyro.cli, benchmark(path), args=rest)

@@ -21,8 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from kshot.checkpoint import versions
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.data import load
 from kshot.intervals import interval95
 
@@ -78,9 +77,7 @@ def main(settings: Settings) -> int:
             "predict_seconds": float(np.median([ask for _, ask in seconds])),
         }  # fmt: skip
         print(data, rows[data], flush=True)
-    if settings.json is not None:
-        head = {"command": "python benchmarks/classifier/folder.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        write_json(settings.json, {**head, "seed": settings.seed, **rows, "versions": versions()})
+    write_record(settings.json, rows, seeds={"all": settings.seed})
     return 0
 
 

@@ -11,7 +11,6 @@ B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, Science 350 (2015).
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ import numpy as np
 import tyro
 
 from kshot import models
-from kshot.checkpoint import versions
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.data import load, omniglot
 from kshot.estimators import FewShotClassifier
 from kshot.intervals import interval95
@@ -68,9 +66,7 @@ def main(settings: Settings) -> int:
             f"{name}: {100 * found['mean']:.1f} ± {100 * found['interval95']:.1f} %, {runs} runs; trained on, so left "
             f"out: {', '.join(left_out) or 'none'}"
         )
-    if settings.json is not None:
-        head = {"command": "python benchmarks/classifier/lake.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        write_json(settings.json, {**head, **rows, "versions": versions()})
+    write_record(settings.json, rows, seeds={})
     return 0
 
 

@@ -20,8 +20,7 @@ from typing import Any
 
 import tyro
 
-from kshot.checkpoint import versions
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,7 @@ def main(settings: Settings) -> int:
         same = broken.read_bytes() == (folder / f"{settings.files}.csv").read_bytes()
         rows["killed"] = {"rows_when_killed": done, "seconds_to_go_on": seconds, "same_csv": same}
         print(rows["killed"])
-    if settings.json is not None:
-        head = {"command": "python benchmarks/classifier/many.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        write_json(settings.json, {**head, **rows, "versions": versions()})
+    write_record(settings.json, rows, seeds={})
     return 0 if rows["killed"]["same_csv"] else 1
 
 

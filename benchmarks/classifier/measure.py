@@ -13,7 +13,6 @@ The floors are the strongest classifier of the same pictures' raw pixels (`pixel
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,7 @@ import tyro
 from sklearn.metrics import roc_auc_score
 
 from kshot import learners, models
-from kshot.checkpoint import versions
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.core import Batch
 from kshot.data import load, scripts
 from kshot.data.bank import Bank
@@ -274,10 +272,7 @@ def main(settings: Settings) -> int:
         if not settings.only or name.startswith(settings.only):
             rows[name] = row()
             print(name, rows[name], flush=True)
-    if settings.json is not None:
-        head = {"command": "python benchmarks/classifier/measure.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        write_json(settings.json, {**head, "episodes": settings.episodes, "seed": settings.seed, **rows,
-                                   "versions": versions()})  # fmt: skip
+    write_record(settings.json, {"episodes": settings.episodes, **rows}, seeds={"all": settings.seed})
     return 0
 
 

@@ -9,7 +9,6 @@ time; its contenders take turns and the medians are shown. "shares" are those of
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from kshot import engine, kernels
+from kshot.cli._shared import write_record
 from kshot.learners import build
 
 KINDS = {
@@ -168,9 +168,7 @@ def main(settings: Settings) -> None:
             table.add_row(name, f"{100 * before.get(name, 0):.0f} %", f"{100 * after.get(name, 0):.0f} %")
         console.print(table)
         found.append({"row": row.__dict__, "seconds": seconds, "first": first, "before": before, "after": after})
-    if settings.json is not None:
-        about = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        settings.json.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+    write_record(settings.json, {"threads": torch.get_num_threads(), "rows": found}, seeds={"all": 0})
 
 
 if __name__ == "__main__":

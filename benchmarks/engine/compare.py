@@ -16,14 +16,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
-import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kshot import engine
 from kshot import nn as knn
+from kshot.cli._shared import write_record
 from kshot.core import Batch, Learner, Task, to
 from kshot.learners import build
 
@@ -388,19 +386,11 @@ def main(settings: Settings) -> None:
         table.add_row(row.name, *cells, f"{result['ratio']:.2f}", f"{100 * result['share_of_peak']:.0f} %")
         console.print(f"{row.name}: {medians}, {result['norms']}")
     console.print(table)
-    if settings.json is not None:
-        versions = {}
-        for package in ("kshot", "torch", "higher", "torchopt"):
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                versions[package] = "not installed"
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        about = {"python": platform.python_version(), "threads": torch.get_num_threads(), "peak_gflops": limit}
-        about["device"] = torch.cuda.get_device_name() if settings.device.startswith("cuda") else "cpu"
-        settings.json.write_text(json.dumps({**about, "versions": versions, "commit": commit, "rows": found}, indent=1))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    on = torch.cuda.get_device_name() if settings.device.startswith("cuda") else ""
+    about = {"threads": torch.get_num_threads(), "peak_gflops": limit, "commit": commit, "rows": found}
+    seeds = {"weights": 0, "tasks": 1}
+    write_record(settings.json, about, seeds=seeds, on=on, packages=["higher", "torchopt"])
 
 
 if __name__ == "__main__":

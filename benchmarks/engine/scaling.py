@@ -25,8 +25,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kshot import checkpoint, engine, memory, parallel
+from kshot import engine, memory, parallel
 from kshot import nn as knn
+from kshot.cli._shared import write_record
 from kshot.core import Batch, Learner, Task
 from kshot.learners import build
 
@@ -146,20 +147,19 @@ def main(settings: Settings) -> None:
     """Measure and print."""
     if "worker" in settings.parts:
         return work(settings.repeats)
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "versions": checkpoint.versions()}
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
     console = Console(width=150)
     for part, measure in {"tasks": by_tasks, "steps": by_steps, "processes": by_processes}.items():
         if part not in settings.parts:
             continue
-        rows = found[part] = measure(settings.repeats)
+        rows = found[f"by {part}"] = measure(settings.repeats)
         columns = [name for name in rows[0] if name not in ("all", "norm")]
         table = Table(*columns, title=part)
         for row in rows:
             shown = {**row, **({"bytes": memory.shown(row["bytes"])} if "bytes" in row else {})}
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(shown.get, columns)))
         console.print(table)
-    if settings.json is not None:
-        settings.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(settings.json, found, seeds={"weights": 0, "tasks": 1})
     return None
 
 

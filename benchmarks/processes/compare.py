@@ -12,7 +12,6 @@ not trained again.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import tyro
 from timed import train
 
 from kshot import checkpoint, functions, seeding
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.core import Learner
 from kshot.evaluate import evaluate
 from kshot.learners import names, process
@@ -110,10 +109,8 @@ def main(settings: Settings) -> int:
             learner.reach = 6.0  # queries may lie far from the support points
         rows[name] = {"updates": updates, "weights": sum(p.numel() for p in learner.parameters())}
         rows[name] |= test(name, learner, settings)
-        if settings.json is not None:
-            head = {"command": "python benchmarks/processes/compare.py " + " ".join(sys.argv[1:]), "machine": machine()}
-            write_json(settings.json, {**head, "minutes": settings.minutes, "seed": settings.seed, **rows,
-                                       "versions": checkpoint.versions()})  # fmt: skip
+        told = {"minutes": settings.minutes, **rows}
+        write_record(settings.json, told, seeds={"training": [settings.seed], "test": [1]})
     return 0
 
 

@@ -15,7 +15,6 @@ The rate falls along a cosine of the share done: of the updates, or of `--minute
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -28,6 +27,7 @@ import torch
 import tyro
 
 from kshot import checkpoint, families, functions, seeding
+from kshot.cli._shared import write_record
 from kshot.core import Batch, Task
 from kshot.estimators.fitting import Trained, packed
 from kshot.learners import process
@@ -60,6 +60,8 @@ class Settings:
     """Of weights and training tasks."""
     out: Path = Path("runs/full")
     """Folder for the weights."""
+    json: Path | None = None
+    """Write the times to this file."""
 
 
 def ragged(data: str) -> Any:
@@ -212,7 +214,6 @@ def main(settings: Settings) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows = {
         job.told: {
             "updates": job.updates,
@@ -222,11 +223,9 @@ def main(settings: Settings) -> int:
         }
         for job in jobs
     }
-    text = json.dumps(
-        {"machine": machine, "versions": checkpoint.versions(), "seed": settings.seed, "jobs": rows}, indent=1
-    )
-    (settings.out / "full.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(rows)
+    on = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    write_record(settings.json, {"jobs": rows}, seeds={"all": settings.seed}, on=on)
     return int(any(job.wrong for job in jobs) or len(jobs) < len(settings.jobs))
 
 

@@ -10,7 +10,6 @@ intervals.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 import tyro
 
-from kshot import checkpoint, seeding
-from kshot.cli._shared import machine, write_json
+from kshot import seeding
+from kshot.cli._shared import write_record
 from kshot.estimators.fitting import fit, trained
 from kshot.intervals import interval95
 
@@ -68,10 +67,7 @@ def main(settings: Settings) -> int:
         row = {name: (sum(v) / len(v), interval95(v)) for name, v in found.items()}
         rows.append({"known": known, "waves": settings.waves, "worst": min(found["coverage95"]), **row})
         print(known, {name: f"{m:.3f} ± {h:.3f}" for name, (m, h) in row.items()}, flush=True)
-    if settings.json is not None:
-        words = ["python", "benchmarks/processes/many.py", *sys.argv[1:]]
-        told = {"command": " ".join(words), "machine": machine(), "seed": settings.seed}
-        write_json(settings.json, {**told, "rows": rows, "versions": checkpoint.versions()})
+    write_record(settings.json, {"rows": rows}, seeds={"all": settings.seed})
     return 0
 
 

@@ -11,7 +11,6 @@ intervals over series (a station's draws are one series).
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from kshot import checkpoint, seeding
-from kshot.cli._shared import machine, write_json
+from kshot import seeding
+from kshot.cli._shared import write_record
 from kshot.estimators.familiar import unlike
 from kshot.estimators.fitting import Trained, fit, trained
 from kshot.intervals import interval95
@@ -92,10 +91,8 @@ def main(settings: Settings) -> int:
                 own["unlike"] = sum(row[1] for row in each) / (len(each) * settings.draws)
                 rows.setdefault(kind, {}).setdefault(str(known), {})[name] = own
                 print(kind, known, name, own, flush=True)
-    if settings.json is not None:
-        head = {"command": "python benchmarks/processes/series.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        told = {"draws": settings.draws, "asked": settings.asked, "seed": settings.seed}
-        write_json(settings.json, {**head, **told, **rows, "versions": checkpoint.versions()})
+    told = {"draws": settings.draws, "asked": settings.asked}
+    write_record(settings.json, {**told, **rows}, seeds={"all": settings.seed})
     return 0
 
 

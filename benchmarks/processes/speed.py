@@ -12,7 +12,6 @@ Weights are new ones, which cost what trained ones cost.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -24,9 +23,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from kshot import checkpoint, seeding
 from kshot import nn as knn
-from kshot.cli._shared import machine, write_json
+from kshot import seeding
+from kshot.cli._shared import write_record
 from kshot.core import Learner, Task
 from kshot.learners import process
 from kshot.tasks import GaussianProcess
@@ -140,14 +139,9 @@ def main(settings: Settings) -> int:
         for name, found in times.items():
             rows.setdefault(name, {})[str(points)] = statistics.median(found)
             print(f"{points:>5} points  {name:<10} {rows[name][str(points)]:8.3f} s for {settings.tasks}", flush=True)
-    if settings.json is not None:
-        import gpytorch
-
-        head = {"command": "python benchmarks/processes/speed.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        told = {name: getattr(settings, name) for name in ("queries", "tasks", "chunk", "fitted", "steps", "rounds")}
-        versions = {**checkpoint.versions(), "gpytorch": gpytorch.__version__}
-        write_json(settings.json, {**head, **told, "threads": torch.get_num_threads(), "seconds": rows,
-                                   "versions": versions})  # fmt: skip
+    told = {name: getattr(settings, name) for name in ("queries", "chunk", "fitted", "steps", "rounds")}
+    rows = {"functions": {"num_tasks": settings.tasks}, **told, "threads": torch.get_num_threads(), "seconds": rows}
+    write_record(settings.json, rows, seeds={"all": settings.seed}, packages=["gpytorch"])
     return 0
 
 

@@ -10,7 +10,6 @@ over stations. Beside the neural processes: a Gaussian process fitted to the eig
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import torch
 import tyro
 from timed import train
 
-from kshot import checkpoint, likelihood, seeding
+from kshot import likelihood, seeding
 from kshot import nn as knn
-from kshot.cli._shared import machine, write_json
+from kshot.cli._shared import write_record
 from kshot.core import Learner
 from kshot.evaluate import evaluate
 from kshot.intervals import interval95
@@ -80,10 +79,8 @@ def main(settings: Settings) -> int:
             "coverage95": sum(r["coverage 95"].mean for r in found) / len(found),
         }
         print(name, rows[name], flush=True)
-    if settings.json is not None:
-        head = {"command": "python benchmarks/processes/stations.py " + " ".join(sys.argv[1:]), "machine": machine()}
-        more = {"minutes": settings.minutes, "days": settings.days, "draws": settings.draws, "seed": settings.seed}
-        write_json(settings.json, {**head, **more, **rows, "versions": checkpoint.versions()})
+    told = {"minutes": settings.minutes, "days": settings.days, "draws": settings.draws}
+    write_record(settings.json, {**told, **rows}, seeds={"all": settings.seed})
     return 0
 
 

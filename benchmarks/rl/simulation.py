@@ -20,16 +20,12 @@ the median of its rounds, since machines are noisy.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,14 +218,11 @@ def main(settings: Settings) -> None:
         table[name] = {"steps_per_second": middle, "share": middle / limit, "rounds": values}
         print(f"{name:<24}{middle:>10,.0f}  {middle / limit:.2f}   ({min(values):,.0f} to {max(values):,.0f})")
     print("kshot is {1:.2f} times as fast as the fastest of the others, {0}".format(*fastest_peer(table)))
-    if settings.json is not None:
-        command = "python benchmarks/rl/simulation.py " + " ".join(sys.argv[1:])
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        if settings.warp:
-            machine += f", {_gpu()}"
-        versions = {name: metadata.version(name) for name in ("mujoco", "gymnasium", "numpy")}
-        values = {"command": command, "machine": machine, "versions": versions, "rows": table}
-        settings.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    from kshot.cli._shared import write_record
+
+    on = _gpu() if settings.warp else ""
+    packages = ["mujoco", "gymnasium", "numpy", "envpool"]
+    write_record(settings.json, {"rows": table}, seeds={}, on=on, packages=packages)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,26 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kshot.checkpoint import write_beside
+from kshot.checkpoint import versions, write_beside
 
 __all__ = [
+    "COUNTS",
     "InputError",
     "again",
     "command",
     "console",
+    "counted",
     "interruptible",
     "machine",
     "tensorboard",
     "writable",
     "write_json",
+    "write_record",
 ]
 
 
@@ -39,7 +43,10 @@ def console(quiet: bool = False) -> Any:
 
 
 def command() -> str:
-    return "kshot " + shlex.join(sys.argv[1:])
+    """What was typed: a command of kshot, or a script of the folder that it is called from."""
+    script = Path(sys.argv[0])
+    of_a_script = script.suffix == ".py" and script.name != "__main__.py"
+    return shlex.join(["python", os.path.relpath(script), *sys.argv[1:]] if of_a_script else ["kshot", *sys.argv[1:]])
 
 
 def again(resumed: bool) -> str:
@@ -127,3 +134,68 @@ def writable(*paths: Path | None) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_beside(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+COUNTS = ("num_tasks", "episodes", "tasks", "series", "waves", "runs", "draws")
+"""Names of how many tasks (draws of a test, series, ...) a row of figures is of; the first that it has counts."""
+
+
+def write_record(
+    path: Path | None,
+    figures: Mapping[str, Any],
+    *,
+    seeds: Mapping[str, Any],
+    on: str = "",
+    packages: Iterable[str] = (),
+) -> None:
+    """Write what was measured below how: command, machine, versions, seeds, numbers of tasks. Nothing without a path.
+
+    Args:
+        figures: of the measurement; a row says by one of `COUNTS` how many tasks it is of.
+        seeds: each by what it is of; empty where nothing is drawn.
+        on: another device than the processor, by its name.
+        packages: others whose versions matter; None is told of those that are not installed.
+    """
+    if path is None:
+        return
+    known = {**versions(), **{name: _version(name) for name in packages}}
+    head = {
+        "command": command(),
+        "machine": f"{machine()}, {on}" if on else machine(),
+        "versions": known,
+        "seeds": dict(seeds),
+        "tasks": counted(figures),
+    }
+    if both := head.keys() & figures.keys():
+        raise ValueError(f"{sorted(both)} are of the head of a record: call the figures otherwise")
+    write_json(path, {**head, **figures})
+
+
+def counted(figures: Any) -> dict[str, int]:
+    """How many tasks each row of some figures is of, by its place; one number where no row has its own."""
+    rows: dict[str, int] = {}
+
+    def walk(value: Any, place: tuple[str, ...], names: Sequence[str]) -> None:
+        if isinstance(value, Mapping):
+            own = [value[name] for name in names if type(value.get(name)) is int]
+            if own and place:
+                key = ", ".join(place)
+                rows[f"{key} ({len(rows)})" if key in rows else key] = own[0]
+                names = COUNTS[:1]  # below a row that is counted there may be another with fewer tasks
+            for name, inner in value.items():
+                walk(inner, (*place, str(name)), names)
+        elif isinstance(value, list | tuple):
+            for number, inner in enumerate(value):
+                named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
+                own = f"{inner['name']} {inner.get('mode') or ''}".strip() if named else str(number)
+                walk(inner, (*place, own), names)
+
+    walk({name: value for name, value in figures.items() if name != "training"}, (), COUNTS)
+    every = [figures[name] for name in COUNTS if type(figures.get(name)) is int]
+    return rows or ({"every row": every[0]} if every else {})
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from kshot import checkpoint, families
-from kshot.cli._shared import InputError, command, console, machine, writable, write_json
+from kshot.cli._shared import InputError, console, writable, write_record
 from kshot.families import Table, Test
 from kshot.settings import Run
 
@@ -83,8 +83,9 @@ def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None
             {"step": run.info["step"], "validation": run.info["best"], "recipe": _settings(run), **_counted(run)}
             for run in runs
         ]
-        values = {"command": command(), "machine": machine(), "training": training}
-        write_json(figures.json, {**values, "results": [row.to_dict() for own in tables for row in own.rows]})
+        rows = [row for own in tables for row in own.rows]
+        seeds = {"training": _of(run.recipe.outer.seed for run in runs), "test": _of(row.seed for row in rows)}
+        write_record(figures.json, {"training": training, "results": [row.to_dict() for row in rows]}, seeds=seeds)
     if figures.plot is not None:
         _plot(tables, figures.plot)
     if figures.learning_curve is not None:
@@ -124,6 +125,10 @@ def _draw_training(runs: Sequence[Run], path: Path) -> None:
 def _named(path: Path, name: str, among: Collection[str]) -> Path:
     """The file of that name, where there are several."""
     return path.with_stem(f"{path.stem}-{re.sub(r'[^a-zA-Z0-9.-]+', '_', name)}") if len(among) > 1 else path
+
+
+def _of(seeds: Iterable[int]) -> list[int]:
+    return sorted(set(seeds))
 
 
 def _settings(run: Run) -> dict[str, Any]:
