@@ -11,6 +11,7 @@ from pathlib import Path
 from kshot.scores import Scores
 
 RESULTS = Path(__file__).resolve().parent / "results"
+USUAL = 600
 VARIANTS = {
     "none": "none",
     "support4": "support set fourfold (`--augment 4`)",
@@ -24,12 +25,13 @@ VARIANTS = {
 
 
 def cell(data: str, variant: str) -> str:
-    """The mean and its interval in per cent."""
+    """The mean and its interval in per cent, and the number of tasks where it is not the usual one."""
     path = RESULTS / f"augment-{data}-{variant}.json"
     if not path.exists():
         return "not measured" if variant != "unrotated" or data == "omniglot" else ""
     (result,) = map(Scores.from_dict, json.loads(path.read_text())["results"])
-    return str(result["accuracy"]).removesuffix(" %")
+    count = f" ({result.num_tasks})" * (result.num_tasks != USUAL)
+    return str(result["accuracy"]).removesuffix(" %") + count
 
 
 def main() -> None:

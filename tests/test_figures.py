@@ -234,6 +234,9 @@ PIXELS = {  # record of the other floors -> row of pixels.json: pixels were clas
 }
 
 
+BOTH = "steps batch"
+
+
 def _baselines(name: str) -> list[float]:
     """On pixels, from scratch, pre-trained."""
     own = [100 * result(name, f"baseline: {what} inductive").mean for what in ("pixels", "from scratch", "pre-trained")]
@@ -242,14 +245,22 @@ def _baselines(name: str) -> list[float]:
     return own
 
 
-def _measured(label: str, name: str, learner: str, floors: str = "", modes: str = "", updates: bool = False) -> Any:
-    """A row of README's table of results; `modes` are in the order in which they are printed."""
+def _baselines_tasks(name: str) -> list[float]:
+    """How many tasks these are of."""
+    own = [result(name, f"baseline: {what} inductive").num_tasks for what in ("pixels", "from scratch", "pre-trained")]
+    if name in PIXELS:
+        own[0] = record("pixels")["test"][PIXELS[name]]["tasks"]
+    return list(map(float, own))
+
+
+def _measured(label: str, name: str, learner: str, floors: str = "", modes: str = "", updates: str = "") -> Any:
+    """A row of README's table of results; `modes` in the order of the page, `updates`: what it says of the training."""
     ran = record(name)["training"]
     outer = ran["recipe"]["outer"] if ran else {}
     own = accuracy(name, *(f"{learner} {mode}".strip() for mode in modes.split("/")))
     count = float(record(name)["results"][0]["num_tasks"])
-    trained = [outer["steps"], outer["batch"]] if updates else None
-    return label, [trained, own, None, _baselines(floors) if floors else [], [count]]
+    baselines = [_baselines(floors), _baselines_tasks(floors)] if floors else [[], []]
+    return label, [[float(outer[what]) for what in updates.split()], own, None, baselines[0], [count], baselines[1]]
 
 
 def _readme() -> list[Table]:
@@ -279,14 +290,14 @@ def _readme() -> list[Table]:
             "maml",
             "",
             "transductive",
-            True,
+            BOTH,
         ),
         _measured(
             "the same, 15 queries per class: transductive / inductive", f"{one}-maml", "maml", f"{one}-protonet", two
         ),
         (
             "sinusoid, 5 points, squared error after 1 / 5 / 10 steps",
-            [None, [*sinusoid[1], *sinusoid[5], *sinusoid[10]], None, [], [600]],
+            [[], [*sinusoid[1], *sinusoid[5], *sinusoid[10]], None, [], [600], []],
         ),
         _measured("Omniglot 5-way 5-shot, inductive", f"{five}-protonet", "protonet", f"{five}-protonet"),
         _measured(
@@ -304,26 +315,33 @@ def _readme() -> list[Table]:
             "maml",
             f"{five}-protonet",
             two,
-            True,
+            BOTH,
         ),
-        _measured(twenty, "omniglot-20way-1shot-anil", "anil", many, two, True),
+        _measured(twenty, "omniglot-20way-1shot-anil", "anil", many, two, BOTH),
         _measured(
             "Omniglot, Lake's split (unseen alphabets), 5-way 1-shot, inductive",
             f"{lake}-protonet",
             "protonet",
             f"{lake}-protonet",
         ),
-        _measured("the same, transductive, 1 query per class", f"{lake}-maml-1query", "maml", "", "transductive", True),
+        _measured("the same, transductive, 1 query per class", f"{lake}-maml-1query", "maml", "", "transductive", BOTH),
         _measured(
             "the same, 15 queries per class: transductive / inductive", f"{lake}-maml", "maml", f"{lake}-protonet", two
         ),
         _measured(
-            "grocery photos, 5-way 1-shot: transductive / inductive", "grocery-5way-1shot-maml", "maml", photos, two
+            "grocery photos, 5-way 1-shot: transductive / inductive",
+            "grocery-5way-1shot-maml",
+            "maml",
+            photos,
+            two,
+            "steps",
         ),
-        _measured("the same, 5-shot: transductive / inductive", "grocery-5way-5shot-maml", "maml", photos5, two),
-        _measured(twenty, "omniglot-20way-1shot-maml", "maml", many, two, True),
         _measured(
-            "Omniglot 5-way 1-shot: transductive / inductive", f"{one}-reptile", "reptile", f"{one}-protonet", two, True
+            "the same, 5-shot: transductive / inductive", "grocery-5way-5shot-maml", "maml", photos5, two, "steps"
+        ),
+        _measured(twenty, "omniglot-20way-1shot-maml", "maml", many, two, BOTH),
+        _measured(
+            "Omniglot 5-way 1-shot: transductive / inductive", f"{one}-reptile", "reptile", f"{one}-protonet", two, BOTH
         ),
         _measured(
             "Omniglot 20-way 5-shot, 15 queries per class: transductive / inductive",
@@ -331,11 +349,9 @@ def _readme() -> list[Table]:
             "maml",
             more,
             two,
-            True,
+            BOTH,
         ),
     ]
-    # "the same" in the column of floors: those of the row above
-    rows = [(label, [*cells[:3], None, cells[4]]) if label == "the same" else (label, cells) for label, cells in rows]
     sets = ("omniglot", "glyphs", "grocery")
     changes = {
         "none": "none",
@@ -346,11 +362,15 @@ def _readme() -> list[Table]:
         "half of a task's classes by CutMix (`--augment-task 0.5`)": "task-cutmix",
         "half of a task's classes turned": "task-rotate",
     }
+
+    def cell(name: str) -> list[float]:
+        count = result(name, "protonet").num_tasks
+        return [*accuracy(name, "protonet"), *([] if count == 600 else [float(count)])]
+
     augmented: list[Any] = [
-        (label, [accuracy(f"augment-{data}-{change}", "protonet") for data in sets])
-        for label, change in changes.items()
+        (label, [cell(f"augment-{data}-{change}") for data in sets]) for label, change in changes.items()
     ]
-    augmented.append(("without rotations as classes", [accuracy("augment-omniglot-unrotated", "protonet"), [], []]))
+    augmented.append(("without rotations as classes", [cell("augment-omniglot-unrotated"), [], []]))
     return [Table("Measured results", rows), Table("Measured results", augmented, 1)]
 
 
