@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "examples",
     "flag",
     "is_trusted",
     "number",
@@ -223,6 +224,78 @@ def _tasks(learner: Any, given: Any, lead: int, count: int | None, width: int | 
     if not transformed() and not one.is_floating_point():
         _class_ids(learner, list(zip(("support", "query"), given, strict=True)), width)
     return given
+
+
+def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """x and y of `kshot.core.Batch.of`, as a `Batch` has them.
+
+    Raises:
+        ValueError: what no learner can take, with what to write instead.
+    """
+    x, y = _array("x", x), _array("y", y)
+    if x.dim() and y.dim() and len(x) != len(y):
+        raise ValueError(f"x has {len(x)} rows and y {len(y)}: one y for each row of x")
+    if x.dtype == torch.uint8:
+        x = _images(x)
+    elif x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"x is {x.dtype}: pass real numbers, x.float()")
+    elif not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    if not bool(x.isfinite().all()):
+        rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist() if x.dim() > 1 else "some"
+        raise ValueError(f"x has NaN or infinite numbers, in row {rows[:5]}: fill them or leave these rows out")
+    if y.is_floating_point():
+        y = y[:, None] if y.dim() == 1 else y
+        if bool(y.isinf().any()):
+            raise ValueError("y has infinite values: values of a regression are finite, NaN where one is not there")
+    elif y.dtype != torch.bool and not y.is_complex():  # those are refused below
+        y = y.long()
+        if bool((y < -2).any()):
+            raise ValueError(f"y has {int(y.min())}: class ids are 0, 1, ..., -1 without a label, -2 for padding")
+    _shapes("Batch", (x, y), 0)
+    return x, y
+
+
+def _array(name: str, value: Any) -> Tensor:
+    """A tensor of numbers; those of numpy and of Python in torch's default type, if they are floating."""
+    import numpy as np
+
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
+        if len({row.shape for row in value}) > 1:
+            raise ValueError(f"{name} has rows of different shapes: pass one tensor [N, ...]")
+        return torch.stack(list(value))
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} has rows of different shapes: pass one array [N, ...]") from error
+    if array.dtype.kind not in "fiubc":
+        fix = (
+            "class ids are integers; of names: names, y = numpy.unique(y, return_inverse=True)"
+            if name == "y"
+            else "pass numbers"
+        )
+        raise ValueError(
+            f"{name} is of {array.dtype}: {fix}. kshot.FewShotClassifier takes images and names as they are"
+        )
+    if array.dtype.kind in "fc":
+        wide = "float64" if array.dtype.kind == "f" else "complex128"
+        found = torch.from_numpy(array.astype(wide))
+        return found if wide == "complex128" else found.to(torch.get_default_dtype())
+    return torch.from_numpy(array.copy() if array.dtype.name in ("uint8", "bool") else array.astype("int64"))
+
+
+def _images(x: Tensor) -> Tensor:
+    """uint8 images `[N, C, H, Wd]` as numbers 0..1."""
+    if x.dim() == 4 and x.shape[1] in (1, 3):
+        return x.to(torch.get_default_dtype()) / 255
+    fix = "x / 255 for images of other shapes, x.astype('float32') for other numbers"
+    if x.dim() == 4 and x.shape[3] in (1, 3):
+        fix = "the channels go before the sides: x.transpose(0, 3, 1, 2), or x.permute(0, 3, 1, 2)"
+    elif x.dim() == 3:
+        fix = "grey images have an axis for their one channel: x[:, None]"
+    raise ValueError(f"x is uint8 {list(x.shape)}: images are [N, 1 or 3, height, width]; {fix}")
 
 
 def _has_targets(batch: Any) -> bool:

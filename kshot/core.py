@@ -89,6 +89,27 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor
 
+    @classmethod
+    def of(cls, x: Any, y: Any) -> Batch:
+        """Examples from arrays, compared and converted.
+
+        Args:
+            x: `[N, ...]` numbers of numpy, torch or Python. uint8 is images `[N, C, H, Wd]` of one or three channels
+                and becomes 0..1; other integers become torch's default type, as numpy's and Python's floating numbers
+                do.
+            y: `[N]` integers, the class ids, with -1 for "not told"; or floating numbers `[N]` or `[N, D]`, the values
+                of a regression, NaN where one is not there.
+
+        Raises:
+            ValueError: unequal lengths, names in place of class ids, NaN in x, uint8 of other shapes, and whatever else
+                would be misunderstood; the message says what to write instead.
+
+        >>> Batch.of([[0.0, 1.0], [1.0, 0.0]], [0, 1])
+        Batch(x=tensor([[0., 1.],
+                [1., 0.]]), y=tensor([0, 1]))
+        """
+        return cls(*checks.examples(x, y))
+
 
 class Task(NamedTuple, Generic[Payload]):
     """A support set to adapt on and a query set to be scored on. A batch of tasks is a Task with a leading T.

@@ -6,17 +6,21 @@
     answer.joint_log_prob(y)                           # [] of all values together
     answer.quantile(0.975)                             # [M, D]
     answer.sample(100, generator)                      # [100, M, D], each a whole function
+    answer.affine(shift, factor)                       # the distribution of shift + factor * value
+    answer.widened(factor), answer.plus_noise(std)     # about the same mean
 
 `Gaussian`: every value on its own. `LowRank`: a normal distribution over all values, dependent by a few common causes.
 `Mixture`: one of several functions, each with noise of its own, as a latent variable gives them. They are NamedTuples
 of tensors, so `torch.vmap` maps them. A y that is NaN is not there: its density counts as 1, here and in what is
 summed.
+
+Another one is a NamedTuple of tensors with the members of `Distribution`; nothing asks which of them it has.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +31,13 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Distribution(Protocol):
-    """What all of them can do; M values asked for, D numbers each."""
+    """What all of them can do; M values asked for, D numbers each.
+
+    Attributes:
+        independent: every value is independent of the others; whole functions are then drawn by `kshot.joint`.
+    """
+
+    independent: bool
 
     @property
     def mean(self) -> Tensor:
@@ -59,6 +69,18 @@ class Distribution(Protocol):
         """`[count, M, D]`: values of all places together, noise included."""
         ...
 
+    def affine(self, shift: Tensor | float, factor: Tensor | float) -> Self:
+        """The distribution of shift + factor * value; shift and factor broadcast to `[M, D]`, factor > 0."""
+        ...
+
+    def widened(self, factor: Tensor | float) -> Self:
+        """The distribution with its mean, and deviations that are `factor` times its own; broadcasts to `[M, D]`."""
+        ...
+
+    def plus_noise(self, std: Tensor | float) -> Self:
+        """The distribution of each value plus a normal one of that deviation, independent; broadcasts to `[M, D]`."""
+        ...
+
 
 def _density(z: Tensor, std: Tensor) -> Tensor:
     return -0.5 * z.square() - std.log() - _HALF_LOG_2PI
@@ -74,6 +96,15 @@ def _normal_quantile(share: float) -> float:
     return math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * share - 1, dtype=torch.float64)))
 
 
+def _last(value: Tensor | float) -> Tensor | float:
+    """A number, or one for each `[M, D]`, against what has one more axis."""
+    return value[..., None] if isinstance(value, Tensor) else value
+
+
+def _like(value: Tensor | float, other: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=other.dtype, device=other.device)
+
+
 def _white(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
@@ -83,6 +114,7 @@ class Gaussian(NamedTuple):
 
     mean: Tensor
     std: Tensor
+    independent = True
 
     def log_prob(self, y: Tensor) -> Tensor:
         """See `Distribution.log_prob`."""
@@ -104,6 +136,18 @@ class Gaussian(NamedTuple):
         """See `Distribution.sample`."""
         return self.mean + self.std * _white(self.mean, (count, *self.mean.shape), generator)
 
+    def affine(self, shift: Tensor | float, factor: Tensor | float) -> Gaussian:
+        """See `Distribution.affine`."""
+        return Gaussian(self.mean * factor + shift, self.std * factor)
+
+    def widened(self, factor: Tensor | float) -> Gaussian:
+        """See `Distribution.widened`."""
+        return Gaussian(self.mean, self.std * factor)
+
+    def plus_noise(self, std: Tensor | float) -> Gaussian:
+        """See `Distribution.plus_noise`."""
+        return Gaussian(self.mean, torch.hypot(self.std, _like(std, self.std)))
+
 
 class LowRank(NamedTuple):
     """A normal distribution over all values: covariance = factor factor' + diag(noise^2).
@@ -117,6 +161,7 @@ class LowRank(NamedTuple):
     mean: Tensor
     noise: Tensor
     factor: Tensor
+    independent = False
 
     @property
     def std(self) -> Tensor:
@@ -160,12 +205,25 @@ class LowRank(NamedTuple):
         own = _white(self.mean, (count, *self.mean.shape), generator)
         return self.mean + torch.einsum("mdr,sr->smd", self.factor, causes) + self.noise * own
 
+    def affine(self, shift: Tensor | float, factor: Tensor | float) -> LowRank:
+        """See `Distribution.affine`."""
+        return LowRank(self.mean * factor + shift, self.noise * factor, self.factor * _last(factor))
+
+    def widened(self, factor: Tensor | float) -> LowRank:
+        """See `Distribution.widened`."""
+        return LowRank(self.mean, self.noise * factor, self.factor * _last(factor))
+
+    def plus_noise(self, std: Tensor | float) -> LowRank:
+        """See `Distribution.plus_noise`."""
+        return self._replace(noise=torch.hypot(self.noise, _like(std, self.noise)))
+
 
 class Mixture(NamedTuple):
     """One of S functions with equal chances, with normal noise: means and standard deviations `[M, D, S]`."""
 
     means: Tensor
     stds: Tensor
+    independent = False
 
     @property
     def mean(self) -> Tensor:
@@ -209,3 +267,16 @@ class Mixture(NamedTuple):
         which = torch.randint(self.means.shape[-1], (count,), generator=generator, device=self.means.device)
         means, stds = (values[..., which].permute(2, 0, 1) for values in self)
         return means + stds * _white(means, tuple(means.shape), generator)
+
+    def affine(self, shift: Tensor | float, factor: Tensor | float) -> Mixture:
+        """See `Distribution.affine`."""
+        return Mixture(self.means * _last(factor) + _last(shift), self.stds * _last(factor))
+
+    def widened(self, factor: Tensor | float) -> Mixture:
+        """See `Distribution.widened`."""
+        middle = self.mean[..., None]
+        return Mixture(middle + (self.means - middle) * _last(factor), self.stds * _last(factor))
+
+    def plus_noise(self, std: Tensor | float) -> Mixture:
+        """See `Distribution.plus_noise`."""
+        return self._replace(stds=torch.hypot(self.stds, _like(std, self.stds)[..., None]))

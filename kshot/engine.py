@@ -55,6 +55,7 @@ __all__ = [
     "calibrate",
     "checked",
     "choose",
+    "clock",
     "draws_numbers",
     "in_threads",
     "mend",
@@ -496,25 +497,26 @@ def answers(
         return states[:-1] if path else [], own.predict(states[-1], task.query.x)
 
     def one(own: Learner, task: Any) -> tuple[list[Any], float, float]:
-        began = _clock(task.query.x.device)
+        began = clock(task.query.x.device)
         states, final = last(own, task)
-        answered = _clock(task.query.x.device)
+        answered = clock(task.query.x.device)
         found = [*(own.predict(state, task.query.x) for state in states), final]
-        return found, answered - began, _clock(task.query.x.device) - began
+        return found, answered - began, clock(task.query.x.device) - began
 
     x = tasks.query.x
-    began = _clock(x.device)
+    began = clock(x.device)
     if choose(learner, strategy) == "vmap":
         states, final = torch.vmap(lambda task: last(learner, task), randomness="different")(tasks)  # [T, M, W]
-        took = _clock(x.device) - began
+        took = clock(x.device) - began
         predict = torch.vmap(learner.predict, randomness="different")
         return [*(predict(state, x) for state in states), final], took
     found, first, whole = zip(*spread(learner, tasks, one, strategy), strict=True)
-    took = (_clock(x.device) - began) * sum(first) / max(sum(whole), 1e-9)  # threads work side by side
+    took = (clock(x.device) - began) * sum(first) / max(sum(whole), 1e-9)  # threads work side by side
     return [tree.stack(list(step)) for step in zip(*found, strict=True)], took
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds since some moment, when the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -113,7 +113,7 @@ class Densities:
             mapped = torch.vmap(one)(tasks, order) if learner.maps else None
             each = torch.stack([one(tree.index(tasks, t), order[t]) for t in rows]) if mapped is None else mapped
             found["joint"] = each / count
-        elif not isinstance(answer, Gaussian):
+        elif not answer.independent:
             found["joint"] = torch.vmap(lambda a, z: a.joint_log_prob(z))(answer, y) / count
         for what, ours in (("", "log_likelihood"), ("joint_", "joint")):
             if f"{what}oracle" in found and ours in found:

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import nn
 from kshot import checkpoint, engine, kernels, memory, places, tree
 from kshot import nn as knn
 from kshot.core import Learner, Task, num_tasks
-from kshot.engine import ANSWERS, OutOfMemory, Plan, Strategy, Trial, mend
+from kshot.engine import ANSWERS, OutOfMemory, Plan, Strategy, Trial, clock, mend
 
 __all__ = ["HEADROOM", "bytes_of_one", "key", "plan"]
 
@@ -196,9 +195,9 @@ def _tried(learner: Learner, tasks: Task, candidates: list[Candidate], repeats: 
         try:
             for _ in range(1 + repeats):
                 with torch.random.fork_rng(devices=[]):
-                    began = _clock(device)
+                    began = clock(device)
                     engine.meta_gradient(learner, tasks, candidate)
-                    seconds.append(_clock(device) - began)
+                    seconds.append(clock(device) - began)
                 if len(seconds) > 1 and seconds[-1] > 2 * best:
                     note = "given up, more than twice as slow"
                     break
@@ -208,12 +207,6 @@ def _tried(learner: Learner, tasks: Task, candidates: list[Candidate], repeats: 
     if all(trial.seconds is None for trial in tried):
         raise OutOfMemory(tried[0].note)
     return tried
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def key(learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | None, memory_limit: int | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["axpy", "copy", "detach", "dot", "index", "leaves", "map_", "named", "size", "stack"]
+__all__ = ["axpy", "copy", "detach", "dot", "flat", "index", "leaves", "map_", "named", "size", "stack", "unflat"]
 
 Params = dict[str, Tensor]
 
@@ -31,6 +31,17 @@ def axpy(scale: float | Tensor, step: Params, params: Params) -> Params:
 def dot(a: Params, b: Params) -> Tensor:
     """The inner product over all leaves, a 0-d tensor."""
     return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def flat(tree: Any) -> Tensor:
+    """All leaves in one vector `[N]`."""
+    return torch.cat([leaf.flatten() for leaf in leaves(tree)])
+
+
+def unflat(vector: Tensor, like: Any) -> Any:
+    """The inverse of `flat`: a tree of the shapes and types of `like`."""
+    parts = iter(vector.split([leaf.numel() for leaf in leaves(like)]))
+    return map_(lambda leaf: next(parts).view_as(leaf).to(leaf.dtype), like)
 
 
 def detach(tree: Any) -> Any:

@@ -82,3 +82,39 @@ def test_mixture_is_its_parts() -> None:
     np.testing.assert_allclose(one.quantile(0.9), Gaussian(one.mean, one.std).quantile(0.9), rtol=1e-6)
     with_all = answer.sample(10, seeding.generator(1))  # one function for all places: M values of one part
     assert with_all.shape == (10, M, D)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_other_units_are_a_change_of_variables(name: str) -> None:
+    answer, y = MADE[name], numbers(M, D, seed=3)
+    for shift, factor in ((numbers(D, seed=4), numbers(D, seed=5, positive=True)), (1.5, 0.3), (numbers(M, D), 2.0)):
+        other, moved = answer.affine(shift, factor), shift + factor * y
+        log_factor = torch.as_tensor(factor).log().expand(M, D)
+        torch.testing.assert_close(other.log_prob(moved), answer.log_prob(y) - log_factor)
+        torch.testing.assert_close(other.joint_log_prob(moved), answer.joint_log_prob(y) - log_factor.sum())
+        torch.testing.assert_close(other.cdf(moved), answer.cdf(y))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_wider_about_the_same_mean(name: str) -> None:
+    answer, y = MADE[name], numbers(M, D, seed=3)
+    for factor in (numbers(D, seed=5, positive=True), 3.0):
+        wide = answer.widened(factor)
+        torch.testing.assert_close(wide.mean, answer.mean)
+        torch.testing.assert_close(wide.std, answer.std * factor)
+        torch.testing.assert_close(wide.cdf(answer.mean + factor * (y - answer.mean)), answer.cdf(y))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_noise_is_added_to_each_value_alone(name: str) -> None:
+    answer = MADE[name]
+    for std in (numbers(M, D, seed=5, positive=True), 0.7):
+        drawn = answer.sample(200_000, seeding.generator(7))
+        drawn += std * torch.randn(drawn.shape, generator=seeding.generator(8), dtype=drawn.dtype)
+        noisy = answer.plus_noise(std)
+        torch.testing.assert_close(noisy.std, torch.hypot(answer.std, torch.as_tensor(std, dtype=torch.float64)))
+        for share in (0.1, 0.5, 0.975):
+            below = (drawn < noisy.quantile(share)).double().mean(0)
+            torch.testing.assert_close(below, torch.full_like(below, share), atol=0.005, rtol=0)
+        if isinstance(answer, LowRank):
+            np.testing.assert_allclose(torch.cov(drawn.flatten(1).T), noisy.covariance, atol=0.1)

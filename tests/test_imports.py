@@ -22,9 +22,9 @@ HEAVY = {
 }
 
 EVERYTHING = (
-    "checks core distributions tree losses places kernels nn memory seeding keys data tasks learners engine checkpoint "
-    "planning parallel intervals scores evaluate functions joint likelihood plots loop fold folding train pretrain "
-    "families rl models estimators report serve settings testing"
+    "checks core distributions linear tree losses places kernels nn memory seeding keys data tasks learners engine "
+    "checkpoint planning parallel intervals scores evaluate functions joint likelihood plots loop fold folding train "
+    "pretrain families rl models estimators report serve settings testing"
 )
 # Room (a file or folder of the package) -> the rooms that it may import, in functions too. Itself is always allowed.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     for room, allowed in {
         "checks": "",
         "tree": "",
+        "linear": "",
         "losses": "checks",
         "seeding": "",
         "keys": "seeding",
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "memory": "nn",
         "data": "checkpoint places seeding",
         "tasks": "core data losses seeding tree checks",
-        "learners": "core distributions losses memory nn seeding tree checks",
+        "learners": "core distributions linear losses memory nn seeding tree checks",
         "engine": "core memory nn tree checks",
         "checkpoint": "",
         "settings": "core nn",
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pretrain": "checkpoint data loop nn seeding",
         "families": "checkpoint core data engine evaluate functions learners likelihood loop memory nn parallel "
         "plots pretrain rl scores seeding settings tasks train tree",
-        "rl": "checkpoint core engine learners loop nn scores seeding settings train tree",
+        "rl": "checkpoint core engine learners linear loop nn scores seeding settings train tree",
         "models": "checkpoint core data engine families learners seeding settings tasks",
         "estimators": "checkpoint core data distributions families joint learners models nn seeding settings tasks "
         "train tree",

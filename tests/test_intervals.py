@@ -18,7 +18,7 @@ from kshot.evaluate import _binned, _ece, evaluate
 from kshot.intervals import interval95, jackknife, proportion95
 from kshot.likelihood import _SHARES, _calibration
 from kshot.scores import Column, Scores, mean, over_seeds, paired_difference, table
-from kshot.tasks import GaussianProcess, Mixture, PredatorPrey, Sinusoid, published
+from kshot.tasks import FunctionMixture, GaussianProcess, PredatorPrey, Sinusoid, published
 from kshot.tasks.processes import Hyper, Oracle
 
 SIZES = {
@@ -302,7 +302,7 @@ def test_which_tasks_are_independent() -> None:
         (Sinusoid(), True), (GaussianProcess(), False), (GaussianProcess(ragged=True), True),
         (GaussianProcess(context=(5, 5), targets=10), True), (GaussianProcess(context=(5, 5)), False),
         (published("mixture"), False), (published("mixture", ragged=True), True), (published("sawtooth"), False),
-        (Mixture(GaussianProcess(ragged=True)), False), (Mixture(GaussianProcess(), each=True), False),
+        (FunctionMixture(GaussianProcess(ragged=True)), False), (FunctionMixture(GaussianProcess(), each=True), False),
         (PredatorPrey(points=60, years=1.0), False),
     ):  # fmt: skip
         assert family.independent is wanted, family

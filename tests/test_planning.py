@@ -58,7 +58,7 @@ def clock_says(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> li
         return original(learner, tasks, strategy, chunk_size)
 
     monkeypatch.setattr(engine, "meta_gradient", meta_gradient)
-    monkeypatch.setattr(planning, "_clock", lambda device: now[0])
+    monkeypatch.setattr(planning, "clock", lambda device: now[0])
     return taken
 
 

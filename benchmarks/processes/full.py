@@ -31,7 +31,7 @@ from kshot.cli._shared import write_record
 from kshot.core import Batch, Task
 from kshot.estimators.fitting import Trained, packed
 from kshot.learners import process
-from kshot.tasks import GaussianProcess, Mixture, published
+from kshot.tasks import FunctionMixture, GaussianProcess, published
 
 GP = ("cnp", "np", "acnp", "anp", "bnp", "convcnp", "gnp", "convgnp", "tnpd")
 PUBLISHED = ("cnp", "acnp", "convcnp")
@@ -67,7 +67,7 @@ class Settings:
 def ragged(data: str) -> Any:
     """The functions of that name, with sizes that differ among the tasks of a draw."""
     if data == "np-mixture":
-        return Mixture(*published("mixture", ragged=True).families, each=True)  # type: ignore[union-attr]
+        return FunctionMixture(*published("mixture", ragged=True).families, each=True)  # type: ignore[union-attr]
     if data == "varied":
         return functions.make(data)
     if data.startswith("np-"):

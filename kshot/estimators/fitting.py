@@ -27,7 +27,7 @@ import kshot
 from kshot import checkpoint, families, learners, seeding, settings
 from kshot import nn as knn
 from kshot.core import Batch, Learner
-from kshot.distributions import Gaussian, LowRank, Mixture
+from kshot.distributions import Gaussian
 from kshot.joint import joint_sample
 from kshot.learners._process import Process
 from kshot.learners.convcnp2d import ConvCNP2d
@@ -210,9 +210,6 @@ def _kind_of(tensors: dict[str, Tensor]) -> torch.dtype:
     return next(kinds, torch.float32)
 
 
-# What a model is trained on.
-
-
 # Leaving points out.
 
 
@@ -379,16 +376,21 @@ class Fitted:
                 for begin in range(0, len(x), AT_ONCE):
                     here = slice(begin, begin + AT_ONCE)
                     answer = self._answer(own, learner, state, x[here])
-                    rows.append(what(_wider(answer, SLOPE * far[here] * self.y_factor[own]), here, own))
+                    rows.append(what(answer.plus_noise(SLOPE * far[here] * self.y_factor[own]), here, own))
             columns.append(torch.cat(rows))
         return torch.cat(columns, 1)
 
     def _answer(self, own: slice, learner: Process, state: Any, x: Tensor) -> Any:
-        """The distribution at x within the model's reach, in the units of y."""
-        answer = _spread(learner.predict(state, self._seen(x, learner)), self.factor[own])
-        if bool(self.flat[own].any()):
-            answer = _centred(answer, self.flat[own], any(True for _ in learner.parameters()))
-        return _in_units(answer, self.y_shift[own], self.y_factor[own])
+        """The distribution at x within the model's reach, in the units of y, in float64."""
+        answer: Any = learner.predict(state, self._seen(x, learner))
+        answer = answer.widened(self.factor[own].to(answer.mean))
+        flat = self.flat[own].to(answer.mean.device)
+        if bool(flat.any()):
+            answer = answer.affine(-torch.where(flat, answer.mean, 0.0), 1.0)
+            if not any(True for _ in learner.parameters()):  # those without weights answer value by value
+                answer = Gaussian(answer.mean, torch.where(flat, 1.0, answer.std))
+        answer = type(answer)(*(leaf.double().cpu() for leaf in answer))
+        return answer.affine(self.y_shift[own], self.y_factor[own])
 
     def _by_column(self) -> Iterator[tuple[slice, Process, Any]]:
         first = 0
@@ -434,7 +436,7 @@ class Fitted:
                 answer = learner.predict(state, once)
                 drawn = (
                     joint_sample(learner, state, once, count, generator, most)
-                    if isinstance(answer, Gaussian)
+                    if answer.independent
                     else answer.sample(count, generator)
                 )
                 told = self._answer(own, learner, state, near)
@@ -551,50 +553,3 @@ def _kind(learner: Process) -> tuple[torch.device, torch.dtype]:
     """Where a learner's numbers are and of what kind; float64 for one without weights."""
     where, dtype = knn.place(learner)
     return where, dtype if any(True for _ in learner.parameters()) else torch.float64
-
-
-def _spread(answer: Any, factor: Tensor) -> Any:
-    """The distribution with its mean, and deviations that are `factor` `[D]` times its own."""
-    factor = factor.to(answer.mean)
-    if isinstance(answer, Gaussian):
-        return Gaussian(answer.mean, answer.std * factor)
-    if isinstance(answer, LowRank):
-        return LowRank(answer.mean, answer.noise * factor, answer.factor * factor[:, None])
-    if isinstance(answer, Mixture):
-        middle = answer.mean[..., None]
-        return Mixture(middle + (answer.means - middle) * factor[:, None], answer.stds * factor[:, None])
-    return answer
-
-
-def _centred(answer: Any, flat: Tensor, trained: bool) -> Any:
-    """Where `flat` `[D]`, the distribution about 0; of a model without weights, with a deviation of 1."""
-    shift = torch.where(flat.to(answer.mean.device), answer.mean, 0.0)
-    if isinstance(answer, Gaussian):
-        std = answer.std if trained else torch.where(flat.to(answer.std.device), 1.0, answer.std)
-        return Gaussian(answer.mean - shift, std)
-    if isinstance(answer, Mixture):
-        return answer._replace(means=answer.means - shift[..., None])
-    return answer._replace(mean=answer.mean - shift)
-
-
-def _wider(answer: Any, std: Tensor) -> Any:
-    """The distribution of a value plus a normal one of that deviation `[M, D]` for each place."""
-    if isinstance(answer, Gaussian):
-        return Gaussian(answer.mean, torch.hypot(answer.std, std))
-    if isinstance(answer, LowRank):
-        return answer._replace(noise=torch.hypot(answer.noise, std))
-    return Mixture(answer.means, torch.hypot(answer.stds, std[..., None]))
-
-
-def _in_units(answer: Any, shift: Tensor, factor: Tensor) -> Any:
-    """The distribution of shift + factor * value, `[D]` each, in float64."""
-    if isinstance(answer, Gaussian):
-        mean, std = (leaf.double().cpu() for leaf in answer)
-        return Gaussian(mean * factor + shift, std * factor)
-    if isinstance(answer, LowRank):
-        mean, noise, cause = (leaf.double().cpu() for leaf in answer)
-        return LowRank(mean * factor + shift, noise * factor, cause * factor[:, None])
-    if isinstance(answer, Mixture):
-        means, stds = (leaf.double().cpu() for leaf in answer)
-        return Mixture(means * factor[:, None] + shift[:, None], stds * factor[:, None])
-    raise ValueError(f"{type(answer).__name__} is no distribution that a regressor knows")

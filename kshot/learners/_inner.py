@@ -47,7 +47,7 @@ __all__ = [
     "start",
     "step",
     "support_loss",
-    "surrogate",
+    "with_gradient",
 ]
 
 Params = dict[str, Tensor]
@@ -347,7 +347,7 @@ def forward(learner: Predicts, state: Fast, x: Tensor) -> Tensor:
     return losses.among(found, state.present)
 
 
-def surrogate(value: Tensor, params: Params, estimate: Params) -> Tensor:
+def with_gradient(value: Tensor, params: Params, estimate: Params) -> Tensor:
     """A scalar whose value is `value` and whose gradient with respect to `params` is `estimate`."""
     carrier = tree.dot(params, tree.detach(estimate))
     return value.detach() + (carrier - carrier.detach())

@@ -105,7 +105,7 @@ class Process(Learner):
         """Minus the mean log-density of y `[M, D]`, of all values together where the answer knows it; NaN does not
         count.
         """
-        if isinstance(prediction, Gaussian):
+        if prediction.independent:
             return -per_value(prediction.log_prob(y), y)
         return -prediction.joint_log_prob(y) / (~y.isnan()).sum().clamp_min(1)
 

@@ -15,8 +15,6 @@ arXiv:1909.04630. Defaults: the authors' command for Omniglot, 5-way 1-shot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +22,9 @@ from kshot import checks, tree
 from kshot.core import Batch, Learner, Metrics, Task
 from kshot.learners import _inner
 from kshot.learners._inner import Fast, Params
+from kshot.linear import conjugate_gradient
 
-__all__ = ["IMAML", "conjugate_gradient"]
+__all__ = ["IMAML"]
 
 
 class IMAML(Learner):
@@ -117,37 +116,13 @@ class IMAML(Learner):
         whole = _inner.support_loss(self, task.support, state.present)
         slope = torch.func.grad(lambda params: whole({**state.params, **params}))
 
-        def product(v: Params) -> Params:  # (I + H / lam) v, the Hessian-vector product as the gradient of slope . v
-            hv = torch.func.grad(lambda params: tree.dot(slope(params), v))(theta)
-            return tree.axpy(1 / self.lam, hv, v)
+        def product(v: Tensor) -> Tensor:  # (I + H / lam) v, the Hessian-vector product as the gradient of slope . v
+            hv = torch.func.grad(lambda params: tree.flat(slope(params)).dot(v))(theta)
+            return v + tree.flat(hv) / self.lam
 
-        v = conjugate_gradient(product, g, self.cg_steps)
-        return _inner.surrogate(value, {name: phi.params[name] for name in v}, v), self.metrics(
+        b = tree.flat(g)
+        v, _ = conjugate_gradient(product, b, self.cg_steps, start=b)  # from the first-order gradient
+        gradient = tree.unflat(v, g)
+        return _inner.with_gradient(value, {name: phi.params[name] for name in gradient}, gradient), self.metrics(
             prediction, task.query.y
         )
-
-
-def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int) -> Params:
-    """Solve A x = b for a symmetric positive A given by `product(v)` = A v, with `steps` steps from x = b.
-
-    Always `steps` steps, so that it can be mapped. A task that has converged, or that met a direction of negative
-    curvature, stands still from there on; in the worst case at b, the first-order gradient.
-
-    Hestenes and Stiefel: Methods of Conjugate Gradients for Solving Linear Systems. 1952.
-    """
-    if steps == 0:
-        return b
-    x = b
-    residual = tree.axpy(-1.0, product(b), b)
-    direction, square = residual, tree.dot(residual, residual)
-    alive = square > 0
-    for _ in range(steps):
-        image = product(direction)
-        curvature = tree.dot(direction, image)
-        alive = alive & (curvature > 0)
-        rate = torch.where(alive, square / torch.where(alive, curvature, 1), 0)
-        x = tree.axpy(rate, direction, x)
-        residual = tree.axpy(-rate, image, residual)
-        before, square = square, tree.dot(residual, residual)
-        direction = tree.axpy(torch.where(alive, square / torch.where(alive, before, 1), 0), direction, residual)
-    return x

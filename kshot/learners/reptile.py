@@ -154,7 +154,7 @@ class Reptile(Learner):
             moved |= {f"second {name}": v for name, v in self.second.items()} | {"weight": self.weight}
             away |= {f"second {name.replace('.', '/')}": before[name] - v for name, v in second.items()}
             away["weight"] = had - weight
-        return _inner.surrogate(value, moved, away), metrics
+        return _inner.with_gradient(value, moved, away), metrics
 
 
 def _part(batch: Batch, k: int, size: int | None) -> Batch:

@@ -17,7 +17,6 @@ from torch import Tensor
 from kshot import core
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, num_tasks
-from kshot.distributions import Gaussian
 from kshot.plots._base import COLOURS, GREY, INK, new_axes, save
 
 __all__ = ["plot_completion", "plot_function", "plot_series"]
@@ -57,7 +56,7 @@ def plot_function(
         answer: Any = learner.predict(learner.adapt(learner.init(), own.support), grid.to(own.support.x))
         low, high = answer.quantile(0.025).cpu(), answer.quantile(0.975).cpu()
         drawn = []
-        if samples and not isinstance(answer, Gaussian):
+        if samples and not answer.independent:
             fixed = type(answer)(*(leaf.cpu() for leaf in answer))
             drawn = list(fixed.sample(samples, torch.Generator().manual_seed(seed)))
     panels = task.support.y.shape[1]

@@ -19,14 +19,14 @@ from torch import Tensor
 from kshot import engine, tree
 from kshot.core import Learner, Metrics, Task, num_tasks
 from kshot.rl.control import check_family
-from kshot.rl.rollouts import Clock, Trajectory, collect, returns
+from kshot.rl.rollouts import Stopwatch, Trajectory, collect, returns
 
 if TYPE_CHECKING:
     from kshot.rl.control import Array, Control
     from kshot.rl.pearl import Squashed
-    from kshot.rl.policy import Gaussian
+    from kshot.rl.policy import DiagonalGaussian
 
-__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "check_fits", "check_steps", "surrogate"]
+__all__ = ["Actor", "PolicyLearner", "Rollouts", "act", "adapt_all", "check_fits", "check_steps", "surrogate_loss"]
 
 
 class Actor(Protocol):
@@ -42,7 +42,7 @@ class Actor(Protocol):
         """Before the first observation of T x R rollouts; whatever is drawn once for each is drawn now."""
         ...
 
-    def react(self, x: Tensor) -> tuple[Tensor, Gaussian | Squashed]:
+    def react(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian | Squashed]:
         """What the policy takes in at observations `[T, R, D]`, and the distribution of its actions `[T, R, A]`."""
         ...
 
@@ -142,7 +142,7 @@ def act(
     generators: Sequence[torch.Generator],
     discount: float = 0.99,
     lam: float = 1.0,
-    clock: Clock | None = None,
+    clock: Stopwatch | None = None,
 ) -> list[Trajectory]:
     """All rounds of rollouts of a batch of tasks, the learner adapting between them.
 
@@ -159,7 +159,7 @@ def act(
         ValueError: a policy of other sizes than the tasks; what `collect` refuses.
     """
     check_fits(learner, family)
-    clock = clock or Clock()
+    clock = clock or Stopwatch()
     simulator = family.simulator(goals, rollouts, torch.get_num_threads())
     states, found = tree.detach(learner.init()), []
     for k, generator in enumerate(generators):
@@ -182,7 +182,7 @@ def check_steps(steps: Any, rows: Tensor) -> None:
             raise ValueError(f"{name} have the shape {list(found)}: one for each step, {list(rows.shape)}, is needed")
 
 
-def surrogate(prediction: Gaussian, query: Any, clip: float | None = None) -> tuple[Tensor, Metrics]:
+def surrogate_loss(prediction: DiagonalGaussian, query: Any, clip: float | None = None) -> tuple[Tensor, Metrics]:
     """The loss of a policy on what another acted: minus the advantages weighted by the ratio of the two.
 
     Args:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from kshot.core import Metrics, Task
 from kshot.learners._inner import descend
 from kshot.rl import returns
-from kshot.rl.learner import PolicyLearner, check_steps, surrogate
+from kshot.rl.learner import PolicyLearner, check_steps, surrogate_loss
 
 if TYPE_CHECKING:
-    from kshot.rl.policy import Gaussian, GaussianMLP, Params
+    from kshot.rl.policy import DiagonalGaussian, GaussianMLP, Params
     from kshot.rl.returns import Steps
     from kshot.rl.rollouts import Trajectory
 
@@ -36,7 +36,7 @@ class Feedforward:
     def begin(self, tasks: int, rollouts: int, generator: torch.Generator) -> None:
         """It draws nothing."""
 
-    def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
+    def react(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """See `Actor.react`."""
         return x, self.policy.distribution(self.params, x)
 
@@ -106,7 +106,7 @@ class PolicyMAML(PolicyLearner):
         rates = {name: scale * self.inner_lr * factor for name, factor in factors.items()}
         return descend(loss, state, rates, self.first_order)
 
-    def inner(self, policy: Gaussian, support: Steps) -> Tensor:
+    def inner(self, policy: DiagonalGaussian, support: Steps) -> Tensor:
         """The loss of the inner step: minus the likelihood (or ratio) of the actions, weighted by their advantages."""
         gain = policy.log_prob(support.actions)
         check_steps(support, gain)
@@ -127,13 +127,13 @@ class PolicyMAML(PolicyLearner):
         digests = [self.digest(trajectory, discount, lam) for trajectory in trajectories]
         return Task(digests[0], digests[-1])
 
-    def predict(self, state: Params, x: Tensor) -> Gaussian:
+    def predict(self, state: Params, x: Tensor) -> DiagonalGaussian:
         """The distribution of actions at observations `[M, D]`."""
         return self.policy.distribution(state, x)
 
-    def score(self, prediction: Gaussian, query: Steps) -> tuple[Tensor, Metrics]:
+    def score(self, prediction: DiagonalGaussian, query: Steps) -> tuple[Tensor, Metrics]:
         """The surrogate loss of a policy on rollouts that another acted in, and the divergence between the two."""
-        return surrogate(prediction, query)
+        return surrogate_loss(prediction, query)
 
     def outer(self, start: Params, after: Params, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """The meta-objective, given the weights before and after the inner step."""
@@ -191,6 +191,6 @@ class ProMP(PolicyMAML):
 
     def outer(self, start: Params, after: Params, task: Task[Steps]) -> tuple[Tensor, Metrics]:
         """See `PolicyMAML.outer`."""
-        loss, metrics = surrogate(self.predict(after, task.query.x), task.query, self.clip)
+        loss, metrics = surrogate_loss(self.predict(after, task.query.x), task.query, self.clip)
         away = (task.support.weights * task.support.acted.kl(self.predict(start, task.support.x))).sum()
         return loss + self.penalty * away, metrics

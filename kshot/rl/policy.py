@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Gaussian", "GaussianMLP", "Params"]
+__all__ = ["DiagonalGaussian", "GaussianMLP", "Params"]
 
 Params = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ def check_sizes(hidden: Sequence[int], std: float) -> None:
         raise ValueError(f"std={std}: the standard deviation of actions must be above 0")
 
 
-class Gaussian(NamedTuple):
+class DiagonalGaussian(NamedTuple):
     """Independent normal distributions over the A actions.
 
     Attributes:
@@ -63,7 +63,7 @@ class Gaussian(NamedTuple):
         constant = 0.5 * math.log(2 * math.pi) * actions.shape[-1]
         return -0.5 * z.square().sum(-1) - self.log_std.sum(-1) - constant
 
-    def kl(self, other: Gaussian) -> Tensor:
+    def kl(self, other: DiagonalGaussian) -> Tensor:
         """KL(self || other) `[..., N]`."""
         variance, others = (2 * self.log_std).exp(), (2 * other.log_std).exp()
         distance = (self.mean - other.mean).square() + variance
@@ -119,7 +119,7 @@ class GaussianMLP(nn.Module):
         self.log_std = nn.Parameter(torch.full((action,), math.log(std)))
         self.least = math.log(least)
 
-    def distribution(self, params: Params, x: Tensor) -> Gaussian:
+    def distribution(self, params: Params, x: Tensor) -> DiagonalGaussian:
         """The actions' distribution at observations `[N, D]` under weights `{name: [...]}`; or `[T, N, D]` and
         `{name: [T, ...]}`, each task under its own.
         """
@@ -127,8 +127,8 @@ class GaussianMLP(nn.Module):
             if k:
                 x = x.relu() if self.activation == "relu" else x.tanh()
             x = x @ params[f"layers.{k}.weight"].mT + params[f"layers.{k}.bias"].unsqueeze(-2)
-        return Gaussian(x, params["log_std"].clamp_min(self.least).unsqueeze(-2))
+        return DiagonalGaussian(x, params["log_std"].clamp_min(self.least).unsqueeze(-2))
 
-    def forward(self, x: Tensor) -> Gaussian:
+    def forward(self, x: Tensor) -> DiagonalGaussian:
         """The distribution under the module's own weights."""
         return self.distribution(dict(self.named_parameters()), x)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from kshot import tree
 from kshot.core import Metrics, Task
 from kshot.rl import returns
-from kshot.rl.learner import PolicyLearner, surrogate
-from kshot.rl.policy import Gaussian, check_sizes
+from kshot.rl.learner import PolicyLearner, surrogate_loss
+from kshot.rl.policy import DiagonalGaussian, check_sizes
 from kshot.rl.rollouts import Trajectory
 
 __all__ = ["RL2", "GaussianGRU", "Memory", "Trials"]
@@ -66,9 +66,9 @@ class Trials(NamedTuple):
     log_std: Tensor
 
     @property
-    def acted(self) -> Gaussian:
+    def acted(self) -> DiagonalGaussian:
         """The distribution that the actions were drawn from."""
-        return Gaussian(self.mean, self.log_std)
+        return DiagonalGaussian(self.mean, self.log_std)
 
 
 class GaussianGRU(nn.Module):
@@ -114,9 +114,9 @@ class GaussianGRU(nn.Module):
         """`[..., D + A + 2]` -> the gates of the input `[..., 3 K]`."""
         return self.gates(self.into(x).relu())
 
-    def actions(self, hidden: Tensor) -> Gaussian:
+    def actions(self, hidden: Tensor) -> DiagonalGaussian:
         """The distribution of actions for hidden states `[..., N, K]`."""
-        return Gaussian(self.out(hidden), self.log_std.clamp_min(self.least)[None])
+        return DiagonalGaussian(self.out(hidden), self.log_std.clamp_min(self.least)[None])
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Hidden states `[..., L, K]` after each of L steps `[..., L, D + A + 2]`, from the one before, `[..., K]`."""
@@ -137,7 +137,7 @@ class Recurrent:
     def begin(self, tasks: int, rollouts: int, generator: torch.Generator) -> None:
         """It draws nothing."""
 
-    def react(self, x: Tensor) -> tuple[Tensor, Gaussian]:
+    def react(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """See `Actor.react`."""
         hidden, action, reward = (leaf.expand(*x.shape[:2], -1) for leaf in self.memory)
         taken = torch.cat([x, action, reward, torch.full_like(reward, self.begins)], dim=-1)
@@ -221,13 +221,13 @@ class RL2(PolicyLearner):
         trials = digest(_joined(rows, trajectories[0]), discount, lam)
         return Task(trials, trials)
 
-    def predict(self, state: Memory, x: Tensor) -> Gaussian:
+    def predict(self, state: Memory, x: Tensor) -> DiagonalGaussian:
         """The distributions of actions `[R, L, A]` along what the policy takes in, `[R, L, D + A + 2]`."""
         return self.policy.actions(self.policy(x, state.hidden.expand(len(x), -1)))
 
     def loss(self, task: Task[Trials]) -> tuple[Tensor, Metrics]:
         """PPO's clipped objective of ONE task's trials, from an empty memory on."""
-        return surrogate(self.predict(self.init(), task.query.x), task.query, self.clip)
+        return surrogate_loss(self.predict(self.init(), task.query.x), task.query, self.clip)
 
 
 def digest(trajectory: Trajectory, discount: float = 0.99, lam: float = 1.0) -> Trials:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kshot.rl.policy import Gaussian
+from kshot.rl.policy import DiagonalGaussian
 from kshot.rl.rollouts import Trajectory
 
 __all__ = ["Steps", "advantages", "baseline", "digest", "discounted", "standardised"]
@@ -40,9 +40,9 @@ class Steps(NamedTuple):
     merit: Tensor
 
     @property
-    def acted(self) -> Gaussian:
+    def acted(self) -> DiagonalGaussian:
         """The distribution that the actions were drawn from."""
-        return Gaussian(self.mean, self.log_std)
+        return DiagonalGaussian(self.mean, self.log_std)
 
 
 def discounted(values: Tensor, discount: float) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kshot.rl.learner import Actor
     from kshot.rl.sim import Simulator
 
-__all__ = ["Clock", "NonFiniteRollouts", "Trajectory", "collect", "returns"]
+__all__ = ["NonFiniteRollouts", "Stopwatch", "Trajectory", "collect", "returns"]
 
 
 class Trajectory(NamedTuple):
@@ -51,7 +51,7 @@ class NonFiniteRollouts(ValueError):
     """
 
 
-class Clock:
+class Stopwatch:
     """Seconds spent on each of some kinds of work."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Clock:
 
 
 def collect(
-    actor: Actor, simulator: Simulator, horizon: int, generator: torch.Generator, clock: Clock | None = None
+    actor: Actor, simulator: Simulator, horizon: int, generator: torch.Generator, clock: Stopwatch | None = None
 ) -> Trajectory:
     """A rollout of each simulation: a Trajectory with a leading T, as many tasks as the simulator has.
 
@@ -83,7 +83,7 @@ def collect(
         NonFiniteRollouts: an observation or reward that is infinite or NaN in float32.
         ValueError: a simulator whose observations, rewards or `alive` do not have a row for each simulation.
     """
-    clock = clock or Clock()
+    clock = clock or Stopwatch()
     tasks, rollouts = simulator.tasks, simulator.rollouts
     shape, count = (tasks, rollouts, horizon), tasks * rollouts
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

@@ -29,7 +29,7 @@ from kshot.rl.learner import PolicyLearner, act, check_fits
 from kshot.rl.maml import PolicyMAML
 from kshot.rl.pearl import PEARL
 from kshot.rl.replay import Replay
-from kshot.rl.rollouts import Clock, NonFiniteRollouts, Trajectory, returns
+from kshot.rl.rollouts import NonFiniteRollouts, Stopwatch, Trajectory, returns
 from kshot.rl.score import evaluate
 from kshot.rl.trust import Region, improve
 from kshot.scores import over_seeds
@@ -167,7 +167,7 @@ class PolicyStep:
             self.replay = Replay(family, goals, each)
 
     def __call__(self, i: int) -> Update:
-        began, clock, seed = time.perf_counter(), Clock(), self.outer.seed
+        began, clock, seed = time.perf_counter(), Stopwatch(), self.outer.seed
         drawn = seeding.generator(seed, "goals", i)
         if self.replay is None:
             found, metrics = self._act(self.family.sample(drawn, self.outer.batch), i, clock)
@@ -215,7 +215,7 @@ class PolicyStep:
     def settle(self) -> None:
         """Nothing is derived from a policy's weights."""
 
-    def _act(self, goals: Array, i: int, clock: Clock) -> tuple[list[Trajectory], dict[str, float]]:
+    def _act(self, goals: Array, i: int, clock: Stopwatch) -> tuple[list[Trajectory], dict[str, float]]:
         """All rounds of a batch of tasks, and what they tell."""
         learner, acting, last = self.learner, self.acting, self.learner.rounds - 1
         purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]

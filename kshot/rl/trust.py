@@ -21,8 +21,7 @@ arXiv:1412.1193, section 9 (the divergence's second derivative is the Fisher inf
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,12 +30,13 @@ from torch import Tensor
 
 from kshot import engine, tree
 from kshot.core import Task, num_tasks
+from kshot.linear import conjugate_gradient
 
 if TYPE_CHECKING:
     from kshot.rl.maml import PolicyMAML
     from kshot.rl.returns import Steps
 
-__all__ = ["Curvature", "Region", "Update", "conjugate_gradient", "improve"]
+__all__ = ["Curvature", "Region", "Update", "improve"]
 
 
 @dataclass(frozen=True)
@@ -138,28 +138,6 @@ class _Forward:
         return torch.autograd.grad(self._linear, self._unknown, v, retain_graph=True)
 
 
-def conjugate_gradient(
-    product: Callable[[Tensor], Tensor], b: Tensor, steps: int, residual: float = 1e-10
-) -> tuple[Tensor, Tensor]:
-    """x with A x = b for a positive definite A given by its products, after at most `steps` of them; and A x.
-
-    >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    >>> conjugate_gradient(lambda v: a @ v, a @ torch.tensor([1.0, -1.0], dtype=torch.float64), 2)[0]
-    tensor([ 1., -1.], dtype=torch.float64)
-    """
-    x, r = torch.zeros_like(b), b.clone()
-    p, size = r.clone(), r.dot(r)
-    for _ in range(steps):
-        if size < residual:
-            break
-        ap = product(p)
-        rate = size / p.dot(ap)
-        x, r = x + rate * p, r - rate * ap
-        smaller = r.dot(r)
-        p, size = r + (smaller / size) * p, smaller
-    return x, b - r
-
-
 def improve(
     learner: PolicyMAML, tasks: Task[Steps], region: Region, generator: torch.Generator, threads: int | None = None
 ) -> Update:
@@ -173,15 +151,8 @@ def improve(
         threads: None: torch's number.
     """
     count = num_tasks(tasks)
-    params = list(learner.init().values())
-    shapes = [p.shape for p in params]
-
-    def flat(leaves: Sequence[Tensor]) -> Tensor:
-        return torch.cat([leaf.detach().flatten() for leaf in leaves])
-
-    def unflat(vector: Tensor) -> list[Tensor]:
-        parts = vector.to(params[0].dtype).split([math.prod(shape) for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    own = learner.init()
+    theta = tree.flat(tree.detach(own))
 
     def mean(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) / count
@@ -190,7 +161,7 @@ def improve(
     curvatures: list[Curvature | None] = [None] * count
 
     def slopes(first: int, last: int) -> tuple[Tensor, Tensor]:
-        total, found = torch.zeros(sum(map(math.prod, shapes)), dtype=torch.float64), []
+        total, found = torch.zeros_like(theta, dtype=torch.float64), []
         for t in range(first, last):
             task = tree.index(tasks, t)
             with torch.enable_grad():
@@ -198,7 +169,7 @@ def improve(
                 after = learner.adapt(start, task.support) if learner.adapts else start
                 loss, metrics = learner.outer(start, after, task)
                 slope = torch.autograd.grad(loss, list(start.values()))
-            total = total + flat(slope).double()
+            total = total + tree.flat(slope).double()
             found.append(torch.stack([loss.detach(), metrics["entropy"]]).double())
             curvatures[t] = Curvature(learner, *drawn[t])
         return total, torch.stack(found).sum(0)
@@ -208,25 +179,24 @@ def improve(
     before, entropy = mean([part[1] for part in parts]).tolist()
 
     def product(v: Tensor) -> Tensor:
-        given = unflat(v)
+        given = list(tree.unflat(v, own).values())
 
         def share(first: int, last: int) -> Tensor:
             total = torch.zeros_like(v)
             for t in range(first, last):
                 curvature = curvatures[t]
                 assert curvature is not None
-                total += flat(curvature(given))
+                total += tree.flat(curvature(given)).detach()
             return total
 
         return mean(engine.in_threads(count, share, threads)) + region.damping * v
 
-    direction, bent = conjugate_gradient(product, gradient, region.cg_steps)
+    direction, bent = conjugate_gradient(product, gradient, region.cg_steps, least=1e-10)
     bend = direction.dot(bent)
     longest = torch.sqrt(2 * region.kl / (bend + 1e-8)).nan_to_num(1.0)
-    old = [p.detach().clone() for p in params]
+    old = tree.copy(own)
     for k in range(region.tries):
-        step = unflat(longest * region.shrink**k * direction)
-        candidate = {n: p - s for n, p, s in zip(learner.init(), old, step, strict=True)}
+        candidate = tree.axpy(-1.0, tree.unflat(longest * region.shrink**k * direction, own), old)
 
         def scored(first: int, last: int, candidate: dict[str, Tensor] = candidate) -> Tensor:
             found = []
@@ -241,8 +211,8 @@ def improve(
         after, kl = mean(engine.in_threads(count, scored, threads)).tolist()
         if after < before and kl <= region.kl:
             with torch.no_grad():
-                for p, value in zip(params, candidate.values(), strict=True):
-                    p.copy_(value)
+                for name, p in own.items():
+                    p.copy_(candidate[name])
             return Update(before, after, kl, k + 1, float(gradient.norm()), entropy)
     return Update(before, before, 0.0, region.tries + 1, float(gradient.norm()), entropy)
 

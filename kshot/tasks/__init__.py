@@ -7,7 +7,7 @@ from kshot.tasks.episodes import Episodes
 from kshot.tasks.functions import Sawtooth, Sinusoid, Step
 from kshot.tasks.pixels import ImageCompletion
 from kshot.tasks.predprey import PredatorPrey
-from kshot.tasks.processes import GaussianProcess, Mixture
+from kshot.tasks.processes import FunctionMixture, GaussianProcess
 from kshot.tasks.published import PUBLISHED, RANGES, published
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "CurveTable",
     "Curves",
     "Episodes",
+    "FunctionMixture",
     "GaussianProcess",
     "ImageCompletion",
-    "Mixture",
     "PredatorPrey",
     "Sawtooth",
     "Scale",

@@ -21,7 +21,7 @@ from kshot.core import Batch, Task
 from kshot.tasks.base import OfFunctions, independent, of_classes
 from kshot.tasks.functions import uniform_of
 
-__all__ = ["GaussianProcess", "Hyper", "Kernel", "Mixture", "Oracle", "posterior"]
+__all__ = ["FunctionMixture", "GaussianProcess", "Hyper", "Kernel", "Oracle", "posterior"]
 
 Kernel = Literal["rbf", "matern12", "matern32", "matern52", "periodic", "weakly-periodic"]
 JITTER = 1e-6  # times the scale's square, on the diagonal before a Cholesky factor is taken, in float64
@@ -240,7 +240,7 @@ def posterior(own: Tensor, across: Tensor, asked: Tensor, y: Tensor, noise: Tens
     return mean, asked - across.transpose(1, 2) @ solved[..., :-1]
 
 
-class Mixture:
+class FunctionMixture:
     """Functions of several families: each batch is drawn whole from one of them, chosen at random.
 
     Args:
@@ -253,7 +253,7 @@ class Mixture:
     Raises:
         ValueError: no family, one of classification, other inputs or outputs, or weights that are no chances.
 
-    >>> tasks = Mixture(GaussianProcess("rbf"), GaussianProcess("matern12"), each=True)
+    >>> tasks = FunctionMixture(GaussianProcess("rbf"), GaussianProcess("matern12"), each=True)
     >>> tasks.sample(torch.Generator().manual_seed(0), 4).query.y.shape[0]
     4
     """
@@ -283,7 +283,7 @@ class Mixture:
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{w:g}" for w in self.weights)
-        return f"Mixture({', '.join(map(repr, self.families))}, weights=({weights}), each={self.each})"
+        return f"FunctionMixture({', '.join(map(repr, self.families))}, weights=({weights}), each={self.each})"
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
         """`num_tasks` functions: a Task with a leading T."""

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from kshot.tasks.functions import Sawtooth
-from kshot.tasks.processes import GaussianProcess, Kernel, Mixture
+from kshot.tasks.processes import FunctionMixture, GaussianProcess, Kernel
 
 __all__ = ["PUBLISHED", "RANGES", "published"]
 
@@ -37,7 +37,7 @@ def published(
     target_x: tuple[float, float] | None = None,
     x: tuple[float, float] = (-2.0, 2.0),
     ragged: bool = False,
-) -> GaussianProcess | Sawtooth | Mixture:
+) -> GaussianProcess | Sawtooth | FunctionMixture:
     """One of the synthetic families of W. Bruinsma's neuralprocesses (github.com/wesselb/neuralprocesses).
 
     Of one input: "eq" and "matern" (5/2) of length 0.25; "weakly-periodic" of length 0.5 and period 0.25; each of
@@ -83,4 +83,4 @@ def published(
     if name != "mixture":
         return process(name, 50)
     saw = Sawtooth((0, 30), 100, x, target_x, (2.0, 4.0), 0.0, ragged=ragged)
-    return Mixture(*(process(kind, 100) for kind in _KERNELS), saw, each=ragged)
+    return FunctionMixture(*(process(kind, 100) for kind in _KERNELS), saw, each=ragged)

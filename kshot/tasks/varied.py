@@ -11,7 +11,7 @@ import torch
 
 from kshot.core import Task
 from kshot.tasks.functions import Sawtooth, Step
-from kshot.tasks.processes import GaussianProcess, Kernel, Mixture
+from kshot.tasks.processes import FunctionMixture, GaussianProcess, Kernel
 
 __all__ = ["Varied"]
 
@@ -57,7 +57,7 @@ class Varied:
             families += [Sawtooth(frequency=(0.25, 2.0), noise=0.03, **more), Step(noise=0.1, **more)]
             weights += [1.5 * share] * 2
         self.context, self.targets, self.target_x = context, targets, target_x
-        self.mixture = Mixture(*families, weights=weights, each=True)
+        self.mixture = FunctionMixture(*families, weights=weights, each=True)
         self.independent = self.mixture.independent
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Task
 from kshot.learners.anil import ANIL
 from kshot.learners.boil import BOIL
-from kshot.learners.imaml import IMAML, conjugate_gradient
+from kshot.learners.imaml import IMAML
 from kshot.learners.maml import MAML
 from kshot.learners.mamlpp import MAMLpp
 from kshot.learners.metasgd import MetaSGD
@@ -336,16 +336,6 @@ def test_imaml_of_no_cg_steps_is_the_first_order_gradient():
     learner = IMAML(body("mlp"), ways=WAYS, cg_steps=0, inner_steps=0)
     plain = MAML(body("mlp"), ways=WAYS, inner_steps=0)
     close(gradient(learner, tasks), gradient(plain, tasks), 1e-12)
-
-
-def test_conjugate_gradient_solves_and_stands_still():
-    torch.manual_seed(0)
-    root = torch.randn(6, 6, dtype=torch.float64)
-    matrix, b = root @ root.T + torch.eye(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    x = conjugate_gradient(lambda v: {"a": matrix @ v["a"]}, {"a": b}, 12)["a"]
-    assert (matrix @ x - b).abs().max() < 1e-8
-    for product in (lambda v: v, lambda v: {"a": -2 * v["a"]}):  # solved at the start; curved the wrong way
-        assert torch.equal(conjugate_gradient(product, {"a": b}, 5)["a"], b)
 
 
 @both

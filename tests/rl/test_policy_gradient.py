@@ -12,12 +12,12 @@ from torch.distributions import Normal, kl_divergence
 
 from kshot import seeding, tree
 from kshot.core import Task
-from kshot.rl.learner import surrogate
+from kshot.rl.learner import surrogate_loss
 from kshot.rl.maml import EMAML, PolicyMAML, ProMP
-from kshot.rl.policy import Gaussian, GaussianMLP
+from kshot.rl.policy import DiagonalGaussian, GaussianMLP
 from kshot.rl.returns import Steps, advantages, baseline, digest, discounted, features, standardised
 from kshot.rl.rollouts import Trajectory
-from kshot.rl.trust import Curvature, Region, _few, conjugate_gradient, improve
+from kshot.rl.trust import Curvature, Region, _few, improve
 
 D, A = 3, 2
 
@@ -66,7 +66,7 @@ def acting(own: PolicyMAML, count: int, rows: int) -> Task:
 
 def test_gaussian_agrees_with_torchs() -> None:
     g = seeding.generator(0)
-    a, b = (Gaussian(torch.randn(4, 5, A, generator=g), torch.randn(4, 1, A, generator=g)) for _ in range(2))
+    a, b = (DiagonalGaussian(torch.randn(4, 5, A, generator=g), torch.randn(4, 1, A, generator=g)) for _ in range(2))
     theirs = [Normal(d.mean, d.log_std.exp().expand_as(d.mean)) for d in (a, b)]
     actions = torch.randn(4, 5, A, generator=g)
     torch.testing.assert_close(a.log_prob(actions), theirs[0].log_prob(actions).sum(-1))
@@ -300,8 +300,8 @@ def test_the_surrogate_beside_torchs_distributions(clip: float | None) -> None:
     weights = torch.rand(40, generator=g, dtype=torch.float64)
     query = query._replace(weights=weights / weights.sum())
     mean = query.mean + 0.2 * torch.randn(40, A, generator=g, dtype=torch.float64)
-    prediction = Gaussian(mean, query.log_std + torch.tensor([[0.3, -0.4]], dtype=torch.float64))
-    loss, metrics = surrogate(prediction, query, clip)
+    prediction = DiagonalGaussian(mean, query.log_std + torch.tensor([[0.3, -0.4]], dtype=torch.float64))
+    loss, metrics = surrogate_loss(prediction, query, clip)
     new, acted = (Normal(what.mean, what.log_std.exp().expand_as(mean)) for what in (prediction, query.acted))
     ratio = (new.log_prob(query.actions) - acted.log_prob(query.actions)).sum(1).exp()
     gains = [float(r * a) for r, a in zip(ratio, query.advantages, strict=True)]
@@ -319,7 +319,7 @@ def test_the_surrogate_beside_torchs_distributions(clip: float | None) -> None:
 
 def test_actions_of_another_size_have_no_density() -> None:
     """They would be broadcast over the policy's."""
-    policy = Gaussian(torch.zeros(4, 3), torch.zeros(1, 3))
+    policy = DiagonalGaussian(torch.zeros(4, 3), torch.zeros(1, 3))
     for width in (1, 2, 4):
         with pytest.raises(ValueError, match=f"actions of {width} numbers for a policy of 3"):
             policy.log_prob(torch.zeros(4, width))
@@ -415,7 +415,7 @@ def divergence(own: PolicyMAML, tasks: Task, vector: Tensor) -> Tensor:
 class _Open(PolicyMAML):
     """The same with a divergence that has a gradient."""
 
-    def score(self, prediction: Gaussian, query: Steps):  # type: ignore[override]
+    def score(self, prediction: DiagonalGaussian, query: Steps):  # type: ignore[override]
         loss, metrics = super().score(prediction, query)
         return loss, {**metrics, "kl": (query.weights * query.acted.kl(prediction)).sum()}
 
@@ -530,16 +530,6 @@ def test_a_step_beyond_the_bound_is_not_taken_though_it_is_better() -> None:
     loss = sum(float(own.outer(start, own.adapt(start, task.support), task)[0].detach()) for task in each) / 2
     assert loss < update.before
     assert float(divergence(own, tasks, first).detach()) > 0.1
-
-
-def test_conjugate_gradient_solves() -> None:
-    g = seeding.generator(0)
-    root = torch.randn(12, 12, generator=g, dtype=torch.float64)
-    a, x = root @ root.T + torch.eye(12), torch.randn(12, generator=g, dtype=torch.float64)
-    for count in (3, 30):
-        found, product = conjugate_gradient(lambda v: a @ v, a @ x, count, 1e-20)
-        torch.testing.assert_close(product, a @ found)
-    torch.testing.assert_close(found, x)
 
 
 @pytest.mark.parametrize("bad", [{"kl": 0.0}, {"rows": 0.0}, {"shrink": 1.0}, {"tries": 0}, {"damping": -1.0}])

@@ -14,7 +14,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, ExpSineSquared
 
 from kshot import seeding
 from kshot.tasks.functions import Step
-from kshot.tasks.processes import GaussianProcess, Mixture
+from kshot.tasks.processes import FunctionMixture, GaussianProcess
 from kshot.testing import Clusters, check_tasks
 
 KERNELS = {
@@ -198,7 +198,7 @@ def test_the_random_stream_stays() -> None:
 
 def test_a_mixture_draws_whole_batches() -> None:
     low, high = Step(x=(-2.0, -1.0), context=(3, 3)), Step(x=(1.0, 2.0), context=(3, 3))
-    tasks = Mixture(low, high, weights=(3, 1))
+    tasks = FunctionMixture(low, high, weights=(3, 1))
     assert (tasks.classification, tasks.input_shape, tasks.outputs) == (False, (1,), 1)
     signs = []
     for step in range(400):
@@ -206,13 +206,13 @@ def test_a_mixture_draws_whole_batches() -> None:
         assert len(task.support.x.sign().unique()) == 1
         signs.append(float(task.support.x.sign().mean()))
     assert (np.array(signs) < 0).mean() == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 400))
-    check_tasks(Mixture(GaussianProcess(ragged=True), GaussianProcess("matern12", ragged=True)))
+    check_tasks(FunctionMixture(GaussianProcess(ragged=True), GaussianProcess("matern12", ragged=True)))
 
 
 def test_a_mixture_of_each_task_fills_up() -> None:
     small, large = Step(x=(-2.0, -1.0), context=(2, 2), targets=4), Step(x=(1.0, 2.0), context=(5, 5), targets=9)
     none = GaussianProcess(context=(0, 0), targets=1, x=(5.0, 6.0))
-    tasks = Mixture(small, large, none, each=True)
+    tasks = FunctionMixture(small, large, none, each=True)
     task = tasks.sample(seeding.generator(0), 300)
     n, m = ((~batch.y.isnan()).sum((1, 2)) for batch in task)
     for middle, sizes in ((-1.5, (2, 4)), (1.5, (5, 9)), (5.5, (0, 1))):
@@ -223,7 +223,7 @@ def test_a_mixture_of_each_task_fills_up() -> None:
         assert len(x.sign().unique()) == 1  # what is filled up is of the same task
     again = tasks.sample(seeding.generator(0), 300)
     assert torch.equal(task.query.x, again.query.x)
-    check_tasks(Mixture(GaussianProcess(ragged=True), GaussianProcess("rbf", ragged=True), each=True))
+    check_tasks(FunctionMixture(GaussianProcess(ragged=True), GaussianProcess("rbf", ragged=True), each=True))
 
 
 def test_mixtures_that_make_no_sense() -> None:
@@ -236,4 +236,4 @@ def test_mixtures_that_make_no_sense() -> None:
         ((Clusters(),), {}, "no distribution of functions"),
     ):
         with pytest.raises(ValueError, match=message):
-            Mixture(*families, **options)  # pyright: ignore[reportArgumentType]
+            FunctionMixture(*families, **options)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kshot import seeding
-from kshot.tasks import PUBLISHED, RANGES, GaussianProcess, Mixture, Sawtooth, published
+from kshot.tasks import PUBLISHED, RANGES, FunctionMixture, GaussianProcess, Sawtooth, published
 from kshot.testing import check_tasks
 
 
@@ -47,7 +47,7 @@ def test_variances() -> None:
 
 def test_the_mixture_has_four_equal_parts() -> None:
     mixture = published("mixture", target_x=(2.0, 6.0))
-    assert isinstance(mixture, Mixture)
+    assert isinstance(mixture, FunctionMixture)
     assert mixture.weights == (0.25,) * 4
     assert [type(f) for f in mixture.families].count(Sawtooth) == 1
     assert {f.targets for f in mixture.families} == {100}
