@@ -1,14 +1,24 @@
-"""kshot: models that learn a new task from k examples. Imports torch and nothing heavier."""
+"""kshot: models that learn a new task from k examples.
 
-import gc as _gc
+`import kshot` is instant: torch, and nothing heavier, is loaded with the first name that is asked for.
+"""
 
-_collects = _gc.isenabled()
-_gc.disable()  # torch's import makes a million objects and no garbage: looking for some would be a tenth of its time
-try:
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
     from kshot.core import PADDING, UNLABELLED, Batch, Learner, Metrics, State, Task
-finally:
-    if _collects:
-        _gc.enable()
 
 __version__ = "0.1.0"
 __all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'kshot' has no attribute {name!r}")
+    from kshot import core
+
+    return getattr(core, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -224,7 +225,8 @@ def loop(
         val: gives the scores of a validation. The best checkpoint by their primary column is kept.
         out: folder for `last.safetensors`, `best.safetensors` (by validation) and `records.jsonl`, in place of those
             of an earlier run; None keeps nothing.
-        resume: continue from `out/last.safetensors` where there is one.
+        resume: continue from `out/last.safetensors` where there is one; with more steps also after its end, as in one
+            longer run. Where the number of steps changes a schedule, a warning says that it is not the same.
         overwrite: False: refuse a folder that holds a run, unless it is resumed.
         stop: asked after each step; True saves and ends (SIGINT, a time limit).
         world: the processes of the run. The first one validates and writes.
@@ -236,11 +238,13 @@ def loop(
     """
     folder = Path(out) if out is not None else None
     run = _Run(stepper, folder, world.leads, {"family": family, "outer": asdict(outer), "settings": settings or {}})
-    longer = stepper.extendable and outer.schedule in ("constant", "halve")
+    annealed = "" if stepper.extendable else "what is annealed over the steps"
+    if outer.schedule not in ("constant", "halve"):
+        annealed = f"the {outer.schedule} schedule of the learning rate"
     with ExitStack() as held:
         start = 0
         if folder is not None:
-            start = run.begin(world.told(run.opened(held, resume, overwrite, longer, defaults or {})))
+            start = run.begin(world.told(run.opened(held, resume, overwrite, annealed, defaults or {})))
         if start == 0 and world.size > 1:
             stepper.restore(*world.told((stepper.tensors(), stepper.numbers())))
         for i in range(start, outer.steps):
@@ -278,7 +282,7 @@ class _Run:
         self.best: dict[str, Any] | None = None  # validation so far
         self.kept = self.settled = -1  # the steps of the last checkpoint, and of the last population statistics
 
-    def opened(self, held: ExitStack, resume: bool, overwrite: bool, longer: bool, defaults: dict[str, Any]) -> Any:
+    def opened(self, held: ExitStack, resume: bool, overwrite: bool, annealed: str, defaults: dict[str, Any]) -> Any:
         """The folder locked; path, tensors and info of the checkpoint that the run continues from, or why it cannot:
         for all processes.
         """
@@ -292,7 +296,14 @@ class _Run:
             if not (resume and path.exists()):
                 return None
             tensors, info = checkpoint.load(path, ("step", "outer", "settings"))
-            _refuse_another_run(self.info, info, path, longer, defaults)
+            _refuse_another_run(self.info, info, path, defaults)
+            before, now = info["outer"].get("steps"), self.info["outer"]["steps"]
+            if annealed and before != now and info["step"] < now:
+                warnings.warn(
+                    f"{path} is of a run of {before} steps: {annealed} depends on their number, so it continues as in "
+                    f"one of {now} and the result is not that of one run of {now} steps",
+                    stacklevel=5,
+                )
             beside = self._beside(info["step"])
             if beside.exists():
                 tensors |= {f"replay.{name}": t for name, t in checkpoint.load(beside)[0].items()}
@@ -391,7 +402,7 @@ def refuse_a_run_in(folder: Path) -> None:
         )
 
 
-# What may change without making a run another one; `steps` only where the rate does not depend on it.
+# What may change without making a run another one. Other `steps` do, where the rate depends on them: that is told.
 _MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
@@ -405,15 +416,13 @@ def _told(settings: dict[str, Any], outer: dict[str, Any]) -> dict[tuple[str, st
     return own | {(group, name): v for group, values in groups.items() for name, v in values.items()}
 
 
-def _refuse_another_run(
-    now: dict[str, Any], then: dict[str, Any], path: Path, longer: bool, defaults: dict[str, Any]
-) -> None:
+def _refuse_another_run(now: dict[str, Any], then: dict[str, Any], path: Path, defaults: dict[str, Any]) -> None:
     """Raise a CheckpointError with the settings that differ between a run and its checkpoint."""
     before, lacked, changes = _told(then["settings"], then["outer"]), _told(defaults, {}), []
     for key, value in _told(now["settings"], now["outer"]).items():
         # What is of a group now may have been of none.
         was = before.get(key, before.get(("", key[1]), lacked.get(key, value)))
-        if was != value and key[1] not in _MAY_CHANGE and not (longer and key == ("", "steps")):
+        if was != value and key[1] not in _MAY_CHANGE and key != ("", "steps"):
             changes.append(f"{key[1]}={was!r} and not {value!r}")
     if changes:
         raise checkpoint.CheckpointError(

@@ -83,6 +83,8 @@ class Outer:
         seed: of the weights, the tasks and everything else.
     """
 
+    heading: ClassVar[str] = "Outer loop"
+
     steps: int = 1000
     batch: int = 16
     meta_lr: float = 1e-3
@@ -142,6 +144,8 @@ class Recipe:
     """The name of its row in `kshot.families.FAMILIES`."""
     shaping: ClassVar[tuple[str, ...]] = ("learner",)
     """Settings that say which of the others mean something."""
+    heading: ClassVar[str] = "Learner"
+    """Above its settings in the help of `kshot train`; a family may have its own."""
 
     learner: str = "protonet"
     inner_lr: float | None = None

@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("validated before the statistics are made", LOOP, "self.settle(step)\n        with seeding", "with seeding",
            "tests/test_loop.py"),
     Mutant("the family is not written", LOOP, '{"family": family, "outer"', '{"outer"', "tests/families"),
-    Mutant("every setting may change", LOOP, "_refuse_another_run(self.info, info, path, longer, defaults)", "pass",
+    Mutant("every setting may change", LOOP, "_refuse_another_run(self.info, info, path, defaults)", "pass",
            "tests/test_loop.py"),
     Mutant("pairs of other questions", SCORES, '("metric", "num_tasks", "seed", "questions")',
            '("metric", "num_tasks", "seed")', "tests/test_scores.py"),

@@ -139,6 +139,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 2
     out = capsys.readouterr().out
     assert out.count("Meta-train a recipe") == 3
+    for command in cli._COMMANDS:
+        assert cli._settings(command).__name__ == command.capitalize()
     assert call("--version") == 0
     assert re.fullmatch(r"kshot \d+\.\d+.*\n", capsys.readouterr().out)
 
@@ -170,7 +172,7 @@ HELPS: list[tuple[list[str], list[type]]] = [
 def test_the_help_of_a_command_explains_every_setting(
     command: list[str], kinds: list[type], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*command, "--help") == 0
+    assert call(*command, "--help-all") == 0
     out = capsys.readouterr().out
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     skipped = {
@@ -181,8 +183,7 @@ def test_the_help_of_a_command_explains_every_setting(
         "test",
         "figures",
         "options",
-        "asked",
-        "before",
+        *("asked", "before", "name", "source", "differs"),
     }  # nested, hidden
     if command[0] == "train" and len(command) > 1:
         recipe = families.recipe(command[1])
@@ -194,7 +195,7 @@ def test_the_help_of_a_command_explains_every_setting(
         ]
         skipped |= unused
     elif command[0] != "train":
-        skipped |= {"folder", "folders", "what", "name", "support", "file", "classifier", "paths"}
+        skipped |= {"folder", "folders", "what", "name", "words", "support", "file", "classifier", "paths"}
     checked = 0
     for kind in kinds:
         assert is_dataclass(kind)
@@ -204,9 +205,9 @@ def test_the_help_of_a_command_explains_every_setting(
                 continue
             checked += 1
             flag = "--" + field.name.replace("_", "-")
-            assert re.search(rf"{flag}[ ,]", text), flag
+            assert re.search(rf"{flag}\b", text), flag
             if field.name in known:
-                assert " ".join(known[field.name].split()[:4]) in text, field.name
+                assert " ".join(known[field.name].split("None")[0].split()[:4]) in text, field.name
     assert checked >= {
         "train": 35 if len(command) > 1 else 5,
         "evaluate": 9 if len(command) > 1 else 1,
@@ -217,7 +218,7 @@ def test_the_help_of_a_command_explains_every_setting(
 def test_help_offers_what_applies(capsys: pytest.CaptureFixture[str]) -> None:
     offered = {}
     for name in TRAINED:
-        assert call("train", name, "--help") == 0
+        assert call("train", name, "--help-all") == 0
         offered[name] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert "--augment-classes" in offered["glyphs-5way-1shot-maml"]
     assert not {"--augment-classes", "--ways", "--data-root-x", "--size"} & offered["sinusoid-maml"]
@@ -226,7 +227,7 @@ def test_help_offers_what_applies(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_help_of_a_recipe_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("train", "omniglot-20way-1shot-maml", "--help") == 0
+    assert call("train", "omniglot-20way-1shot-maml", "--help-all") == 0
     text = " ".join(re.sub(r"[│]", " ", capsys.readouterr().out).split())
     assert "(default: 20)" in text
     assert "(default: 60000)" in text
@@ -257,7 +258,8 @@ def test_the_learners_own_settings_are_options(tmp_path: Path) -> None:
 )
 def test_list(what: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("list", what, "--json", tmp_path / "list.json") == 0
-    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    shown = shown[1:-1] if what == "recipes" else shown  # between a head and a line of explanation
     assert set(expected) <= set(shown)
     written = json.loads((tmp_path / "list.json").read_text())
     assert list(written) == shown
@@ -384,7 +386,9 @@ def test_scripts_that_training_held_are_counted_and_left_out(
 def test_unseen_scripts_need_scripts(proto: Path, photos: Path, sinusoid: Path, fails: Any) -> None:
     few = ("evaluate", proto, "--tasks", 2, "--unseen-scripts")
     assert "not of" in fails(*few, "--data", f"folder:{photos}", "--ways", 4, "--queries", 2)
-    assert "Unrecognized options: --unseen-scripts" in fails("evaluate", sinusoid, "--tasks", 2, "--unseen-scripts")
+    assert "there is no --unseen-scripts here: type 'kshot evaluate" in fails(
+        "evaluate", sinusoid, "--tasks", 2, "--unseen-scripts"
+    )
     assert "0 of the" in fails(*few, "--split", "train", "--seen")
 
 
@@ -441,7 +445,6 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "--out", "x"], ["which recipe"]),
         (["train", "omniglot-5way-1shot-mamll", "--out", "x"], ["unknown recipe", "omniglot-5way-1shot-maml"]),
         (["train", "zzzzzzzz", "--out", "x"], ["unknown recipe", "kshot list recipes"]),
-        (["train", "sinusoid-maml"], ["--out"]),
         (["train", "sinusoid-maml", "--out", "x", "--budget", "huge"], ["--budget", "paper", "quick"]),
         (["train", "sinusoid-maml", "--out", "x", "--budget"], ["--budget", "paper", "quick"]),
         (["train", "sinusoid-maml", "--out", "x", "--budget=huge"], ["--budget"]),
@@ -462,7 +465,7 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "glyphs-5way-1shot-maml", "--out", "x", "--data", "glyhps"], ["glyhps", "glyphs"]),
         (["train", "glyphs-5way-1shot-maml", "--out", "x", "--train-split", "trian"], ["trian", "train"]),
         (["train", "omniglot-5way-1shot-maml", "--out", "x"], ["omniglot", "kshot data fetch"]),
-        (["evaluate"], ["PATH"]),
+        (["evaluate"], ["FOLDER is missing", "kshot evaluate FOLDER"]),
         (["evaluate", "missing"], ["no checkpoint at", "missing"]),
         (["evaluate", "missing", "--on", "point"], ["no checkpoint at", "missing"]),
         (["train", "cheetah-direction", "--out", "x"], ["by which learner", "cheetah-direction-maml"]),
@@ -474,7 +477,6 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "point-maml", "--out", "x", "--minutes", "-1"], ["--minutes -1"]),
         (["compare"], ["nothing to compare"]),
         (["compare", "missing"], ["no checkpoint at"]),
-        (["list"], ["learners", "recipes", "data"]),
         (["list", "learnres"], ["learnres", "learners"]),
         (["data", "check"], ["name"]),
         (["data", "check", "omnigolt"], ["omnigolt", "omniglot"]),

@@ -1,138 +1,172 @@
-"""Commands: `kshot demo | train | evaluate | compare | video | fit | predict | report | serve | curve | list | data`.
+"""The command `kshot`: `COMMANDS` names what there is, `main` reads the words and runs it.
 
-Settings are dataclasses read by tyro, so the help is the documentation. Bad input ends with one clear line and exit
-code 2; an interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM).
+Settings are dataclasses whose docstrings are the help. Bad input ends with one clear line and exit code 2; an
+interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM). Nothing but the standard
+library is imported before a command needs it, so that help and version are there at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import gc
 import importlib
 import io
 import os
-import re
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import tyro
-
-from kshot.checkpoint import CheckpointError
-from kshot.cli._shared import InputError
-from kshot.engine import OutOfMemory
-from kshot.loop import NonFiniteLoss
-from kshot.parallel import RankLost
+from kshot.cli._options import InputError, explained, read
 
 __all__ = ["main"]
 
-gc.freeze()  # modules stay: the collector need not walk through torch's again and again
 
-# Command -> the module of this folder that has its settings, a dataclass of the command's name. It is imported when the
-# command is called: what the others need is none of its business.
+class _Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        module: of this folder, with its settings, a dataclass of the command's name. It is imported when the command is
+            called: what the others need is none of its business.
+        want: whoever wants this uses it.
+        about: what it does.
+    """
+
+    module: str
+    want: str
+    about: str
+
+
+_OWN, _SERIES, _META = "Classify your own images", "Fill the gaps of your series", "Meta-learning: train and test"
 _COMMANDS = {
-    "demo": "demo", "train": "train", "evaluate": "scores", "compare": "scores", "list": "listing", "data": "listing",
-    "video": "video", "fit": "classify", "predict": "classify", "report": "classify", "serve": "serve",
-    "curve": "curve",
-}  # fmt: skip
+    "demo": _Command("demo", "See it work", "Learn letters of unseen scripts from one example each; no download"),
+    "fit": _Command("classify", _OWN, "Make a classifier from a folder with one folder of images per class"),
+    "predict": _Command("classify", _OWN, "Classify files and folders with it"),
+    "report": _Command("classify", _OWN, "Show on one page how good it is, and what it confuses"),
+    "serve": _Command("serve", _OWN, "Open a web page to teach classes by drawing or dropping images; and REST"),
+    "curve": _Command("curve", _SERIES, "Fill gaps of a CSV file, with intervals"),
+    "list": _Command("listing", _META, "Show learners, recipes, data sets, tasks and models"),
+    "data": _Command("listing", _META, "Get a data set, or check that it is complete"),
+    "train": _Command("train", _META, "Meta-train a recipe"),
+    "evaluate": _Command("scores", _META, "Test a trained learner beside its baselines"),
+    "compare": _Command("scores", _META, "Test several trained learners on the same tasks"),
+    "video": _Command("video", _META, "Film a trained policy before and after it adapted"),
+}
 
 
 def _settings(command: str) -> Any:
     """The dataclass of a command."""
-    return getattr(importlib.import_module(f"kshot.cli.{_COMMANDS[command]}"), command.capitalize())
+    return getattr(importlib.import_module(f"kshot.cli.{_COMMANDS[command].module}"), command.capitalize())
 
 
 def _usage() -> str:
-    lines = [
-        (__doc__ or "").splitlines()[0],
-        "",
-        *(f"  {n:<10}{(_settings(n).__doc__ or '').splitlines()[0]}" for n in _COMMANDS),
-    ]
-    return "\n".join(lines)
+    lines = ["usage: kshot COMMAND ...", "", "Models that learn a new task from a few examples."]
+    wide, want = min(max(shutil.get_terminal_size().columns, 50), 120), ""
+    for name, command in _COMMANDS.items():
+        if command.want != want:
+            want = command.want
+            lines += ["", f"{want}:"]
+        first, *rest = textwrap.wrap(command.about, wide - 12)
+        lines += [f"  {name:<10}{first}", *(f"{'':12}{part}" for part in rest)]
+    return "\n".join([*lines, "", "'kshot COMMAND --help' explains a command; 'kshot --version' tells the version."])
 
 
-def _read(kind: Any, prog: str, arguments: list[str], **more: Any) -> Any:
-    """The settings of a command, read by tyro, whose message of several lines in a box becomes one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=prog, args=arguments, config=(tyro.conf.OmitArgPrefixes,), **more)
-    except SystemExit as done:
-        if not done.code:
-            raise
-        lines = [re.sub("[│╭╮╰╯─]", " ", line).strip() for line in said.getvalue().splitlines()][1:]  # 0: a title
-        text = " ".join(line for line in lines if line.strip("-"))
-        text = re.split("For full helptext|Argument helptext", text)[0].strip()
-        raise InputError(f"{text} ({prog} --help explains the settings)") from None
-
-
+_HELP = {"-h": False, "--help": False, "--help-all": True}
 _FORMER = {"--data": "--on", "--floors": "--baselines", "--no-floors": "--no-baselines"}
 """Flags of tests as they were called before."""
 
 
+def _asks_for_help(words: list[str]) -> bool | None:
+    """Whether all settings are to be explained (True), the usual ones (False), or none (None)."""
+    asked = [_HELP[word] for word in words if word in _HELP]
+    return any(asked) if asked else None
+
+
 def _parse(arguments: list[str]) -> Any:
-    """The command with its settings."""
+    """The command with its settings; None where it was explained."""
     command, *rest = arguments
     kind, prog = _settings(command), f"kshot {command}"
+    every = _asks_for_help(rest)
+    words = [word for word in rest if word not in _HELP]
     if command == "train":
-        from kshot.cli.train import parsed
+        from kshot.cli.train import explained_recipe, parsed
 
-        return parsed(_read, rest)
-    if command not in ("evaluate", "compare"):
-        return _read(kind, prog, rest)
-    from kshot.cli.scores import settings_of
+        return parsed(words) if every is None else print(explained_recipe(words, every))
+    given: dict[str, Any] = {}
+    if command in ("evaluate", "compare"):
+        words = [
+            "--baseline-tasks" if word == "--floors" and following.isdigit() else _FORMER.get(word, word)
+            for word, following in zip(words, [*words[1:], ""], strict=False)
+        ]
+        from kshot.cli.scores import defaults
 
-    rest = [
-        "--baseline-tasks" if word == "--floors" and following.isdigit() else _FORMER.get(word, word)
-        for word, following in zip(rest, [*rest[1:], ""], strict=False)
-    ]
-    runs = [word for word in rest if Path(word, "last.safetensors").is_file()]
-    if rest and not runs and not rest[0].startswith("-") and not Path(rest[0]).exists():
-        raise InputError(f"no checkpoint at {rest[0]}: give the folder that 'kshot train --out' wrote")
-    on = rest[rest.index("--on") + 1] if "--on" in rest[:-1] else None
-    given = {"default": kind(tyro.MISSING, test=settings_of(runs, on))} if runs or on is not None else {}
-    return _read(kind, prog, rest, **given)
+        given = defaults(kind, words, every is not None)
+    if every is not None:
+        print(explained(kind, prog, every=every, first=getattr(kind, "first", ()), **given))
+        return None
+    return read(kind, prog, words, **given)[0]
 
 
 def _said(error: BaseException) -> str:
     """An error in a line: that of a full disk below the output names no file."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'the output'} cannot be written: the disk is full. Free some space, then try again"
-    return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        return f"{error.filename}: {(error.strerror or str(error)).lower()}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def main() -> None:
-    """The entry point of the command `kshot`."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+def _refusals() -> tuple[type[BaseException], ...]:
+    """The errors that say what is wrong in a line. Those of modules that are not imported cannot have been raised."""
+    own = {"kshot.checkpoint": "CheckpointError", "kshot.engine": "OutOfMemory", "kshot.loop": "NonFiniteLoss"}
+    own |= {"kshot.parallel": "RankLost"}
+    found = [getattr(sys.modules[module], name) for module, name in own.items() if module in sys.modules]
+    return (ValueError, ImportError, OSError, *found)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in _HELP:
         print(_usage())
-        raise SystemExit(0 if arguments else 2)
+        return 0 if arguments else 2
     if arguments[0] == "--version":
         import kshot
 
         print(f"kshot {kshot.__version__}")
-        raise SystemExit(0)
-    if arguments[0] not in _COMMANDS:
-        import difflib
+        return 0
+    name = arguments[0]
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name.lstrip("-").lower(), _COMMANDS, 1)
+        hint = f"did you mean 'kshot {near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
+        raise InputError(f"there is no command {name!r}: {hint}")
+    collects = gc.isenabled()
+    gc.disable()  # torch's import makes a million objects and no garbage: looking for some would be a tenth of its time
+    try:
+        command = _parse(arguments)
+    finally:
+        if collects:
+            gc.enable()
+    gc.freeze()  # modules stay: the collector need not walk through torch's again and again
+    return command.run() if command is not None else 0
 
-        near = difflib.get_close_matches(arguments[0], _COMMANDS, 1)
-        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(_COMMANDS)}"
-        print(f"kshot: unknown command {arguments[0]!r}{hint}", file=sys.stderr)
-        raise SystemExit(2)
+
+def main() -> None:
+    """The entry point of the command `kshot`."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what a terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: print(f"kshot: warning: {message}", file=sys.stderr)
     try:
-        code = _parse(arguments).run()
+        code = _run(sys.argv[1:])
         sys.stdout.flush()
         raise SystemExit(code)
     except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except (ValueError, ImportError, CheckpointError, NonFiniteLoss, OSError, OutOfMemory, RankLost) as error:
+    except _refusals() as error:
         print(f"kshot: {_said(error)}", file=sys.stderr)
         with contextlib.suppress(OSError):  # a full disk below the output, which is told already
             sys.stdout.flush()

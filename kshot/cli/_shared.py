@@ -14,11 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kshot.checkpoint import versions, write_beside
+from kshot.cli._options import InputError
 
 __all__ = [
     "COUNTS",
     "InputError",
+    "a_file",
     "again",
     "command",
     "console",
@@ -30,10 +31,6 @@ __all__ = [
     "write_json",
     "write_record",
 ]
-
-
-class InputError(ValueError):
-    """Something that the user gave is wrong; the message says what and how to mend it."""
 
 
 def console(quiet: bool = False) -> Any:
@@ -49,11 +46,12 @@ def command() -> str:
     return shlex.join(["python", os.path.relpath(script), *sys.argv[1:]] if of_a_script else ["kshot", *sys.argv[1:]])
 
 
-def again(resumed: bool) -> str:
-    """The command that goes on with a run."""
+def again(resumed: bool, out: Path) -> str:
+    """The command that continues a run in a folder."""
     if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
         return command()
-    return command() + ("" if resumed else " --resume")
+    named = any(word.split("=")[0] == "--out" for word in sys.argv)
+    return command() + ("" if named else f" --out {shlex.quote(str(out))}") + ("" if resumed else " --resume")
 
 
 @contextlib.contextmanager
@@ -127,12 +125,26 @@ def writable(*paths: Path | None) -> None:
             raise InputError(f"{path} is a folder: give the name of a file in it")
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir():
-            raise InputError(f"{path} cannot be written: {above} is no folder")
+            raise InputError(f"{path} cannot be written: {above} is not a folder")
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"{path} cannot be written: {above} is read-only; make it writable, or choose another")
 
 
+def a_file(path: Path, what: str, made_by: str) -> None:
+    """Refuse what is no file, before something is read from it.
+
+    Raises:
+        InputError: a folder, or nothing.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give {what}, as {made_by} makes it")
+    if not path.exists():
+        raise InputError(f"there is no {path}: give {what}, as {made_by} makes it")
+
+
 def write_json(path: Path, value: Any) -> None:
+    from kshot.checkpoint import write_beside
+
     write_beside(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
@@ -158,6 +170,8 @@ def write_record(
     """
     if path is None:
         return
+    from kshot.checkpoint import versions
+
     known = {**versions(), **{name: _version(name) for name in packages}}
     head = {
         "command": command(),

@@ -9,16 +9,16 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
-from kshot.checkpoint import append, locked, write_beside, writing
-from kshot.cli._shared import InputError, command, console, machine, writable, write_json
+from kshot.cli._options import POSITIONAL
+from kshot.cli._shared import InputError, a_file, command, console, machine, writable, write_json
 
 if TYPE_CHECKING:
     from kshot.estimators import FewShotClassifier
@@ -33,10 +33,10 @@ COLUMNS: tuple[str, ...] = ("file", "label", "probability", "runner_up", "runner
 class Fit:
     """Make a classifier from a folder with one folder of pictures per class, 1 to 50 each."""
 
-    support: Annotated[Path, tyro.conf.Positional]
+    support: Annotated[Path, POSITIONAL]
     """The folder: support/<class>/*.jpg, .png, .heic (needs kshot[heic]) and whatever else Pillow reads."""
-    out: Path
-    """The classifier, a .kshot file."""
+    out: Path | None = None
+    """The classifier, a .kshot file; None: SUPPORT.kshot here, which must not be there yet."""
     model: str = "auto"
     """A body of 'kshot list models', or the folder of a 'kshot train'; "auto": the one for photos or for drawings."""
     learner: str | None = None
@@ -55,9 +55,15 @@ class Fit:
         from kshot.data.images import frames, open_image, square
         from kshot.intervals import proportion95
 
-        writable(self.out, self.json)
+        out = self.out or Path(f"{self.support.resolve().name or 'classifier'}.kshot")
+        if self.support.suffix == ".kshot" and self.out is not None and self.out.is_dir():
+            raise InputError(f"the folder comes first: type 'kshot fit {self.out} --out {self.support}'")
         if not self.support.is_dir():
-            raise InputError(f"{self.support} is no folder: give one that has a folder of pictures for each class")
+            what = "is a file" if self.support.exists() else "is not there"
+            raise InputError(f"{self.support} {what}: give a folder that has a folder of images for each class")
+        writable(out, self.json)
+        if self.out is None and out.exists():
+            raise InputError(f"{out} is there already: type '--out {out}' to replace it, or another name")
         found = folder.survey(self.support)
         say, bad, several = console(), [], []
         X, y = [], []
@@ -88,13 +94,13 @@ class Fit:
                 f"warning: {y[0]!r} is the only class, and the answer to every image: add a folder for each other class"
             )
         classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
-        classifier.save(self.out)
+        classifier.save(out)
         counts = {label: y.count(label) for label in classifier.classes_.tolist()}
         fewest, most = min(counts.values()), max(counts.values())
         say.print(
             f"{len(X)} image{'s' if len(X) > 1 else ''}, {len(counts)} class{'es' if len(counts) > 1 else ''} "
             f"({fewest}{f' to {most}' if most > fewest else ''} per class), model {classifier.model_.name}, "
-            f"learner {self.learner or classifier.model_.kind}: {self.out}"
+            f"learner {self.learner or classifier.model_.kind}: {out}"
         )
         values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": problems}
         if classifier.why_no_threshold_:
@@ -136,16 +142,16 @@ class Fit:
 class Predict:
     """Classify pictures: file, label, probability, runner-up; "none of these" where the classifier may say so."""
 
-    classifier: Annotated[Path, tyro.conf.Positional]
+    classifier: Annotated[Path, POSITIONAL]
     """A .kshot file of 'kshot fit'."""
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    paths: Annotated[tuple[str, ...], POSITIONAL]
     """Files, folders (with all below them) and patterns such as 'photos/*.jpg'."""
     csv: Path | None = None
     """Write a table to this file: probabilities of all classes and of "none of these" sum to 1, up to rounding."""
     all_classes: bool = False
     """With --csv: a column of probabilities for each class, "p: CLASS"."""
     resume: bool = False
-    """Go on with the table that was broken off."""
+    """With --csv: continue the table that was interrupted."""
     sort_into: Path | None = None
     """Copy each file into the folder of its label below this one; nothing is overwritten."""
     dry_run: bool = False
@@ -156,8 +162,17 @@ class Predict:
     def run(self) -> int:
         from rich.progress import Progress
 
+        from kshot.checkpoint import locked
         from kshot.data.sources import gather
 
+        _a_classifier(self.classifier, "predict", self.paths)
+        if not self.paths:
+            raise InputError(f"which images? type 'kshot predict {self.classifier} FILES OR FOLDERS'")
+        for flag, off in (("--all-classes", self.all_classes), ("--resume", self.resume)):
+            if off and self.csv is None:
+                raise InputError(f"{flag} is for a table: add --csv FILE")
+        if self.dry_run and self.sort_into is None:
+            raise InputError("--dry-run is for copies: add --sort-into FOLDER")
         writable(self.csv)
         if self.sort_into is not None:
             writable(self.sort_into / "CLASS")
@@ -225,6 +240,8 @@ class Predict:
         if self.dry_run:
             console().print(f"{file} -> {target}")
         elif not target.exists():
+            from kshot.checkpoint import write_beside
+
             write_beside(target, lambda part: shutil.copy2(file, part), flush=False)
 
 
@@ -232,22 +249,41 @@ class Predict:
 class Report:
     """Show a classifier on one page of HTML: its pictures, confusions, worst mistakes, calibration, a map."""
 
-    classifier: Annotated[Path, tyro.conf.Positional]
+    classifier: Annotated[Path, POSITIONAL]
     """A .kshot file of 'kshot fit'."""
-    html: Path
-    """The page; it needs nothing else, and can be sent."""
+    html: Path | None = None
+    """The page; it needs nothing else, and can be sent. None: CLASSIFIER.html, beside the classifier."""
 
     def run(self) -> int:
-        writable(self.html)
+        from kshot.checkpoint import write_beside
+
+        _a_classifier(self.classifier, "report")
+        html = self.html or self.classifier.with_suffix(".html")
+        writable(html)
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not pictures: there is nothing to show")
         from kshot.report import page
 
         text = page(classifier, self.classifier.stem)
-        write_beside(self.html, lambda path: path.write_text(text, "utf-8") and None)
-        console().print(f"{self.html} ({len(text) / 1e6:.1f} MB)")
+        write_beside(html, lambda path: path.write_text(text, "utf-8") and None)
+        console().print(f"{html} ({len(text) / 1e6:.1f} MB)")
         return 0
+
+
+def _a_classifier(path: Path, name: str, others: Sequence[str] = ()) -> None:
+    """Refuse what is not a file of 'kshot fit', with the command that is meant.
+
+    Raises:
+        InputError: nothing, a folder, or what stands in another one's place.
+    """
+    swapped = next((word for word in others if word.endswith(".kshot") and Path(word).is_file()), None)
+    if swapped is not None and path.suffix != ".kshot":
+        rest = [str(path), *(word for word in others if word != swapped)]
+        raise InputError(f"the classifier comes first: type 'kshot {name} {shlex.join([swapped, *rest])}'")
+    if (path / "last.safetensors").is_file():
+        raise InputError(f"{path} is a folder of 'kshot train': 'kshot evaluate {path}' tests it")
+    a_file(path, "a .kshot file", "'kshot fit'")
 
 
 def _estimator() -> type[FewShotClassifier]:
@@ -268,6 +304,8 @@ class _Table:
 
     def __init__(self, path: Path | None, head: dict[str, Any], resume: bool, columns: list[str]):
         self.path, self.done, self.columns = path, set[str](), columns
+        from kshot.checkpoint import write_beside
+
         self.part = path.with_name(f".{path.name}.part") if path is not None else None
         if self.part is None:
             return
@@ -300,6 +338,8 @@ class _Table:
         os.truncate(part, whole)
 
     def add(self, rows: list[dict[str, str]]) -> None:
+        from kshot.checkpoint import append, writing
+
         if self.part is None or self.path is None:
             return
         with writing(self.path, lambda: f"what was classified is kept in {self.part}, and --resume goes on with it"):
@@ -307,6 +347,8 @@ class _Table:
 
     def finish(self, files: set[str]) -> None:
         """The CSV, of the rows of these files."""
+        from kshot.checkpoint import write_beside
+
         if self.path is None or self.part is None:
             return
         part = self.part

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
-import tyro
 from torch import Tensor
 
 from kshot import seeding
 from kshot.checkpoint import write_beside
+from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, console, one_thread, writable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ PANELS = 6
 class Curve:
     """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA.CSV")]
+    file: Annotated[Path, POSITIONAL]
     """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31, 1900-12 or
     19001231; not 31.12.1900 nor 12/31/1900) or days of the year (jan01)."""
     x: str | None = None

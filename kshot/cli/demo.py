@@ -47,7 +47,7 @@ class Demo:
         console().print(
             "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
         )
-        code = Train(out=self.out, settings=recipe, where=family.machine()).run()
+        code = Train(settings=recipe, out=self.out, where=family.machine()).run()
         if code:
             return code
         test = replace(family.test(tasks=self.tasks), pretrain=self.pretrain)

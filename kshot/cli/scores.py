@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import itertools
 import json
+import math
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kshot import checkpoint, families
 from kshot.cli._shared import InputError, console, writable, write_record
+from kshot.cli._options import MISSING, POSITIONAL
+from kshot.cli._shared import InputError, command, console, machine, writable, write_json
 from kshot.families import Table, Test
 from kshot.settings import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Compare", "Evaluate", "Figures", "counting", "show"]
+__all__ = ["Compare", "Evaluate", "Figures", "counting", "defaults", "show"]
+
+FIRST = ("tasks", "on", "beside", "ways", "shots", "steps", "rollouts", "baselines", "baseline_tasks", "seed", "json",
+         "plot", "picture")  # fmt: skip
+"""What people change first."""
+QUIET = 30
+"""Seconds between two lines of a test whose output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class Figures:
         picture: write one task with the learner's answers to this PNG.
         learning_curve: write the metrics of the training against its steps to this PNG.
     """
+
+    heading: ClassVar[str] = "Files"
 
     json: Path | None = None
     plot: Path | None = None
@@ -48,13 +60,26 @@ class Figures:
 
 
 @contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], object]]:
-    """A progress bar for a test, where there is a terminal."""
-    from rich.progress import Progress
+def counting(what: str) -> Iterator[Callable[..., object]]:
+    """What a test is doing, on the standard error: a bar on a terminal, else a line when something begins and then two
+    a minute. Yields `progress(done, total, what)`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(console=console(), disable=not console().is_terminal, transient=True) as bar:
-        row = bar.add_task(what)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=say, disable=not say.is_terminal, transient=True) as bar:
+        row, told = bar.add_task(what, total=None), [what, -math.inf]
+
+        def progress(done: int, total: int, doing: str = what) -> None:
+            bar.update(row, completed=done, total=total, description=doing)
+            now = time.monotonic()
+            if not say.is_terminal and (doing != told[0] or now - told[1] > QUIET) and done < total:
+                told[:] = [doing, now]
+                say.print(f"{doing}: {done} of {total}" if done else f"{doing} ...")
+
+        yield progress
 
 
 def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None:
@@ -156,18 +181,22 @@ def _records(run: Run) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained learner on tasks that it was not trained on, with 95 % intervals and baselines beside it.
+    """Test a trained learner on tasks that it was not trained on, with 95 % intervals and baselines beside it. The
+    checkpoint that was best in validation is tested; the last one where nothing was validated.
 
     `kshot evaluate FOLDER --help` shows the settings of that run's tasks.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    heading: ClassVar[str] = "What is tested"
+    first: ClassVar[tuple[str, ...]] = FIRST
+
+    folder: Annotated[Path, POSITIONAL]
     """The folder that `kshot train --out` wrote."""
     beside: tuple[Path, ...] = ()
     """Folders of other runs for the same tasks, tested beside it. Of policies that differ in their seed alone, three
     and more, the mean is shown too, with its interval over seeds."""
-    test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
-    figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
+    test: Test = field(default_factory=Test)
+    figures: Figures = field(default_factory=Figures)
 
     def run(self) -> int:
         return tested((self.folder, *self.beside), self.test, self.figures)
@@ -177,14 +206,17 @@ class Evaluate:
 class Compare:
     """Test several trained learners on the same tasks, those of the first one's training: one table, one plot."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    heading: ClassVar[str] = "What is tested"
+    first: ClassVar[tuple[str, ...]] = FIRST
+
+    folders: Annotated[tuple[Path, ...], POSITIONAL]
     """Folders that `kshot train --out` wrote. Runs on other kinds of tasks have a table of their own."""
-    test: Annotated[Test, tyro.conf.arg(name="")] = field(default_factory=Test)
-    figures: Annotated[Figures, tyro.conf.arg(name="")] = field(default_factory=Figures)
+    test: Test = field(default_factory=Test)
+    figures: Figures = field(default_factory=Figures)
 
     def run(self) -> int:
         if not self.folders:
-            raise InputError("nothing to compare: give at least one folder of 'kshot train --out'")
+            raise InputError("nothing to compare: type 'kshot compare FOLDER FOLDER', folders of 'kshot train'")
         if self.figures.picture is not None:
             raise InputError("--picture shows one learner: give it to 'kshot evaluate'")
         return tested(self.folders, self.test, self.figures)
@@ -193,6 +225,8 @@ class Compare:
 def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
     """Test some runs: those on the tasks of one family together."""
     figures.check()
+    for folder in folders:
+        refuse_no_run(folder)
     runs = [families.load_run(folder) for folder in folders]
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -226,20 +260,61 @@ def _common(test: Test) -> dict[str, Any]:
     return {f.name: getattr(test, f.name) for f in fields(Test)}
 
 
-def settings_of(folders: Sequence[str], on: str | None) -> Test:
-    """What a test of these runs may be told: the settings of their tasks' family; of several families the common ones.
+def defaults(kind: type, words: Sequence[str], helps: bool) -> dict[str, Any]:
+    """What a command of these words may be told: the settings of their tasks' family; of several families the common
+    ones.
 
     Args:
-        folders: of runs.
-        on: other tasks than theirs; None: the trained ones.
+        kind: of the command.
+        words: of the command line.
+        helps: it is to be explained, and need name no run.
 
     Raises:
-        CheckpointError, ValueError: no run, or no such tasks.
+        InputError, CheckpointError, ValueError: no run, or no such tasks.
     """
-    if on is not None:
-        return families.of_tasks(on).test()
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    on = words[words.index("--on") + 1] if "--on" in words[:-1] else None
+    runs = [word for word in words if not word.startswith("-") and is_run(Path(word))]
+    if not helps:
+        for word in named if kind is Compare else named[:1]:
+            refuse_no_run(Path(word))
+    if on is not None and not on.startswith("-"):
+        return {"default": kind(MISSING, test=families.of_tasks(on).test())}
     found = set()
-    for folder in folders:
+    for folder in runs:
         path = checkpoint.best(Path(folder))
         found.add(families.of_checkpoint(checkpoint.header(path), path)[0].test)
-    return found.pop()() if len(found) == 1 else Test()
+    return {"default": kind(MISSING, test=found.pop()() if len(found) == 1 else Test())} if runs else {}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a training."""
+    return any((folder / name).is_file() for name in ("last.safetensors", "best.safetensors"))
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse what is not the folder of a training, with the command that is meant.
+
+    Raises:
+        InputError: nothing, a file, or a folder without a checkpoint.
+    """
+    if folder.suffix == ".kshot":
+        raise InputError(
+            f"{folder} is a classifier of 'kshot fit': type 'kshot report {folder}' for how good it is; 'kshot "
+            "evaluate' tests folders of 'kshot train'"
+        )
+    if folder.is_file():
+        inside = f": type its folder, {folder.parent}" if is_run(folder.parent) else ", not the folder of a training"
+        raise InputError(f"{folder} is a file{inside}")
+    if is_run(folder):
+        return
+    below = sorted(path.parent for path in folder.glob("*/last.safetensors")) if folder.is_dir() else []
+    near = [str(path.parent) for path in Path("runs").glob("*/last.safetensors")]
+    close = difflib.get_close_matches(str(folder), near, 1) if not below else []
+    if below:
+        more = f": it has the runs {', '.join(path.name for path in below[:5])}; type one of them, {below[0]}"
+    elif close:
+        more = f": did you mean {close[0]}?"
+    else:
+        more = ": give the folder that 'kshot train' wrote"
+    raise InputError(f"no checkpoint at {folder}{more}")

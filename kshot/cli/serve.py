@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, console
 
 __all__ = ["Serve"]
@@ -18,7 +17,7 @@ __all__ = ["Serve"]
 class Serve:
     """Open the page: teach classes by drawing or dropping pictures, ask, correct, save; and REST under /v1."""
 
-    classifier: Annotated[Path | None, tyro.conf.Positional] = None
+    classifier: Annotated[Path | None, POSITIONAL] = None
     """A .kshot file that every visit begins with."""
     port: int = 7860
     """0: any that is free."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import time
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-import tyro
 
 from kshot import checkpoint, families, learners, parallel, settings
+from kshot.cli._options import HIDDEN, explained, read, section
 from kshot.cli._shared import (
     InputError,
     again,
@@ -33,27 +35,36 @@ if TYPE_CHECKING:
 __all__ = ["Train"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Meta-train a recipe; `kshot list recipes` shows the names. Every setting of the recipe can be overridden."""
 
-    out: Path
-    """Folder for the checkpoints (last, best by validation) and the records."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="")]
-    where: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+    heading: ClassVar[str] = "This run"
+    first: ClassVar[tuple[str, ...]] = (
+        "out", "budget", "resume", "steps", "seed", "data", "tasks", "ways", "shots", "learner", "device", "meta_lr",
+        "batch", "val_every", "rollouts",
+    )  # fmt: skip
+
+    out: Path | None = None
+    """Folder for the checkpoints (last, best by validation) and the records; None: runs/RECIPE-DATE, a new one."""
     budget: Literal["paper", "quick"] = "paper"
     """The recipe's settings as in its paper, or its quick form for two cores."""
     resume: bool = False
-    """Go on from the last checkpoint in `out`."""
+    """Continue from the last checkpoint in --out (None: of the newest run of this recipe in runs/); with more --steps
+    also after the end."""
     minutes: float = 0.0
     """Stop (and save) after this many minutes; 0 is no limit."""
     json: Path | None = None
     """Write the last record and the best validation to this file."""
     tensorboard: bool = False
     """Write TensorBoard event files under `out` (needs kshot[tensorboard])."""
-    asked: tyro.conf.Suppress[tuple[str, ...]] = ()
+    settings: Recipe
+    where: Machine = field(default_factory=Machine)
+    name: Annotated[str, HIDDEN] = ""
+    """Of the recipe."""
+    asked: Annotated[tuple[str, ...], HIDDEN] = ()
     """Settings that were given by hand."""
-    before: tyro.conf.Suppress[Recipe | None] = None
+    before: Annotated[Recipe | None, HIDDEN] = None
     """The recipe without them."""
 
     def run(self) -> int:
@@ -65,22 +76,27 @@ class Train:
             writable(self.json)
             if self.minutes < 0:
                 raise InputError(f"--minutes {self.minutes:g}: give how long, or 0 for no limit")
-            resume = self.resume or _started_again(self.out)
+            out = self.out or _folder(self.name, self.resume)
+            if out.exists() and not out.is_dir():
+                raise InputError(f"--out {out} is a file: give a folder")
+            resume = self.resume or _started_again(out)
+            if self.resume and not (out / "last.safetensors").is_file():
+                raise InputError(f"--resume: {out} holds no run to continue; leave --resume out to begin one")
             if leads and not resume:  # at once, and again when it has the folder to itself
-                refuse_a_run_in(self.out)
+                refuse_a_run_in(out)
             recipe = family.fitted(self.settings, set(self.asked), self.before or self.settings, self.where, say.print)
             settings.check_limits(asdict(recipe), "this recipe")
             job = family.job(recipe, self.where, say.print)
-            return self._trained(job, recipe, say, resume)
+            return self._trained(job, recipe, say, out, resume)
         finally:
             torch.use_deterministic_algorithms(deterministic)
             parallel.leave(job.world if job is not None else parallel.ALONE)
 
-    def _trained(self, job: Job, recipe: Recipe, say: Any, resume: bool) -> int:
+    def _trained(self, job: Job, recipe: Recipe, say: Any, out: Path, resume: bool) -> int:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         began, leads, total = time.monotonic(), job.world.leads, recipe.outer.steps
-        writer = tensorboard(self.out) if self.tensorboard and leads else None
+        writer = tensorboard(out) if self.tensorboard and leads else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TextColumn("{task.fields[speed]}"), TimeRemainingColumn())  # fmt: skip
         record, sampling = None, []
@@ -92,7 +108,7 @@ class Train:
             hidden = not say.is_terminal or not leads
             with interruptible() as caught, Progress(*columns, console=say, disable=hidden) as bar:
                 shown = bar.add_task("meta-training", total=total, speed="")
-                for record in job.records(out=self.out, resume=resume, overwrite=False, stop=stop):
+                for record in job.records(out=out, resume=resume, overwrite=False, stop=stop):
                     sampling.append(record.sampling)
                     speed = f"{recipe.outer.batch / record.seconds:.3g} tasks/s  loss {record.loss:.3f}"
                     bar.update(shown, completed=record.step, speed=speed)
@@ -105,19 +121,22 @@ class Train:
         finally:
             if writer is not None:
                 writer.close()
-        last = self.out / "last.safetensors"
+        last = out / "last.safetensors"
         if self.json is not None and leads and record is not None:
             values = {"command": command(), "machine": machine(), "seconds": time.monotonic() - began}
             write_json(self.json, {**values, "record": asdict(record), "best": checkpoint.header(last)["best"]})
         done = record.step if record is not None else checkpoint.header(last)["step"]
         if record is None:
-            say.print(f"nothing to do: {self.out} holds {done} meta-updates. Next: kshot evaluate {self.out}")
+            say.print(
+                f"nothing to do: {out} holds {done} meta-updates. To train on: --steps with more than that. Next: "
+                f"kshot evaluate {out}"
+            )
         elif done < total:
-            say.print(f"stopped at step {done} of {total}, saved in {self.out}. Go on with: {again(resume)}")
+            say.print(f"stopped at step {done} of {total}, saved in {out}. To resume: {again(resume, out)}")
         else:
             share = f", drawing tasks took {100 * sum(sampling) / len(sampling):.1f} % of the time"
             took = time.monotonic() - began
-            say.print(f"done: {done} meta-updates in {took:.0f} s{share}. Next: kshot evaluate {self.out}")
+            say.print(f"done: {done} meta-updates in {took:.0f} s{share}. Next: kshot evaluate {out}")
         return 128 + caught[0] if caught else 0
 
 
@@ -138,57 +157,84 @@ def _started_again(folder: Path) -> bool:
     return checkpoint.header(last).get("settings", {}).get("job") == job
 
 
-def parsed(read: Any, rest: list[str]) -> Train:
-    """The settings of a training: its defaults are its recipe's, so the name is read first.
+def _folder(name: str, resume: bool) -> Path:
+    """Where a run goes that was given no folder: a new one, or the newest of that recipe.
 
-    Args:
-        read: reads a dataclass from words.
-        rest: the words after "train".
+    Raises:
+        InputError: several processes, which have to agree on it; nothing to resume.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("--out is missing: several processes need to be given their folder")
+    stem = Path("runs", f"{name}-{time.strftime('%Y-%m-%d')}")
+    if resume:
+        dated = rf"{re.escape(name)}-\d{{4}}-\d\d-\d\d(-\d+)?"
+        found = [path for path in Path("runs").glob("*/last.safetensors") if re.fullmatch(dated, path.parent.name)]
+        if not found:
+            raise InputError(f"--resume: runs/ has no run of {name} to continue: give its folder, --out FOLDER")
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+    names = (stem, *(stem.with_name(f"{stem.name}-{k}") for k in itertools.count(2)))
+    return next(path for path in names if not path.exists())
+
+
+def _form(words: list[str]) -> tuple[str, list[str], Any, dict[str, Any]]:
+    """The recipe's name, the words that set something, the recipe, and what `read` and `explained` are to know of it:
+    the defaults are its own, so the name is read first.
 
     Raises:
         InputError, ValueError: words that say nothing.
     """
-    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     budget: Any = "paper"
     if "--budget" in words:  # it may stand before the recipe's name
         at = words.index("--budget")
         if words[at + 1 : at + 2] not in (["paper"], ["quick"]):
-            raise InputError("--budget is 'paper' or 'quick'")
+            raise InputError("--budget is missing its value: give paper or quick" if words[at + 1 :] == [] else (
+                f"--budget {words[at + 1]}: there are paper, quick"))  # fmt: skip
         budget = words[at + 1]
-        rest = [*words[:at], *words[at + 2 :], "--budget", budget]
-    if rest and not rest[0].startswith("-"):
-        recipe, rest = families.recipe(rest[0], budget), rest[1:]
-    elif "--help" in rest or "-h" in rest:
-        print("usage: kshot train RECIPE --out DIR [settings]\n")
-        recipe = families.family(next(iter(families.FAMILIES))).settings()
-    else:
-        raise InputError("which recipe? 'kshot train RECIPE --out DIR'; 'kshot list recipes' shows the names")
+        words = [*words[:at], *words[at + 2 :], "--budget", budget]
+    if not words or words[0].startswith("-"):
+        raise InputError("which recipe? 'kshot train RECIPE'; 'kshot list recipes' shows the names")
+    name, *rest = words
+    recipe = families.recipe(name, budget)
     family = families.family(recipe.family)
-    asked = tuple(word[2:].replace("-", "_") for word in words if word.startswith("--"))
-    shape = {name: _after(f"--{name}", words) for name in recipe.shaping}
-    unused = family.unused(replace(recipe, **{name: value for name, value in shape.items() if value is not None}))
-    own = _options(shape["learner"] or recipe.learner, family, unused)
-    shown = _without(replace(recipe, options={**own, **recipe.options}), unused)
-    train: Train = read(
-        Train, "kshot train RECIPE", rest, default=Train(out=tyro.MISSING, settings=shown, where=family.machine())
-    )
+    shape = {key: _after(f"--{key}", rest) for key in recipe.shaping}
+    unused = family.unused(replace(recipe, **{key: value for key, value in shape.items() if value is not None}))
+    unused |= {"source", "differs"}  # of the recipe, and no settings
+    learner = shape["learner"] or recipe.learner
+    own = _options(learner, family, unused)
+    default = Train(settings=replace(recipe, options={**own, **recipe.options}), where=family.machine(), name=name)
+    about = section(learners.row(learner, family.payload).kind, "Args") if own else {}
+    return name, rest, recipe, {"default": default, "unused": unused, "about": about, "own": own}
+
+
+def explained_recipe(words: list[str], every: bool) -> str:
+    """The help of a recipe, or without one that of all."""
+    if not words or words[0].startswith("-"):
+        shown = explained(Train, "kshot train RECIPE", Train(settings=Recipe()), every=every, first=Train.first)
+        return f"{shown}\n\nThe settings of a recipe: kshot train RECIPE --help"
+    name, _, _, form = _form(words)
+    form.pop("own")
+    return explained(Train, f"kshot train {name}", **form, every=every, first=Train.first)
+
+
+def parsed(words: list[str]) -> Train:
+    """The settings of a training.
+
+    Raises:
+        InputError, ValueError: words that say nothing.
+    """
+    name, rest, recipe, form = _form(words)
+    own = form.pop("own")
+    form.pop("about")
+    train, asked = read(Train, f"kshot train {name}", rest, **form)
     given = {f.name: getattr(train.settings, f.name) for f in fields(recipe)}
     # What is the learner's own default is not a setting of the run: a later version may know more of them.
-    given["options"] = {name: value for name, value in given["options"].items() if own.get(name) != value}
-    return replace(train, settings=type(recipe)(**given), asked=asked, before=recipe)
+    given["options"] = {key: value for key, value in given["options"].items() if own.get(key) != value}
+    return replace(train, settings=type(recipe)(**given), asked=tuple(sorted(asked)), before=recipe)
 
 
 def _after(flag: str, words: list[str]) -> str | None:
     return words[words.index(flag) + 1] if flag in words[:-1] else None
-
-
-def _without(recipe: Recipe, unused: set[str]) -> Recipe:
-    """The recipe as a dataclass whose unused settings are no flags."""
-    kind, values = type(recipe), {f.name: getattr(recipe, f.name) for f in fields(recipe)}
-    hidden = [(name, Annotated[Any, tyro.conf.Suppress], field(default=None)) for name in values if name in unused]
-    shown = make_dataclass(kind.__name__, hidden, bases=(kind,), frozen=True)
-    shown.__doc__ = kind.__doc__
-    return shown(**values)
 
 
 def _options(learner: str, family: families.Family, unused: set[str]) -> dict[str, Any]:

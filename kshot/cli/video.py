@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from kshot import families
+from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, console, writable
 
 __all__ = ["Video"]
@@ -18,10 +16,10 @@ __all__ = ["Video"]
 class Video:
     """Film a trained policy in one task: a rollout before and one after it adapted, side by side."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, POSITIONAL]
     """The folder that `kshot train --out` wrote."""
-    out: Path
-    """The film: .mp4 or .gif."""
+    out: Path | None = None
+    """The film: .mp4 or .gif; None: video.mp4 in the folder."""
     task: tuple[float, ...] = ()
     """The goal: a direction (-1 or 1), a velocity, a place; none: drawn from the seed."""
     steps: int = 1
@@ -40,7 +38,14 @@ class Video:
     """Of the rollouts."""
 
     def run(self) -> int:
-        writable(self.out)
+        from kshot import families
+        from kshot.cli.scores import refuse_no_run
+
+        refuse_no_run(self.folder)
+        out = self.out or self.folder / "video.mp4"
+        writable(out)
+        if out.suffix.lower() not in (".mp4", ".gif"):
+            raise InputError(f"--out {out}: films end in .mp4 or .gif")
         if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
             raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")
         run = families.load_run(self.folder)
@@ -49,7 +54,7 @@ class Video:
             raise InputError(f"{self.folder} holds a learner of {run.recipe.family}: only policies can be filmed")
         console().print(
             film(
-                run, self.out, on=self.on, task=self.task, backend=self.backend, steps=self.steps,
+                run, out, on=self.on, task=self.task, backend=self.backend, steps=self.steps,
                 rollouts=self.rollouts, seed=self.seed, width=self.width, height=self.height,
             )
         )  # fmt: skip

@@ -43,6 +43,7 @@ __all__ = [
     "is_data",
     "load",
     "located",
+    "needed",
     "options",
     "own_folder",
     "split_names",
@@ -65,6 +66,15 @@ def is_data(name: str) -> bool:
     """Whether `load` knows that name."""
     kind, colon, _ = name.partition(":")
     return kind in SETS and SETS[kind].path == bool(colon)
+
+
+def needed(name: str) -> str:
+    """The name of a data set whose files have to be there, "" for one that is drawn.
+
+    >>> needed("omniglot"), needed("glyphs")
+    ('omniglot', '')
+    """
+    return "" if _row(name).embedded else name
 
 
 def own_folder(name: str) -> str | None:

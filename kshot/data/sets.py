@@ -29,6 +29,7 @@ class DataSet(NamedTuple):
         splits: that there are.
         ink: drawings, whose images are 0 for paper and 1 for ink.
         fetch: puts the files below a data root, and returns them.
+        embedded: it is drawn, and nothing has to be there.
         path: it is the user's own, and its name is followed by its path: "folder:PATH".
     """
 
@@ -40,6 +41,7 @@ class DataSet(NamedTuple):
     splits: tuple[str, ...] = ("train", "val", "test")
     ink: bool = False
     fetch: Callable[[Root], list[Path]] | None = None
+    embedded: bool = False
     path: bool = False
 
 
@@ -118,6 +120,7 @@ SETS = {
         frozenset({"seed"}),
         ink=True,
         fetch=_drawn,
+        embedded=True,
     ),
     "mnist": _idx("mnist", "handwritten digits, 10 classes, for cross-domain tests; 12 MB"),
     "fashion-mnist": _idx("fashion-mnist", "pieces of clothing, 10 classes, for cross-domain tests; 31 MB"),

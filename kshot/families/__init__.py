@@ -16,7 +16,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from kshot import checkpoint, settings
 from kshot.core import Learner
@@ -59,12 +59,15 @@ FAMILIES = {
 
 Budget = Literal["paper", "quick"]
 Say = Callable[[Any], object]
-Progress = Callable[[int, int], object]
+Progress = Callable[..., object]
+"""Called as `progress(done, total)`, with `doing="..."`, what is being done."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where and how a training runs; nothing that makes it another one. A family may have its own."""
+
+    heading: ClassVar[str] = "Machine"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Test:
     """
 
     __test__ = False  # not one of pytest's
+    heading: ClassVar[str] = "The test"
 
     tasks: int | None = None
     on: tuple[str, ...] = ()
@@ -147,7 +151,7 @@ class Family(NamedTuple):
         job: what a training of a recipe needs; `say` prints a line.
         knows: whether tasks of that name are the family's.
         known: names to be told where none is meant.
-        score: tables of a test of some runs, in their order; `progress` is called with what is done and the total.
+        score: tables of a test of some runs, in their order; `progress`: see there.
         upgrade: the settings of a checkpoint from before families, as they are now; None: of another family.
         test: the dataclass of a test's settings, a `Test`.
         machine: the dataclass of what a training needs beside the recipe, a `Machine`.
@@ -157,6 +161,7 @@ class Family(NamedTuple):
         fitted: the recipe for other data than its own, given the settings that were asked for and the recipe of before.
         learned: the metrics of a training that its picture shows, the last of them thick.
         unused: the settings of a recipe that say nothing for its tasks and learner; `--help` leaves them out.
+        needs: the data set or extra that a recipe needs, as `kshot list recipes` shows it; "" where it needs none.
     """
 
     name: str
@@ -178,6 +183,7 @@ class Family(NamedTuple):
     fitted: Callable[[Any, set[str], Any, Any, Say], Any] = lambda recipe, asked, before, machine, say: recipe
     learned: tuple[str, ...] = ("loss",)
     unused: Callable[[Any], set[str]] = lambda recipe: set()
+    needs: Callable[[Any], str] = lambda recipe: ""
 
 
 def of_files(*files: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class Acting(Region):
         transitions: of each task in one step of the optimiser ("sac").
         memory: steps of all tasks that are kept ("sac").
     """
+
+    heading: ClassVar[str] = "Rollouts and outer step"
 
     rollouts: int = 20
     discount: float = 0.99

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from kshot import checkpoint, learners, seeding
 from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, of_files, told
 from kshot.families.control.settings import ControlRecipe, begin, build, control, upgrade
 from kshot.families.recipes import control as recipes
-from kshot.rl.control import families
+from kshot.rl.control import Mujoco, families
 from kshot.rl.score import evaluate
 from kshot.rl.train import PolicyStep, validation
 from kshot.scores import Scores, over_seeds
@@ -93,6 +94,8 @@ def _table(runs: Sequence[Run], test: ControlTest, tasks: str, progress: Progres
                 raise ValueError(f"--inner-lr: {own.name} takes no gradient steps; test it without")
             learner.inner_lr = test.inner_lr
         steps = first.test_steps if test.steps is None else test.steps
+        counted = partial(progress, doing=f"testing {which.name}: rounds of rollouts")
+        counted(0, 1 + steps)
         result = evaluate(
             learner,
             control(own, tasks),
@@ -105,7 +108,7 @@ def _table(runs: Sequence[Run], test: ControlTest, tasks: str, progress: Progres
             lam=own.acting.lam,
             name=which.name,
             baseline=(which, own) in beside,
-            progress=progress,
+            progress=counted,
         )
         found.append(result)
     alike: dict[str, dict[int, Scores]] = {}  # runs that differ in their seed alone, trained equally far
@@ -209,4 +212,5 @@ FAMILY = Family(
     hint=recipes.hint,
     learned=("return_before", "return_after"),
     unused=_unused,
+    needs=lambda recipe: "kshot[rl]" if isinstance(families()[recipe.tasks](), Mujoco) else "",
 )

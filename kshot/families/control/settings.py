@@ -39,6 +39,7 @@ class ControlRecipe(Recipe):
     """
 
     family: ClassVar[str] = "control"
+    heading: ClassVar[str] = "Tasks and policy"
     shaping: ClassVar[tuple[str, ...]] = ("learner", "tasks")
 
     tasks: str = "cheetah-direction"

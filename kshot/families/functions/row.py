@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kshot import data as datasets
 from kshot import functions, learners, seeding, tree
 from kshot.core import Task
 from kshot.evaluate import evaluate
@@ -93,9 +95,11 @@ def _table(runs: Sequence[Run], test: FunctionTest, data: str, progress: Progres
     more = _baselines(first, data, test.baseline_tasks) if test.baselines and not exact else []
     for which in shown + more:
         number = min(filter(None, (test.tasks or usual, which.most)))
+        counted = partial(progress, doing=f"testing {which.name} on {data}")
+        counted(0, number)
         result = evaluate(
             which.learner, tasks, number, test.seed, name=which.name, baseline=which in more,
-            autoregressive=test.autoregressive, settings={"data": data}, progress=progress, **which.options,
+            autoregressive=test.autoregressive, settings={"data": data}, progress=counted, **which.options,
         )  # fmt: skip
         rows.append(result)
     notes = (_context(rows, test, data),) if test.context is not None else ()
@@ -174,6 +178,11 @@ def _upgrade(told: dict[str, Any]) -> dict[str, Any] | None:
     return {**kept, "network": "mlp"} if kept.get("network") == "conv4" else kept
 
 
+def _needs(recipe: FunctionRecipe) -> str:
+    images = recipe.data.partition(":")[2] if recipe.data.startswith("pixels:") else ""
+    return datasets.needed(images) if images else ""
+
+
 FAMILY = Family(
     name="functions",
     payload="values",
@@ -189,4 +198,5 @@ FAMILY = Family(
     machine=GradientMachine,
     draw=draw,
     unused=unused,
+    needs=_needs,
 )

@@ -34,6 +34,7 @@ class FunctionRecipe(NetworkRecipe):
     """
 
     family: ClassVar[str] = "functions"
+    heading: ClassVar[str] = "Tasks"
     shaping: ClassVar[tuple[str, ...]] = ("learner", "data")
 
     learner: str = "cnp"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,13 @@ def _table(runs: Sequence[Run], test: ImageTest, on: str | None, shots: int, pro
         name = run.recipe.name if len(runs) == 1 else run.folder.name
         steps = run.recipe.test_steps if test.steps is None else test.steps
         own = [Baseline(name, _fitting(run, shown), None, {"steps": steps})]
-        more = baselines(run, shown, test, episodes.bank.ink) if test.baselines and i == 0 else []
+        more = baselines(run, shown, test, episodes.bank.ink, progress) if test.baselines and i == 0 else []
         for which in own + more:
             number = min(filter(None, (test.tasks or 600, which.most)))
             options = {"name": which.name, "settings": asked, "device": test.device, "baseline": which in more}
-            options |= {"progress": progress, **which.options}
+            counted = partial(progress, doing=f"testing {which.name}")
+            counted(0, number)
+            options |= {"progress": counted, **which.options}
             rows += evaluate_modes(which.learner, episodes, number, test.seed, **options).values()
         held |= _known_scripts(run, episodes, shown, test)
     questions = {row.questions for row in rows if row.num_tasks == (test.tasks or 600)}
@@ -297,7 +300,7 @@ def pixel_baseline(ways: int, inputs: int, ink: bool) -> Learner:
     return learners.build("protonet", nn.Flatten(), ways, features=inputs)
 
 
-def baselines(run: Run, shown: ImageRecipe, test: ImageTest, ink: bool) -> list[Baseline]:
+def baselines(run: Run, shown: ImageRecipe, test: ImageTest, ink: bool, progress: Progress) -> list[Baseline]:
     """Learners without meta-training: what it has to beat. `shown` is the recipe of the test, `ink` as in `Bank`."""
     # The strided network, since 100 steps per task take seconds on the pooled one.
     scratch = ImageRecipe(
@@ -314,13 +317,13 @@ def baselines(run: Run, shown: ImageRecipe, test: ImageTest, ink: bool) -> list[
     pixels = pixel_baseline(shown.ways, shown.channels * shown.size**2, ink)
     rows = [Baseline("baseline: pixels", pixels), Baseline("baseline: from scratch", build(scratch), most, options)]
     if test.pretrain > 0:
-        head = pretrain.Classifier(_pretrained(run, test), shown.ways)
+        head = pretrain.Classifier(_pretrained(run, test, progress), shown.ways)
         tuned = FineTune(head, ways=shown.ways, fresh_head=True, mode="head")
         rows.append(Baseline("baseline: pre-trained", tuned, most, options))
     return rows
 
 
-def _pretrained(run: Run, test: ImageTest) -> nn.Module:
+def _pretrained(run: Run, test: ImageTest, progress: Progress) -> nn.Module:
     """The backbone of the pre-trained baseline: trained on the run's training classes, or found beside the run."""
     recipe, path = run.recipe, run.folder / "pretrained.safetensors"
     with seeding.seeded(recipe.outer.seed, "pretrained"):
@@ -332,8 +335,8 @@ def _pretrained(run: Run, test: ImageTest) -> nn.Module:
     episodes = settings.tasks(recipe, recipe.train_split, training=True, data_root=test.data_root)
     # 3e-3: the best of 1e-3, 3e-3, 1e-2 and 3e-2 on glyphs' validation scripts (300 steps).
     given: dict[str, Any] = {"rotations": recipe.rotations, "seed": recipe.outer.seed}
-    for _ in pretrain.pretrain(body, episodes.bank, steps=test.pretrain, lr=3e-3, **given):
-        pass
+    for done, _ in enumerate(pretrain.pretrain(body, episodes.bank, steps=test.pretrain, lr=3e-3, **given)):
+        progress(done, test.pretrain, doing="pre-training the backbone of a baseline (once per run)")
     pretrain.save(body, path, wanted)
     return body.eval()
 
@@ -379,4 +382,5 @@ FAMILY = Family(
     fitted=fitted,
     learned=("accuracy",),
     unused=_unused,
+    needs=lambda recipe: data.needed(recipe.data),
 )

@@ -51,6 +51,7 @@ class ImageRecipe(NetworkRecipe):
     """
 
     family: ClassVar[str] = "images"
+    heading: ClassVar[str] = "Tasks and network"
 
     data: str = "omniglot"
     splits: Literal["vinyals", "lake"] = "vinyals"
