@@ -209,7 +209,7 @@ def test_the_help_of_a_command_explains_every_setting(
             if field.name in known:
                 assert " ".join(known[field.name].split("None")[0].split()[:4]) in text, field.name
     assert checked >= {
-        "train": 35 if len(command) > 1 else 5,
+        "train": 33 if len(command) > 1 else 5,
         "evaluate": 9 if len(command) > 1 else 1,
         "compare": 8,
     }.get(command[0], 1)

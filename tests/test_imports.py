@@ -1,4 +1,4 @@
-"""`import kshot` is light, and imports inside the package point one way (ARCHITECTURE.md, "Rooms and arrows")."""
+"""`import kshot` is instant, the library is light, and imports inside the package point one way (ARCHITECTURE.md)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     }.items()
 }
 # Packages that are not Python's own and that a room may import when it is itself imported (not inside functions).
-AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "cli": {"tyro"}, "rl": {"torch", "numpy"}}
+AT_THE_TOP: dict[str, set[str]] = {"data": {"torch", "numpy"}, "rl": {"torch", "numpy"}}
 AT_THE_TOP |= {"report": {"torch", "numpy"}, "serve": {"numpy", "fastapi", "pydantic", "starlette", "uvicorn", "h11"}}
 AT_THE_TOP |= {"testing": {"torch", "numpy"}}  # simulators speak numpy
 AT_THE_TOP |= {"models": {"torch", "numpy"}, "estimators": {"torch", "numpy", "sklearn"}}
@@ -203,7 +203,7 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import kshot",
+        "import kshot; kshot.Batch",
         "import kshot.engine, kshot.tasks, kshot.testing, kshot.learners, kshot.evaluate, kshot.train, kshot.data",
         "import kshot.rl.train, kshot.rl.control, kshot.rl.sim",
     ],
@@ -215,3 +215,15 @@ def test_import_is_light(statement: str):
     assert "torch" in loaded
     heavy = (loaded & HEAVY) - brought
     assert not heavy, f"`{statement}` loads {sorted(heavy)}: import them in the functions that need them"
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "list", "fit --help", "trian", "list recipe", "fit"])
+def test_what_needs_no_torch_loads_none(words: str):
+    """Help, the version and mistakes are there at once."""
+    loaded = modules_after(
+        f"import contextlib, io, sys\nsys.argv = ['kshot', *{words.split()}]\nfrom kshot.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "    with contextlib.suppress(SystemExit):\n        main()"
+    )
+    assert "kshot" in loaded
+    assert not loaded & {*HEAVY, "torch", "numpy"}

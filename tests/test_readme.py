@@ -36,6 +36,8 @@ import tyro
 from PIL import Image, ImageDraw
 
 from kshot import cli, data, families, functions, learners
+from kshot.cli._options import MISSING, explained
+from kshot.cli._options import read as read_words
 from kshot.cli.scores import Evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,8 +212,9 @@ def read_kshot(words: list[str], page: str) -> None:
             try:
                 command = cli._settings(name)
                 own = [cli._FORMER.get(word, word) for word in rest]
-                default = command(tyro.MISSING, test=kind())
-                check_values(silently(cli._read, command, f"kshot {name}", own, default=default), own)
+                default = command(MISSING, test=kind())
+                own = [word for word in own if word != "--help"]
+                check_values(read_words(command, f"kshot {name}", own, default)[0], own)
                 return
             except ValueError as error:
                 errors.append(str(error))
@@ -248,12 +251,12 @@ def after(flag: str, words: list[str]) -> list[str]:
 def options() -> set[str]:
     """Every option of every command and of the benchmarks."""
     some = ("omniglot-5way-1shot-maml", "gp-rbf-convcnp", "cheetah-direction-maml")
-    helps = [functools.partial(cli._parse, ["train", name, "--help"]) for name in some]
-    helps += [functools.partial(cli._parse, [name, "--help"]) for name in cli._COMMANDS if name != "train"]
-    tests = [Evaluate(tyro.MISSING, test=kind()) for kind in kinds_of_test("RUN", PAGES[0])]
-    helps += [functools.partial(cli._read, Evaluate, "kshot", ["--help"], default=own) for own in tests]
+    helps = [functools.partial(cli._parse, ["train", name, "--help-all"]) for name in some]
+    helps += [functools.partial(cli._parse, [name, "--help-all"]) for name in cli._COMMANDS if name != "train"]
+    tests = [Evaluate(MISSING, test=kind()) for kind in kinds_of_test("RUN", PAGES[0])]
+    helps += [functools.partial(print, explained(Evaluate, "kshot", own, every=True)) for own in tests]
     helps += [functools.partial(tyro.cli, kind, args=["--help"]) for kind in map(benchmark, benchmarks())]
-    found = {"--help", "--version", "--budget", *cli._FORMER}
+    found = {"--help", "--help-all", "--version", "--budget", *cli._FORMER}
     for name, entry in learners.REGISTRY.items():
         for payload in entry.takes:
             found |= {"--" + option.replace("_", "-") for option in learners.options(name, payload)}
@@ -393,7 +396,7 @@ def test_names_are_looked_up() -> None:
     "kshot train omniglot-5way-1shot-maml --data folder --out x", "kshot evaluate x --on nowhere",
     "kshot evaluate --nothing", "pip install 'kshot[web]'", "python benchmarks/nothing.py",
     "python benchmarks/reproduce.py nothing", "python benchmarks/classifier/many.py --nothing",
-    "torchrun --nproc-per-node=2 -m kshot train omniglot-5way-1shot-maml --budget quick",
+    "torchrun --nproc-per-node=2 -m kshot train omniglot-5way-1shot-maml --budget quik",
 ])  # fmt: skip
 def test_wrong_commands_are_refused(wrong: str) -> None:
     with pytest.raises((AssertionError, ValueError, SystemExit)), contextlib.redirect_stderr(io.StringIO()):

@@ -169,7 +169,7 @@ def test_places_that_cannot_be_written_are_told_before_the_work(
     writable(None, tmp_path / "new", tmp_path / "deep" / "er" / "new", tmp_path / "file")
     with pytest.raises(InputError, match="is a folder: give the name of a file in it"):
         writable(tmp_path)
-    with pytest.raises(InputError, match=r"file/deep/new cannot be written: .*file is no folder"):
+    with pytest.raises(InputError, match=r"file/deep/new cannot be written: .*file is not a folder"):
         writable(tmp_path / "file" / "deep" / "new")
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match=r"new cannot be written: .* is read-only"):
@@ -189,8 +189,8 @@ def test_every_command_refuses_a_folder_in_place_of_a_file_at_once(tmp_path: Pat
         scores.Compare((none,), figures=figures(json=tmp_path)),
         scores.Evaluate(none, figures=figures(learning_curve=tmp_path)),
         Video(none, tmp_path),
-        train.Train(none, ControlRecipe(), json=tmp_path),
-        train.Train(none, ImageRecipe(), json=tmp_path),
+        train.Train(out=none, settings=ControlRecipe(), json=tmp_path),
+        train.Train(out=none, settings=ImageRecipe(), json=tmp_path),
     ]
     for command in commands:
         with pytest.raises(InputError, match="is a folder: give the name of a file in it"):

@@ -58,10 +58,10 @@ class Fit:
         out = self.out or Path(f"{self.support.resolve().name or 'classifier'}.kshot")
         if self.support.suffix == ".kshot" and self.out is not None and self.out.is_dir():
             raise InputError(f"the folder comes first: type 'kshot fit {self.out} --out {self.support}'")
+        writable(self.out, self.json)
         if not self.support.is_dir():
             what = "is a file" if self.support.exists() else "is not there"
             raise InputError(f"{self.support} {what}: give a folder that has a folder of images for each class")
-        writable(out, self.json)
         if self.out is None and out.exists():
             raise InputError(f"{out} is there already: type '--out {out}' to replace it, or another name")
         found = folder.survey(self.support)
@@ -165,6 +165,7 @@ class Predict:
         from kshot.checkpoint import locked
         from kshot.data.sources import gather
 
+        writable(self.csv)
         _a_classifier(self.classifier, "predict", self.paths)
         if not self.paths:
             raise InputError(f"which images? type 'kshot predict {self.classifier} FILES OR FOLDERS'")
@@ -173,7 +174,6 @@ class Predict:
                 raise InputError(f"{flag} is for a table: add --csv FILE")
         if self.dry_run and self.sort_into is None:
             raise InputError("--dry-run is for copies: add --sort-into FOLDER")
-        writable(self.csv)
         if self.sort_into is not None:
             writable(self.sort_into / "CLASS")
         classifier = _estimator().load(self.classifier)
@@ -257,6 +257,7 @@ class Report:
     def run(self) -> int:
         from kshot.checkpoint import write_beside
 
+        writable(self.html)
         _a_classifier(self.classifier, "report")
         html = self.html or self.classifier.with_suffix(".html")
         writable(html)

@@ -81,7 +81,7 @@ class Train:
                 raise InputError(f"--out {out} is a file: give a folder")
             resume = self.resume or _started_again(out)
             if self.resume and not (out / "last.safetensors").is_file():
-                raise InputError(f"--resume: {out} holds no run to continue; leave --resume out to begin one")
+                say.print(f"--resume: {out} holds no run yet, so one is begun")
             if leads and not resume:  # at once, and again when it has the folder to itself
                 refuse_a_run_in(out)
             recipe = family.fitted(self.settings, set(self.asked), self.before or self.settings, self.where, say.print)

@@ -41,6 +41,7 @@ class Video:
         from kshot import families
         from kshot.cli.scores import refuse_no_run
 
+        writable(self.out)
         refuse_no_run(self.folder)
         out = self.out or self.folder / "video.mp4"
         writable(out)
