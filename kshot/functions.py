@@ -21,7 +21,7 @@ from kshot.tasks.varied import Varied
 
 FEWEST = 5  # points from which on a fit chooses the width that they are mapped to
 
-__all__ = ["NAMES", "ROWS", "Functions", "is_function", "make", "sizes"]
+__all__ = ["NAMES", "ROWS", "Functions", "is_function", "make", "row", "sizes"]
 
 
 class Functions(NamedTuple):
@@ -108,8 +108,8 @@ def sizes(data: str, channels: int = 1) -> tuple[int, int]:
         data: a name of functions.
         channels: of images, 1 or 3.
     """
-    row = _row(data)
-    return row.inputs, channels if row.outputs is None else row.outputs
+    own = row(data)
+    return own.inputs, channels if own.outputs is None else own.outputs
 
 
 def make(
@@ -140,13 +140,18 @@ def make(
         ValueError: an unknown name; with those that there are.
         FileNotFoundError: images that are not there; with what to do.
     """
-    row = _row(data)
+    which = row(data)
     own = {"split": split, "data_root": data_root, "size": size, "channels": channels, "splits": splits}
     own |= {"shots": shots, "queries": queries, "ragged": ragged}
-    return row.make(**{name: own[name] for name in inspect.signature(row.make).parameters if name in own})
+    return which.make(**{name: own[name] for name in inspect.signature(which.make).parameters if name in own})
 
 
-def _row(data: str) -> Functions:
+def row(data: str) -> Functions:
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if data not in ROWS:
         raise ValueError(
             f"unknown functions {data!r}: choose from sinusoid, {', '.join(NAMES)}; after an np-... also "

@@ -237,6 +237,7 @@ MAX_TEXT = 4096
 MAX_ROLLOUTS = 1_000_000
 """Rollouts of a test of a policy."""
 
+_OTHERWISE = "train with another value, or ask for another file"
 _SIZES = ("size", "channels")
 _STEPS = (
     "inner_steps",
@@ -332,7 +333,9 @@ def _words(hint: Any) -> str:
     }.get(hint, "null")
 
 
-def check_limits(values: Mapping[str, Any], path: Any, size: int = MAX_SIZE, steps: int = MAX_STEPS) -> None:
+def check_limits(
+    values: Mapping[str, Any], path: Any, size: int = MAX_SIZE, steps: int = MAX_STEPS, instead: str = _OTHERWISE
+) -> None:
     """Refuse settings that would take more time or memory than the weights beside them tell.
 
     One function for all files that come from elsewhere: the folders of trainings, `.kshot` files, regressors; and for
@@ -343,6 +346,7 @@ def check_limits(values: Mapping[str, Any], path: Any, size: int = MAX_SIZE, ste
         path: named in errors.
         size: height, width and channels of images.
         steps: of the inner loop, classes of a task, numbers of a learner's own options.
+        instead: what to do, where a setting alone is too large or too small.
 
     Raises:
         ValueError: with the setting, its value and the limit.
@@ -358,8 +362,7 @@ def check_limits(values: Mapping[str, Any], path: Any, size: int = MAX_SIZE, ste
     for name, value, least, most in named:
         if isinstance(value, int | float) and not least <= value <= most:
             raise ValueError(
-                f"{path}: {name}={value!r:.20} is outside of what a run may ask for, {least:,} to {most:,}: train with "
-                "another value, or ask for another file"
+                f"{path}: {name}={value!r:.20} is outside of what a run may ask for, {least:,} to {most:,}: {instead}"
             )
 
     def number(name: str, default: int = 1) -> int:

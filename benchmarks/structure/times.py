@@ -49,7 +49,7 @@ def main() -> None:
     }
     done, began = kept["recipes"], time.monotonic()
     names = [name for name in families.recipe_names() if all(word in name for word in sys.argv[1:])]
-    for name in names:
+    for name in sorted(names, key=lambda name: name.endswith("-pearl")):  # whose updates are the longest come last
         if name in done:
             continue
         known: dict[str, float] = {}

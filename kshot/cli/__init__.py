@@ -139,7 +139,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     name = arguments[0]
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name.lstrip("-").lower(), _COMMANDS, 1)
+        near = difflib.get_close_matches(name.lower(), [*_COMMANDS, "--help", "--version"], 1)
         hint = f"did you mean 'kshot {near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
         raise InputError(f"there is no command {name!r}: {hint}")
     collects = gc.isenabled()

@@ -196,7 +196,7 @@ def read(
             flag, equals, value = word.partition("=")
             option, off = _flag(flag.replace("_", "-"), flags, prog, unused)
             values[option.path] = _taken(option, off, [value] if equals else None, left)
-    _place(loose, [option for option in own if option.positional], values, prog)
+    _place(loose, [option for option in own if option.positional], values, prog, "--out" in flags)
     for option in own:
         if option.path not in values and option.default is MISSING:
             raise InputError(f"{option.shown} is missing: type '{usage(prog, own)}'")
@@ -216,7 +216,7 @@ def _flag(flag: str, flags: dict[str, Option], prog: str, unused: Collection[str
     if flag[2:].replace("-", "_") in unused:
         raise InputError(f"{flag} changes nothing in this run: leave it out")
     dashes = f"--{flag.lstrip('-')}"
-    near = [dashes] if dashes in flags else difflib.get_close_matches(dashes, flags, 3, 0.6)
+    near = [dashes] if dashes in flags else difflib.get_close_matches(dashes, [*flags, "--help", "--help-all"], 2, 0.7)
     if near:
         raise InputError(f"there is no {flag}: did you mean {' or '.join(near)}?")
     every = "--help-all" if len(flags) > FEW else "--help"
@@ -241,17 +241,28 @@ def _taken(option: Option, off: bool, given: list[str] | None, left: list[str]) 
     return _several(option, given) if option.several else _one(option, hint, given[0])
 
 
-def _place(loose: list[str], positional: list[Option], values: dict[tuple[str, ...], Any], prog: str) -> None:
+def _place(
+    loose: list[str], positional: list[Option], values: dict[tuple[str, ...], Any], prog: str, out: bool
+) -> None:
     """Give words to the options without a flag, in their order."""
     rest = list(loose)
     for option in positional:
         if option.several:
             values[option.path], rest = tuple(_one(option, _inner(option.hint)[0], word) for word in rest), []
         elif rest:
-            values[option.path] = _one(option, _bare(option.hint), rest.pop(0))
+            hint, word = _bare(option.hint), rest.pop(0)
+            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            if word not in choices and (meant := next((other for other in rest if other in choices), None)):
+                others = [word, *(other for other in rest if other != meant)]
+                raise InputError(f"{meant} comes first: type '{prog} {' '.join([meant, *others])}'")
+            values[option.path] = _one(option, hint, word)
     if rest:
         takes = " ".join(option.shown for option in positional)
-        raise InputError(f"{rest[0]!r} is one too many: type '{prog} {takes}', and settings as --name value")
+        if out and ("out",) not in values:
+            raise InputError(f"{rest[0]!r} is one too many: did you mean --out {rest[0]}?")
+        raise InputError(
+            f"{rest[0]!r} is one too many: type '{prog} {takes}'".rstrip() + ", and settings as --name value"
+        )
 
 
 def _several(option: Option, words: list[str]) -> tuple[Any, ...]:

@@ -218,7 +218,11 @@ class Predict:
                 table.add(rows)  # after the copies: what is broken off in between is copied again, and found there
                 count += len(chunk)
                 bar.advance(task, len(chunk))
-            table.finish(set(files))
+            if bad < len(files):
+                table.finish(set(files))
+        if bad == len(files):
+            which = f"none of the {bad} files is" if bad > 1 else f"{files[0]} is not"
+            raise InputError(f"{which} an image that can be read: give JPEG, PNG or other images")
         speed = count / max(time.monotonic() - began, 1e-9)
         before = f", {len(files) - count} before" if count < len(files) else ""
         never = " (never: it has too few images per class for that)" if classifier.why_no_threshold_ else ""

@@ -33,12 +33,15 @@ class Demo:
 
     def run(self) -> int:
         writable(self.json)
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out {self.out} is a file: give a folder")
         began = time.monotonic()
         recipe = families.recipe("glyphs-5way-1shot-protonet", "quick")
         steps = max(self.steps, 1)
         outer = replace(recipe.outer, steps=steps, val_every=max(steps // 3, 1), val_tasks=100, seed=self.seed)
         recipe = replace(recipe, outer=outer, source="kshot demo")
         family, last = families.family(recipe.family), self.out / "last.safetensors"
+        test = replace(family.test(tasks=self.tasks), pretrain=self.pretrain)
         if last.exists():  # of an earlier demo; anything else is not the demo's to replace
             if checkpoint.header(last).get("settings", {}).get("source") != recipe.source:
                 raise InputError(f"{self.out} holds another run, which the demo would replace: choose another --out")
@@ -50,7 +53,6 @@ class Demo:
         code = Train(settings=recipe, out=self.out, where=family.machine()).run()
         if code:
             return code
-        test = replace(family.test(tasks=self.tasks), pretrain=self.pretrain)
         tested((self.out,), test, Figures(json=self.json or self.out / "demo.json", picture=self.out / "episode.png"))
         console().print(f"all of it in {time.monotonic() - began:.0f} s")
         return 0

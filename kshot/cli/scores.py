@@ -225,12 +225,17 @@ class Compare:
 def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
     """Test some runs: those on the tasks of one family together."""
     figures.check()
+    if (device := getattr(test, "device", None)) is not None:
+        refuse_device(device)
     for folder in folders:
         refuse_no_run(folder)
     runs = [families.load_run(folder) for folder in folders]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_tasks_of(run, test), []).append(run)
+    draw = families.family(next(iter(groups))).draw
+    if figures.picture is not None and draw is None:
+        raise InputError(f"--picture: there is no picture of tasks of {next(iter(groups))}")
     tables: list[Table] = []
     for name, group in groups.items():
         family = families.family(name)
@@ -240,11 +245,7 @@ def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
         with counting("testing") as progress:
             tables += family.score(group, own, progress)
     show(runs, tables, figures)
-    if figures.picture is not None:
-        name = next(iter(groups))
-        draw = families.family(name).draw
-        if draw is None:
-            raise InputError(f"--picture: there is no picture of tasks of {name}")
+    if figures.picture is not None and draw is not None:
         draw(runs[0], test, figures.picture)
         console().print(f"picture of a task: {figures.picture}")
     return 0
@@ -287,6 +288,20 @@ def defaults(kind: type, words: Sequence[str], helps: bool) -> dict[str, Any]:
     return {"default": kind(MISSING, test=found.pop()() if len(found) == 1 else Test())} if runs else {}
 
 
+def refuse_device(name: str) -> None:
+    """Refuse a device that cannot be used here.
+
+    Raises:
+        InputError: with torch's reason.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used here: {' '.join(str(error).split())}") from error
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a training."""
     return any((folder / name).is_file() for name in ("last.safetensors", "best.safetensors"))
@@ -298,7 +313,7 @@ def refuse_no_run(folder: Path) -> None:
     Raises:
         InputError: nothing, a file, or a folder without a checkpoint.
     """
-    if folder.suffix == ".kshot":
+    if folder.suffix == ".kshot" and folder.is_file():
         raise InputError(
             f"{folder} is a classifier of 'kshot fit': type 'kshot report {folder}' for how good it is; 'kshot "
             "evaluate' tests folders of 'kshot train'"

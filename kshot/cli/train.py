@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ class Train:
             if leads and not resume:  # at once, and again when it has the folder to itself
                 refuse_a_run_in(out)
             recipe = family.fitted(self.settings, set(self.asked), self.before or self.settings, self.where, say.print)
-            settings.check_limits(asdict(recipe), "this recipe")
+            settings.check_limits(asdict(recipe), "this run", instead="give another value")
             job = family.job(recipe, self.where, say.print)
             return self._trained(job, recipe, say, out, resume)
         finally:
@@ -172,7 +173,7 @@ def _folder(name: str, resume: bool) -> Path:
         if not found:
             raise InputError(f"--resume: runs/ has no run of {name} to continue: give its folder, --out FOLDER")
         return max(found, key=lambda path: path.stat().st_mtime).parent
-    names = (stem, *(stem.with_name(f"{stem.name}-{k}") for k in itertools.count(2)))
+    names = itertools.chain([stem], (stem.with_name(f"{stem.name}-{k}") for k in itertools.count(2)))
     return next(path for path in names if not path.exists())
 
 
@@ -183,16 +184,17 @@ def _form(words: list[str]) -> tuple[str, list[str], Any, dict[str, Any]]:
     Raises:
         InputError, ValueError: words that say nothing.
     """
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    budget: Any = "paper"
-    if "--budget" in words:  # it may stand before the recipe's name
-        at = words.index("--budget")
-        if words[at + 1 : at + 2] not in (["paper"], ["quick"]):
-            raise InputError("--budget is missing its value: give paper or quick" if words[at + 1 :] == [] else (
-                f"--budget {words[at + 1]}: there are paper, quick"))  # fmt: skip
-        budget = words[at + 1]
-        words = [*words[:at], *words[at + 2 :], "--budget", budget]
+    budget: Any = _after("--budget", words) or "paper"
+    if budget not in ("paper", "quick"):
+        raise InputError(f"--budget {budget}: there are paper, quick")
+    if words[:1] == ["--budget"]:  # it may stand before the recipe's name
+        words = [*words[2:], *words[:2]]
+    if words[:1] == [f"--budget={budget}"]:
+        words = [*words[1:], *words[:1]]
     if not words or words[0].startswith("-"):
+        if late := next((word for word in words if word in families.recipe_names()), None):
+            rest = shlex.join(word for word in words if word != late)
+            raise InputError(f"the recipe comes first: type 'kshot train {late} {rest}'")
         raise InputError("which recipe? 'kshot train RECIPE'; 'kshot list recipes' shows the names")
     name, *rest = words
     recipe = families.recipe(name, budget)
@@ -214,7 +216,11 @@ def explained_recipe(words: list[str], every: bool) -> str:
         return f"{shown}\n\nThe settings of a recipe: kshot train RECIPE --help"
     name, _, _, form = _form(words)
     form.pop("own")
-    return explained(Train, f"kshot train {name}", **form, every=every, first=Train.first)
+    own = vars(type(form["default"].settings)).get("__annotations__", {})
+    new = [] if {"data", "tasks"} & {*own} else list(own)  # of a family that is not among kshot's
+    return explained(
+        Train, f"kshot train {name}", **form, every=every, first=[*Train.first[:5], *new, *Train.first[5:]]
+    )
 
 
 def parsed(words: list[str]) -> Train:
@@ -234,7 +240,11 @@ def parsed(words: list[str]) -> Train:
 
 
 def _after(flag: str, words: list[str]) -> str | None:
-    return words[words.index(flag) + 1] if flag in words[:-1] else None
+    """The value of a flag, or None."""
+    own = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+    if flag in words:
+        own = words[words.index(flag) + 1 :][:1] or [""]
+    return own[0] if own else None
 
 
 def _options(learner: str, family: families.Family, unused: set[str]) -> dict[str, Any]:

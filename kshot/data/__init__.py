@@ -232,4 +232,6 @@ def _row(name: str) -> DataSet:
         return SETS[name.partition(":")[0]]
     near = difflib.get_close_matches(name, list(available()), n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
+    if Path(name).exists():  # the user's own, without the word before it
+        guess = f"; did you mean folder:{name}?"
     raise ValueError(f"unknown data set {name!r}{guess} There are: {', '.join(available())}")

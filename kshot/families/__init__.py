@@ -70,6 +70,11 @@ class Machine:
     heading: ClassVar[str] = "Machine"
 
 
+_LEAST = {"tasks": 2, "ways": 2, "queries": 1, "rollouts": 1, "augment": 1, "steps": 0, "pretrain": 0}
+_LEAST |= {"baseline_tasks": 0}
+"""Of settings of a test."""
+
+
 @dataclass(frozen=True)
 class Test:
     """What the tests of all families share; each adds its own settings.
@@ -88,6 +93,12 @@ class Test:
     on: tuple[str, ...] = ()
     seed: int = 1
     baselines: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            given = getattr(self, name, None)
+            if isinstance(given, int) and given < least:
+                raise ValueError(f"--{name.replace('_', '-')} {given}: give at least {least}")
 
 
 class Baseline(NamedTuple):
@@ -246,7 +257,7 @@ def of_tasks(name: str) -> Family:
         if own.knows(name):
             return own
     known = [other for own in map(family, FAMILIES) for other in own.known()]
-    near = difflib.get_close_matches(name, known, 3, 0.5)
+    near = difflib.get_close_matches(name, known, 3, 0.5) if not Path(name).exists() else [f"folder:{name}"]
     hint = (
         f"did you mean {' or '.join(near)}?" if near else "'kshot list data' and 'kshot list tasks' show what there is"
     )
@@ -292,7 +303,7 @@ def check_takes(run: Run, on: Family) -> None:
     if on.name == run.recipe.family or run.recipe.learner not in REGISTRY:
         return
     own = row(run.recipe.learner, on.payload)
-    if not isinstance(run.learner, own.kind):
+    if on.payload != family(run.recipe.family).payload or not isinstance(run.learner, own.kind):
         raise ValueError(
             f"{run.folder} holds a {run.recipe.learner} of {run.recipe.family}, these tasks are of {on.name}: test it "
             f"on tasks of {run.recipe.family}"

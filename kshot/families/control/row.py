@@ -45,10 +45,7 @@ class ControlTest(Test):
     backend: Literal["mujoco", "warp"] = "mujoco"
 
     def __post_init__(self) -> None:
-        for name, least in (("tasks", 2), ("rollouts", 1), ("steps", 0)):
-            given = getattr(self, name)
-            if given is not None and given < least:
-                raise ValueError(f"--{name} {given}: give at least {least}")
+        super().__post_init__()
         if self.inner_lr is not None and not self.inner_lr > 0:
             raise ValueError(f"--inner-lr {self.inner_lr:g}: give a rate above 0")
 

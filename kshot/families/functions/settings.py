@@ -100,7 +100,7 @@ def tasks(
 
 def unused(recipe: FunctionRecipe) -> set[str]:
     """The settings that say nothing for a recipe's functions and learner."""
-    takes = functions.ROWS[recipe.data].takes
+    takes = functions.row(recipe.data).takes
     own = {"shots", "queries", "size", "channels", "splits"} - takes
     own |= {f"train_{name}" for name in ("shots", "queries") if name not in takes}
     own |= {"train_split"} - ({"train_split"} if "splits" in takes else set())
