@@ -4,6 +4,7 @@ In turn A B, B A, A B, ...: each measurement is a fresh process with PYTHONPATH 
 of A, of B, and of the ratio B / A pair by pair with its range; times in seconds (less is better), rates as steps per second.
 
 what: import   `import kshot`, wall time of the process
+      help     `kshot --help`, wall time of the process; version and list, the same of `kshot --version` and `kshot list data`
       fit      `kshot fit` of 64 images in 8 classes, wall time of the process
       maml     meta-updates a second of MAML, Conv4 of 64 filters, 5-way 1-shot, 28 x 28, batch 4, one thread
       protonet the same of ProtoNet, 10-way, batch 1
@@ -35,7 +36,8 @@ TRAIN = {
     "cnp": "gp-rbf-cnp --batch 16 --steps 90 --val-every 0",
     "point": "point-maml --batch 10 --rollouts 10 --steps 13",
 }
-WHAT = ("import", "fit", *TRAIN, "evaluate")
+WORDS = {"help": "--help", "version": "--version", "list": "list data"}
+WHAT = ("import", *WORDS, "fit", *TRAIN, "evaluate")
 
 
 def run(tree: Path, folder: Path, threads: int, *arguments: str) -> float:
@@ -57,6 +59,8 @@ def run(tree: Path, folder: Path, threads: int, *arguments: str) -> float:
 def measured(what: str, tree: Path, folder: Path, threads: int) -> float:
     if what == "import":
         return run(tree, folder, threads, "-c", "import kshot")
+    if what in WORDS:
+        return run(tree, folder, threads, "-m", "kshot", *WORDS[what].split())
     if what == "fit":
         return run(tree, folder, threads, "-m", "kshot", "fit", str(DATA / "test"), "--out", "a.kshot")
     if what == "evaluate":
@@ -106,7 +110,7 @@ def main() -> None:
                 pairs.append((found[0], found[1]))
             a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
             ratios = sorted(y / x for x, y in pairs)
-            unit = "s" if what in ("import", "fit", "evaluate") else "/s"
+            unit = "/s" if what in TRAIN else "s"
             print(
                 f"{what:10}{a:>8.3f} {unit:2}{b:>7.3f} {unit:2}{statistics.median(ratios):>8.3f}   {ratios[0]:.3f}, {ratios[-1]:.3f}",
                 flush=True,

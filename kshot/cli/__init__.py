@@ -72,7 +72,7 @@ def _usage() -> str:
             lines += ["", f"{want}:"]
         first, *rest = textwrap.wrap(command.about, wide - 12)
         lines += [f"  {name:<10}{first}", *(f"{'':12}{part}" for part in rest)]
-    return "\n".join([*lines, "", "'kshot COMMAND --help' explains a command; 'kshot --version' tells the version."])
+    return "\n".join([*lines, "", "kshot COMMAND --help explains a command; kshot --version"])
 
 
 _HELP = {"-h": False, "--help": False, "--help-all": True}

@@ -230,8 +230,6 @@ def _taken(option: Option, off: bool, given: list[str] | None, left: list[str]) 
         if given is not None:
             raise InputError(f"{option.flag} takes no value: type {option.flag} or --no-{option.flag[2:]}")
         return not off
-    if off:
-        raise InputError(f"--no-{option.flag[2:]} is for what can be switched off: type {option.flag} {_meta(hint)}")
     if given is None:
         given = []
         while left and not _is_flag(left[0]) and left[0] != "--" and (option.several or not given):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ PANELS = 6
 @dataclass(frozen=True)
 class Curve:
     """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
+
+    first: ClassVar[tuple[str, ...]] = ("out", "plot", "x", "y", "points", "at", "level", "model", "id", "value")
 
     file: Annotated[Path, POSITIONAL]
     """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31, 1900-12 or

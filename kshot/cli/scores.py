@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kshot import checkpoint, families
-from kshot.cli._shared import InputError, console, writable, write_record
 from kshot.cli._options import MISSING, POSITIONAL
-from kshot.cli._shared import InputError, command, console, machine, writable, write_json
+from kshot.cli._shared import InputError, console, writable, write_record
 from kshot.families import Table, Test
 from kshot.settings import Run
 

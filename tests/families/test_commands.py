@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kshot import checkpoint, families
 
@@ -41,6 +42,27 @@ def test_every_family_is_validated_and_keeps_its_best(name: str, runs: dict[str,
     assert info["best"]["metric"] == metric
     assert info["best"]["mean"] == (min if metric == "mse" else max)(found)
     assert info["family"] == families.of_recipe(RECIPES[name][0]).name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_that_is_extended_after_its_end_is_that_of_one_go(name: str, tmp_path: Path, kshot: Any) -> None:
+    recipe, *own = RECIPES[name]
+    run = ("train", recipe, *own, "--schedule", "constant", "--val-every", 2, "--val-tasks", 2, "--steps")
+    kshot(*run, 4, "--out", tmp_path / "whole")
+    kshot(*run, 2, "--out", tmp_path / "parts")
+    said = kshot(*run, 4, "--out", tmp_path / "parts", "--resume")
+    assert "warning" not in said
+    for file in ("last.safetensors", "best.safetensors"):
+        whole, parts = (checkpoint.load(tmp_path / folder / file) for folder in ("whole", "parts"))
+        assert whole[0].keys() == parts[0].keys()
+        assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
+        assert (whole[1]["step"], whole[1]["best"]) == (parts[1]["step"], parts[1]["best"])
+    annealed = ("train", recipe, *own, "--schedule", "cosine", "--val-every", 0, "--steps")
+    kshot(*annealed, 1, "--out", tmp_path / "annealed")
+    said = kshot(*annealed, 2, "--out", tmp_path / "annealed", "--resume")
+    assert said.count("kshot: warning: ") == 1
+    assert "of a run of 1 steps: the cosine schedule of the learning rate depends on their number" in said
+    assert checkpoint.header(tmp_path / "annealed" / "last.safetensors")["step"] == 2
 
 
 @pytest.mark.parametrize("name", RECIPES)
