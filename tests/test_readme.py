@@ -198,6 +198,8 @@ def read_kshot(words: list[str], page: str) -> None:
         ValueError: the command line would refuse it.
     """
     name, *rest = words
+    if words == ["--version"] or words[0] in cli._HELP:
+        return
     assert name in cli._COMMANDS, f"there is no command {name!r}"
     if not rest:
         return  # the command is named, not called
