@@ -8,7 +8,7 @@ that is `Annotated[..., POSITIONAL]` takes the words that belong to no option, o
 are those of JSON and Path, choices (Literal), tuples of them, and `| None`. What cannot be read is an `InputError` of
 one line that says what to type.
 
-Idea and form are tyro's; this one is imported in a hundredth of the time, and words its own errors.
+Idea and form are tyro's; this one needs the standard library alone, and words its own errors.
 """
 
 from __future__ import annotations
