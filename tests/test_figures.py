@@ -1,8 +1,9 @@
 """Printed figures are those of the records in benchmarks/results.
 
 `TABLES` and `PHRASES` tell which record a figure of README.md or docs/*.md is taken from. A figure differs from its
-record where it is not the record's number, rounded to the digits that are printed. Every mean with an interval (±) has
-to be in one of the two, in a table every row; `None` is what is not measured here (figures of papers, settings).
+record where it is not the record's number, rounded to the digits that are printed. Every mean with an interval (±),
+share, ratio, time and rate has to be in one of the two, in a table every row. `None` is a figure of a paper; other
+tables and figures of the text that no record holds (settings, definitions) are in `OTHER_TABLES` and `OTHER_PHRASES`.
 Records are written by commands (`benchmarks/reproduce.py`, and those that the pages name), never by hand.
 """
 
@@ -120,9 +121,14 @@ def sections(page: str) -> dict[str, str]:
 
 def tables(page: str, heading: str) -> list[list[list[str]]]:
     """Rows of cells, without the table's head."""
+    return [table[1:] for table in headed(page, heading)]
+
+
+def headed(page: str, heading: str) -> list[list[list[str]]]:
+    """Rows of cells, the first of which are the head."""
     found = re.findall(r"(?:^\|.*\|[ \t]*\n)+", sections(page)[heading] + "\n", flags=re.M)
     cut = [[[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()] for table in found]
-    return [[row for row in table[1:] if not all(set(cell) <= set("-: ") and cell for cell in row)] for table in cut]
+    return [[row for row in table if not all(set(cell) <= set("-: ") and cell for cell in row)] for table in cut]
 
 
 def pattern(words: str) -> re.Pattern[str]:
@@ -221,7 +227,81 @@ def test_every_interval_has_a_record(page: str) -> None:
     assert not left, f"{page} has intervals that are not in PHRASES: {left}"
 
 
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`]*`", "", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_of_figures_has_records(page: str) -> None:
+    """Or is one of `OTHER_TABLES`; a cell without a record is a figure of a paper."""
+    known = {(table.heading, table.index): table for table in printed(TABLES, page)}
+    other = {(heading, index) for where, heading, index in OTHER_TABLES if where == page}
+    for heading in sections(page):
+        for index, (head, *rows) in enumerate(headed(page, heading)):
+            where = f"{page}, {heading!r}, table {index + 1}"
+            if (heading, index) not in known:
+                figures = [cell for row in rows for cell in row[1:] if NUMBER.search(without_code(cell))]
+                assert bool(figures) == ((heading, index) in other), f"{where}: of no record, {figures[:3]}"
+                other.discard((heading, index))
+                continue
+            for (label, *cells), (_, values) in zip(rows, known[heading, index].rows, strict=True):
+                for column, cell, value in zip(head[1:], cells, values, strict=True):
+                    of_a_paper = column in ("paper", "published") or label.startswith("the paper's")
+                    if value is None and label and NUMBER.search(without_code(cell)):
+                        assert of_a_paper, f"{where}, {label}, {column}: {cell} has no record"
+    assert not other, f"{page} has no tables {other}: OTHER_TABLES has them"
+
+
+MEASURED = re.compile(
+    r"(?<![\w.,-])[-+]?\d[\d,.]*(?: (?:to|and|or) [-+]?\d[\d,.]*)?"
+    r" (?:%(?! intervals?\b)|times\b|ms\b|s\b|seconds|minutes|hours|MiB|MB|nats|\w+/s\b|files a second)"
+)
+"""Shares, ratios, times, sizes and rates: what is mostly measured. (95 % is what intervals are of.)"""
+
+
+def test_what_is_mostly_measured_is_found() -> None:
+    text = (
+        "97.5 % of 3, 2 to 8 times slower, 9 minutes, 1,024.5 steps/s, 0.4 MiB, 5 tasks, a 95 % interval, v5 s, 7 ms."
+    )
+    assert MEASURED.findall(text) == ["97.5 %", "2 to 8 times", "9 minutes", "1,024.5 steps/s", "0.4 MiB", "7 ms"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_measured_figure_of_the_text_has_a_record(page: str) -> None:
+    """Or is one of `OTHER_PHRASES`: settings, definitions, arithmetic, figures of papers."""
+    blocks = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    text = " ".join(without_code(re.sub(r"^\|.*$", "", blocks, flags=re.M)).split())
+    for phrase in sorted(printed(PHRASES, page), key=lambda phrase: -len(phrase.words)):
+        text = pattern(" ".join(without_code(phrase.words).split())).sub("", text)
+    for words in OTHER_PHRASES.get(page, ()):
+        assert words in text, f"{page} does not say {words!r}: OTHER_PHRASES does"
+        text = text.replace(words, "")
+    left = re.findall(r".{0,60}" + MEASURED.pattern + r".{0,30}", text)
+    assert not left, f"{page} has figures that are neither in PHRASES nor in OTHER_PHRASES: {left}"
+
+
 # What is printed where
+
+OTHER_TABLES = {
+    ("README.md", "Learners", 0): "years of papers",
+    ("docs/classifier.md", "Bodies", 0): "sizes of files and images, numbers of classes",
+    ("docs/control.md", "The sets of tasks", 0): "settings",
+    ("docs/kshot-file.md", "The `.kshot` file, format 2", 1): "settings",
+    ("docs/own-learner.md", "A learner of your own", 0): "values that mean something",
+    ("docs/processes.md", "Neural processes: functions from a few points", 1): "years of papers",
+    ("docs/web.md", "What it does with what you give it", 0): "limits",
+}
+OTHER_PHRASES = {
+    "README.md": ["the interval is of the mean over tasks, 95 %"],
+    "docs/classifier.md": [
+        "It keeps about 95 % of known images",  # what the threshold is set to
+        "People: 95.5 %, a Siamese network 92.0 %",  # published
+    ],
+    "docs/control.md": ["actions last 0.02 s", "goals 0..3 m/s", "the velocity up to 1 m/s"],
+    "docs/engine.md": ["(0.43 MiB each)"],  # 111,936 weights of four bytes
+    "docs/processes.md": ["a series below 99 % of them"],
+    "docs/training.md": ["60 % of the classes", "15 % validate and 25 % test"],
+}
 
 PIXELS = {  # record of the other floors -> row of pixels.json: pixels were classified again, by a stronger rule
     "omniglot-5way-1shot-protonet": "omniglot 5-way 1-shot",
@@ -1117,6 +1197,7 @@ def _processes_phrases() -> list[Phrase]:
     pixels = Scores.from_dict(record("pixels-omniglot-convcnp2d")["results"]["pixels:omniglot"][0])
     jobs = record("processes-full-training")["jobs"]
     conv = jobs["gp-rbf/convcnp"]
+    short = record("processes-np-sawtooth")["convcnp"]["updates"]
     ways = ("updates_per_second_one_by_one", "updates_per_second_replayed_alone")
     rates = {who: [jobs[f"gp-rbf/{who}"][way] for way in ways] for who in ("convcnp", "cnp", "tnpd")}
     times = [jobs[name][ways[1]] / jobs[name][ways[0]] for name in jobs]
@@ -1127,6 +1208,9 @@ def _processes_phrases() -> list[Phrase]:
              for count in ("5", "10") for who in ("curves", "gp", "neighbours")]  # fmt: skip
     return [
         Phrase("The best gap on RBF curves is # ± # nats", _gap("convcnp")),
+        Phrase("intervals of all of them hold # to # % of the values on what", _extremes("gp-rbf")),
+        Phrase("# to # % on Matérn curves", _extremes("gp-matern52")),
+        Phrase("(# % of these updates for a ConvCNP", [short / jobs["np-sawtooth/convcnp"]["updates"] * 100]),
         Phrase("(ConvCNP: # after four minutes, # at full", [-value for value in late]),
         Phrase("(best possible #)", [density("processes-gp", "cnp", "gp-rbf")["joint_oracle"].mean]),
         Phrase("CNP one value after another # ± # (gap # ± #), ", joint("cnp")),
@@ -1152,6 +1236,16 @@ def _processes_phrases() -> list[Phrase]:
     ]  # fmt: skip
 
 
+def _extremes(data: str) -> list[float]:
+    """The least and the largest share of values in the 95 % intervals of neural processes at full length."""
+    names = {
+        "processes-gp-full": ("convcnp", "cnp", "acnp", "anp", "gnp", "tnpd"),
+        "processes-gp-full-2": ("np", "bnp", "convgnp"),
+    }
+    shares = [100 * density(name, who, data)["coverage 95"].mean for name in names for who in names[name]]
+    return [min(shares), max(shares)]
+
+
 def _engine_phrases() -> list[Phrase]:
     processes = record("engine-scaling")["by processes"]
     steps = {
@@ -1164,6 +1258,12 @@ def _engine_phrases() -> list[Phrase]:
         if anew
     ]
     before, after = (record("engine-breakdown")["rows"][0][when] for when in ("before", "after"))
+    bfloat16, threads = "+ bfloat16 where autocast deems it safe (other digits)", "+ tasks shared among threads"
+    ladder = [
+        {name: statistics.median(own) for name, own in row["seconds"].items()}
+        for row in record("engine-breakdown")["rows"]
+    ]
+    mlp = next(row["ratio"] for row in record("engine-cpu")["rows"] if row["row"]["network"] == "mlp")
     kinds = [
         "convolution, backward",
         "convolution",
@@ -1185,6 +1285,8 @@ def _engine_phrases() -> list[Phrase]:
             memory,
         ),
         Phrase("Time: # to # times", [min(times), max(times)]),
+        Phrase("bfloat16 in threads is # to # times slower", [row[bfloat16] / row[threads] for row in ladder]),
+        Phrase("(MLP: # times as fast as the peers)", [mlp]),
         Phrase(
             "backward of convolutions # → # %, convolutions # → # %, pooling # → # %, batch norm # → # %, compiled"
             " batch norm and pooling # → # %, activation # → # %, all else # → # %",
