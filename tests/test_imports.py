@@ -217,7 +217,10 @@ def test_import_is_light(statement: str):
     assert not heavy, f"`{statement}` loads {sorted(heavy)}: import them in the functions that need them"
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "list", "fit --help", "trian", "list recipe", "fit"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "list", "fit --help", "trian", "list recipe", "fit", "fit nowhere", "predict nowhere x"],
+)
 def test_what_needs_no_torch_loads_none(words: str):
     """Help, the version and mistakes are there at once."""
     loaded = modules_after(

@@ -22,6 +22,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from kshot.cli._options import InputError, explained, read
+from kshot.cli._shared import load_torch
 
 __all__ = ["main"]
 
@@ -34,26 +35,28 @@ class _Command(NamedTuple):
             called: what the others need is none of its business.
         want: whoever wants this uses it.
         about: what it does.
+        loads: it needs torch already for its settings.
     """
 
     module: str
     want: str
     about: str
+    loads: bool = False
 
 
 _OWN, _SERIES, _META = "Classify your own images", "Fill the gaps of your series", "Meta-learning: train and test"
 _COMMANDS = {
-    "demo": _Command("demo", "See it work", "Learn letters of unseen scripts from one example each; no download"),
+    "demo": _Command("demo", "See it work", "Learn letters of unseen scripts from one example each; no download", True),
     "fit": _Command("classify", _OWN, "Make a classifier from a folder with one folder of images per class"),
     "predict": _Command("classify", _OWN, "Classify files and folders with it"),
     "report": _Command("classify", _OWN, "Show on one page how good it is, and what it confuses"),
     "serve": _Command("serve", _OWN, "Open a web page to teach classes by drawing or dropping images; and REST"),
-    "curve": _Command("curve", _SERIES, "Fill gaps of a CSV file, with intervals"),
+    "curve": _Command("curve", _SERIES, "Fill gaps of a CSV file, with intervals", True),
     "list": _Command("listing", _META, "Show learners, recipes, data sets, tasks and models"),
     "data": _Command("listing", _META, "Get a data set, or check that it is complete"),
-    "train": _Command("train", _META, "Meta-train a recipe"),
-    "evaluate": _Command("scores", _META, "Test a trained learner beside its baselines"),
-    "compare": _Command("scores", _META, "Test several trained learners on the same tasks"),
+    "train": _Command("train", _META, "Meta-train a recipe", True),
+    "evaluate": _Command("scores", _META, "Test a trained learner beside its baselines", True),
+    "compare": _Command("scores", _META, "Test several trained learners on the same tasks", True),
     "video": _Command("video", _META, "Film a trained policy before and after it adapted"),
 }
 
@@ -142,13 +145,9 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name.lower(), [*_COMMANDS, "--help", "--version"], 1)
         hint = f"did you mean 'kshot {near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
         raise InputError(f"there is no command {name!r}: {hint}")
-    collects = gc.isenabled()
-    gc.disable()  # torch's import makes a million objects and no garbage: looking for some would be a tenth of its time
-    try:
-        command = _parse(arguments)
-    finally:
-        if collects:
-            gc.enable()
+    if _COMMANDS[name].loads:
+        load_torch()
+    command = _parse(arguments)
     gc.freeze()  # modules stay: the collector need not walk through torch's again and again
     return command.run() if command is not None else 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kshot.cli._options import POSITIONAL
-from kshot.cli._shared import InputError, a_file, command, console, machine, writable, write_json
+from kshot.cli._shared import InputError, a_file, command, console, load_torch, machine, writable, write_json
 
 if TYPE_CHECKING:
     from kshot.estimators import FewShotClassifier
@@ -51,10 +51,6 @@ class Fit:
     """Write what was found to this file."""
 
     def run(self) -> int:
-        from kshot.data import folder
-        from kshot.data.images import frames, open_image, square
-        from kshot.intervals import proportion95
-
         out = self.out or Path(f"{self.support.resolve().name or 'classifier'}.kshot")
         if self.support.suffix == ".kshot" and self.out is not None and self.out.is_dir():
             raise InputError(f"the folder comes first: type 'kshot fit {self.out} --out {self.support}'")
@@ -64,6 +60,11 @@ class Fit:
             raise InputError(f"{self.support} {what}: give a folder that has a folder of images for each class")
         if self.out is None and out.exists():
             raise InputError(f"{out} is there already: type '--out {out}' to replace it, or another name")
+        load_torch()
+        from kshot.data import folder
+        from kshot.data.images import frames, open_image, square
+        from kshot.intervals import proportion95
+
         found = folder.survey(self.support)
         say, bad, several = console(), [], []
         X, y = [], []
@@ -160,11 +161,6 @@ class Predict:
     """Skip what cannot be read (it is named), or stop."""
 
     def run(self) -> int:
-        from rich.progress import Progress
-
-        from kshot.checkpoint import locked
-        from kshot.data.sources import gather
-
         writable(self.csv)
         _a_classifier(self.classifier, "predict", self.paths)
         if not self.paths:
@@ -174,6 +170,12 @@ class Predict:
                 raise InputError(f"{flag} is for a table: add --csv FILE")
         if self.dry_run and self.sort_into is None:
             raise InputError("--dry-run is for copies: add --sort-into FOLDER")
+        load_torch()
+        from rich.progress import Progress
+
+        from kshot.checkpoint import locked
+        from kshot.data.sources import gather
+
         if self.sort_into is not None:
             writable(self.sort_into / "CLASS")
         classifier = _estimator().load(self.classifier)
@@ -259,10 +261,11 @@ class Report:
     """The page; it needs nothing else, and can be sent. None: CLASSIFIER.html, beside the classifier."""
 
     def run(self) -> int:
-        from kshot.checkpoint import write_beside
-
         writable(self.html)
         _a_classifier(self.classifier, "report")
+        load_torch()
+        from kshot.checkpoint import write_beside
+
         html = self.html or self.classifier.with_suffix(".html")
         writable(html)
         classifier = _estimator().load(self.classifier)
@@ -292,6 +295,7 @@ def _a_classifier(path: Path, name: str, others: Sequence[str] = ()) -> None:
 
 
 def _estimator() -> type[FewShotClassifier]:
+    load_torch()
     try:
         from kshot.estimators import FewShotClassifier
     except ImportError as error:

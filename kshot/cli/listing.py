@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from kshot.cli._options import POSITIONAL
-from kshot.cli._shared import InputError, write_json
+from kshot.cli._shared import InputError, load_torch, write_json
 
 if TYPE_CHECKING:
     from kshot.rl.control import Control
@@ -47,6 +47,7 @@ class List:
             if self.json is not None:
                 write_json(self.json, _LISTS)
             return 0
+        load_torch()
         rows: dict[str, Any] = {
             "learners": _learners, "recipes": _recipes, "tasks": _tasks, "models": _models, "data": _data
         }[self.what]()  # fmt: skip
@@ -208,6 +209,7 @@ class Data:
     """check: write what was found to this file."""
 
     def run(self) -> int:
+        load_torch()
         from kshot import data
 
         if self.what == "fetch":

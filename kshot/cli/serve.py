@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from kshot.cli._options import POSITIONAL
-from kshot.cli._shared import InputError, console
+from kshot.cli._shared import InputError, console, load_torch
 
 __all__ = ["Serve"]
 
@@ -30,6 +30,7 @@ class Serve:
     password. None: no token."""
 
     def run(self) -> int:
+        load_torch()
         try:
             from kshot.serve import Refused, bounded_log, create_app, server
         except ImportError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from kshot.cli._options import POSITIONAL
-from kshot.cli._shared import InputError, console, writable
+from kshot.cli._shared import InputError, console, load_torch, writable
 
 __all__ = ["Video"]
 
@@ -38,6 +38,7 @@ class Video:
     """Of the rollouts."""
 
     def run(self) -> int:
+        load_torch()
         from kshot import families
         from kshot.cli.scores import refuse_no_run
 
