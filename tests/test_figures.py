@@ -23,6 +23,9 @@ import pytest
 from kshot.scores import Column, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
+    import report
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -432,25 +435,18 @@ def _readme() -> list[Table]:
             BOTH,
         ),
     ]
-    sets = ("omniglot", "glyphs", "grocery")
-    changes = {
-        "none": "none",
-        "support set fourfold (`--augment 4`)": "support4",
-        "queries changed (`--augment-queries ops`)": "queries-ops",
-        "CutMix of queries": "queries-cutmix",
-        "MetaMix of queries": "queries-metamix",
-        "half of a task's classes by CutMix (`--augment-task 0.5`)": "task-cutmix",
-        "half of a task's classes turned": "task-rotate",
-    }
 
-    def cell(name: str) -> list[float]:
+    def cell(data: str, variant: str) -> list[float]:
+        name = f"augment-{data}-{variant}"
+        if not (RESULTS / f"{name}.json").exists():
+            return []
         count = result(name, "protonet").num_tasks
-        return [*accuracy(name, "protonet"), *([] if count == 600 else [float(count)])]
+        return [*accuracy(name, "protonet"), *([] if count == report.USUAL else [float(count)])]
 
-    augmented: list[Any] = [
-        (label, [cell(f"augment-{data}-{change}") for data in sets]) for label, change in changes.items()
+    augmented = [
+        (label, [cell(data, variant) for data in ("omniglot", "glyphs", "grocery")])
+        for variant, label in report.VARIANTS.items()
     ]
-    augmented.append(("without rotations as classes", [cell("augment-omniglot-unrotated"), [], []]))
     return [Table("Measured results", rows), Table("Measured results", augmented, 1)]
 
 
