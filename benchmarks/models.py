@@ -14,8 +14,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from kshot import checkpoint, functions, models
-from kshot.estimators import familiar, fitting
+from kshot.apps.classify import models
+from kshot.apps.series import familiar, fitting
+from kshot.storage import checkpoint
+from kshot.tasks.functions import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
@@ -55,10 +57,10 @@ def regressor(name: str, run: Path) -> None:
     """Write a learner of functions into the package, with what support sets like those of its training look like."""
     model = fitting.trained(run)
     assert model.learner is not None
-    table = familiar.familiar(model.learner, functions.make("varied"), 1000)
+    table = familiar.familiar(model.learner, registry.make("varied"), 1000)
     tensors, info = fitting.packed(replace(model, familiar=table))
     info["updates"] = checkpoint.load(run)[1]["updates"]
-    path = Path("kshot/models/functions") / f"{name}.safetensors"
+    path = Path("kshot/apps/series/models") / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     checkpoint.save(path, tensors, {**info, "command": f"python benchmarks/models.py {name}"})
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -19,8 +19,8 @@ from kshot import learners
 from kshot.cli._shared import write_record
 from kshot.core import Learner
 from kshot.data import load
-from kshot.evaluate import evaluate
 from kshot.families.images.row import pixel_baseline
+from kshot.scoring.evaluate import evaluate
 from kshot.tasks import Episodes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kshot.scores import Scores
+from kshot.scoring.scores import Scores
 
 RESULTS = Path(__file__).resolve().parent / "results"
 USUAL = 600

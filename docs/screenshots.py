@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from kshot.apps.classify.serve import create_app
+from kshot.apps.classify.serve import server as server_of
 from kshot.data import load
-from kshot.serve import create_app
-from kshot.serve import server as server_of
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,13 +5,13 @@ python examples/01_library_in_20_lines.py [--quick]
 
 import sys
 
-from kshot import seeding
 from kshot.data import load
-from kshot.evaluate import evaluate
 from kshot.learners import build
 from kshot.nn import Conv4
+from kshot.numerics import seeding
+from kshot.scoring.evaluate import evaluate
 from kshot.tasks import Episodes
-from kshot.train import meta_train
+from kshot.training.meta import meta_train
 
 quick = "--quick" in sys.argv
 steps = 60 if quick else 600

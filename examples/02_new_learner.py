@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot import seeding
 from kshot.core import Batch, Learner
 from kshot.data import load
-from kshot.evaluate import evaluate
-from kshot.losses import one_hot
 from kshot.nn import MLP, Conv4
+from kshot.numerics import seeding
+from kshot.numerics.losses import one_hot
+from kshot.scoring.evaluate import evaluate
 from kshot.tasks import Episodes
 from kshot.testing import Clusters, check_learner
-from kshot.train import meta_train
+from kshot.training.meta import meta_train
 
 
 class Directions(NamedTuple):

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from kshot import seeding, tree
 from kshot.data import load
-from kshot.evaluate import evaluate
 from kshot.learners import build
 from kshot.nn import Conv4
+from kshot.numerics import seeding, tree
 from kshot.plots import draw_episode
+from kshot.scoring.evaluate import evaluate
 from kshot.tasks import Episodes
-from kshot.train import meta_train
+from kshot.training.meta import meta_train
 
 COLOURS = {"red": (200, 50, 50), "green": (50, 170, 70), "blue": (60, 80, 200), "yellow": (220, 200, 60)}
 SHAPES = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "circle": 0, "ring": 0}

@@ -16,10 +16,11 @@ import numpy as np
 
 from kshot import families
 from kshot.families.control.settings import ControlRecipe
-from kshot.loop import Outer
-from kshot.rl.control import Mujoco, register
-from kshot.rl.score import evaluate
-from kshot.rl.train import Acting
+from kshot.families.control.step import Acting
+from kshot.scoring.returns import evaluate
+from kshot.tasks.control.mujoco import Mujoco
+from kshot.tasks.control.registry import register
+from kshot.training.loop import Outer
 
 
 class Hopper(Mujoco):

@@ -5,10 +5,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kshot import _moved
+
 if TYPE_CHECKING:
     from kshot.core import PADDING, UNLABELLED, Batch, Learner, Metrics, State, Task
 
 __version__ = "0.1.0"
+_moved.install()  # old paths of modules
 __all__ = ["PADDING", "UNLABELLED", "Batch", "Learner", "Metrics", "State", "Task", "__version__"]
 
 

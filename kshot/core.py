@@ -9,9 +9,10 @@ for any module. Meta-training minimises `loss` over many tasks.
     state = learner.adapt(state, task.support)   # what the task taught it: a NEW state, nothing is mutated
     guess = learner.predict(state, task.query.x)
 
-A fold of length one is few-shot learning; a fold over a `Stream` is continual learning (`kshot.fold`); a fold with data
-collection between the steps is meta reinforcement learning. `adapt` and `predict` are pure and know ONE task; batches
-of tasks exist in the engine alone (`kshot.engine`), which maps `loss` over a `Task` whose every leaf has a leading T.
+A fold of length one is few-shot learning; a fold over a `Stream` is continual learning (`kshot.engine.fold`); a fold
+with data collection between the steps is meta reinforcement learning. `adapt` and `predict` are pure and know ONE task;
+batches of tasks exist in the engine alone (`kshot.engine`), which maps `loss` over a `Task` whose every leaf has a
+leading T.
 
 Letters of all shapes in this package, defined here once:
 
@@ -35,7 +36,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kshot import checks, losses, tree
+from kshot.numerics import checks, losses, tree
 
 __all__ = [
     "PADDING",
@@ -131,7 +132,7 @@ def num_tasks(tasks: Any) -> int:
 
 
 class Rows(NamedTuple):
-    """One minibatch of a fold (`kshot.fold`); every leaf has a fixed shape for the whole run.
+    """One minibatch of a fold (`kshot.engine.fold`); every leaf has a fixed shape for the whole run.
 
     Attributes:
         x: `[B, ...]` as stored: uint8 images are cast by the learner.
@@ -139,7 +140,7 @@ class Rows(NamedTuple):
         weak: `[U, ...]` unlabelled rows, weakly augmented; `[0, ...]` where there are none.
         strong: `[U, ...]` the same rows, strongly augmented by the source.
         open: `[W]` bool, the outputs that may answer, as the stream announces.
-        key: `[]` int64: all randomness of this step (`kshot.keys`).
+        key: `[]` int64: all randomness of this step (`kshot.numerics.keys`).
     """
 
     x: Tensor
@@ -300,7 +301,7 @@ class Learner(nn.Module, ABC, Generic[Payload]):
         """
         return [state, self.adapt(state, support)]
 
-    # Of a fold over a stream (`kshot.fold`), none of which a learner of single tasks needs.
+    # Of a fold over a stream (`kshot.engine.fold`), none of which a learner of single tasks needs.
 
     def consolidate(self, state: State, data: Rows) -> State:
         """The state at an announced boundary; `data` is all that the experience trained on. As it was, by default."""
@@ -343,7 +344,7 @@ class Learner(nn.Module, ABC, Generic[Payload]):
         """The meta-objective of ONE task: adapt on the support set, score the query set.
 
         Raises:
-            ValueError: shapes, dtypes or class ids that would be misunderstood (`kshot.checks`).
+            ValueError: shapes, dtypes or class ids that would be misunderstood (`kshot.numerics.checks`).
         """
         asked: Any
         support, asked = checks.task(self, task)
@@ -365,5 +366,5 @@ def to(
 
 def __getattr__(name: str) -> Any:
     if name == "Trajectory":  # moved: rollouts are control's
-        return importlib.import_module("kshot.rl.rollouts").Trajectory
+        return importlib.import_module("kshot.learners.policy.rollouts").Trajectory
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,12 @@ class Mutant(NamedTuple):
     test: str
 
 
-FOLD, LOOP, SCORES, DENSITIES = "kshot/fold.py", "kshot/loop.py", "kshot/scores.py", "kshot/likelihood.py"
+FOLD, LOOP, SCORES, DENSITIES = (
+    "kshot/engine/fold.py",
+    "kshot/training/loop.py",
+    "kshot/scoring/scores.py",
+    "kshot/scoring/density.py",
+)
 MUTANTS = [
     Mutant("a seed's memory leaks to another", FOLD, "learner.observe(views[k], batches[k], seen)",
            "learner.observe(views[k], batches[0], seen)", "tests/test_fold.py"),
@@ -41,7 +46,7 @@ MUTANTS = [
            "ended = source.ends(each[0], step)", "tests/test_fold.py"),
     Mutant("padding of values counted", DENSITIES, "there = ~y.isnan()", "there = torch.ones_like(y, dtype=torch.bool)",
            "tests/test_likelihood.py"),
-    Mutant("the draw's cluster ignored", "kshot/intervals.py",
+    Mutant("the draw's cluster ignored", "kshot/scoring/intervals.py",
            "drawn = torch.arange(count) if cluster is None else torch.as_tensor(cluster)",
            "drawn = torch.arange(count)",
            "tests/test_intervals.py"),
@@ -61,7 +66,7 @@ MUTANTS = [
     Mutant("pairs of other questions", SCORES, '("metric", "num_tasks", "seed", "questions")',
            '("metric", "num_tasks", "seed")', "tests/test_scores.py"),
     Mutant("different T are not said", SCORES, "if len(tasks) > 1 else []", "if False else []", "tests/test_scores.py"),
-    Mutant("validated on fewer tasks than asked", "kshot/train.py", "evaluate(learner, val, outer.val_tasks",
+    Mutant("validated on fewer tasks than asked", "kshot/training/meta.py", "evaluate(learner, val, outer.val_tasks",
            "evaluate(learner, val, 2", "tests/test_honesty.py"),
     Mutant("a baseline is no baseline", "kshot/families/functions/row.py", "baseline=which in more", "baseline=False",
            "tests/test_likelihood.py"),
@@ -71,7 +76,7 @@ MUTANTS = [
     Mutant("unused settings are offered", "kshot/families/functions/settings.py", "    return own & {",
            "    return set() & {",
            "tests/test_cli.py"),
-    Mutant("soft k-means heeds no unlabelled row", "kshot/learners/softkmeans.py", "uses_unlabelled = True",
+    Mutant("soft k-means heeds no unlabelled row", "kshot/learners/semi/softkmeans.py", "uses_unlabelled = True",
            "uses_unlabelled = False", "tests/test_contract.py"),
 ]  # fmt: skip
 

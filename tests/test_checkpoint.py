@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from kshot import checkpoint
-from kshot.checkpoint import CheckpointError, Held
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError, Held
 
 TENSORS = {
     "learner.weight": torch.arange(12, dtype=torch.float32).view(3, 4) / 7,

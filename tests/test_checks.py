@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import checks, engine, losses, tree
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, to
-from kshot.evaluate import evaluate
 from kshot.learners import build, names
+from kshot.numerics import checks, losses, tree
+from kshot.scoring.evaluate import evaluate
 from kshot.tasks import Sinusoid
 from kshot.testing import Clusters
-from kshot.train import meta_train
+from kshot.training.meta import meta_train
 
 WAYS = 3
 LEARNED = names("classes")

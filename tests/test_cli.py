@@ -17,21 +17,22 @@ import pytest
 import torch
 from PIL import Image
 
-from kshot import checkpoint, cli, data, families, learners
+from kshot import cli, data, families, learners
 from kshot.cli.scores import Figures
 from kshot.data import Bank
 from kshot.families import Test
 from kshot.families.control.row import ControlTest
 from kshot.families.control.settings import ControlRecipe
+from kshot.families.control.step import Acting
 from kshot.families.functions.row import FunctionTest
 from kshot.families.functions.settings import FunctionRecipe
 from kshot.families.images.row import ImageTest
 from kshot.families.images.settings import ImageRecipe
 from kshot.families.meta import GradientMachine
-from kshot.loop import Outer
-from kshot.rl.train import Acting
-from kshot.scores import Scores
-from kshot.settings import NetworkRecipe, Recipe
+from kshot.scoring.scores import Scores
+from kshot.storage import checkpoint
+from kshot.training.loop import Outer
+from kshot.training.settings import NetworkRecipe, Recipe
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 TINY = ["--val-every", "0", "--width", "4", "--train-queries", "3"]

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kshot import losses, memory
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task
+from kshot.engine import rematerialise
 from kshot.learners import build, names
+from kshot.numerics import losses
 from kshot.tasks import Sinusoid
 from kshot.testing import LEARNER_CHECKS, TASK_CHECKS, Clusters, ContractError, Report, check_learner, check_tasks
 
@@ -101,7 +102,7 @@ def test_learner_with_convolutions_and_batch_norm(name: str):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_compiled_pooling_of_learners_with_max_pooling(name: str):
-    """A loop takes `kshot.kernels`, where they are available, and vmap torch's operations."""
+    """A loop takes `kshot.nn.kernels`, where they are available, and vmap torch's operations."""
     body = knn.Conv4(width=4, size=16, population=name not in HEADED, out=WAYS if name in HEADED else None)
     learner = build(name, body, WAYS, **EXPECTED[name].settings)
     report = check_learner(learner, IMAGES, only=["mapped_equals_loop", "threads_equal_loop", "frugal_equals_loop"])
@@ -371,7 +372,7 @@ class Mentions(Good):
         def distances(means: torch.Tensor) -> torch.Tensor:
             return -(self.embed(x)[:, None] - means).square().sum(-1)
 
-        return memory.recomputed(distances, means)
+        return rematerialise.recomputed(distances, means)
 
 
 class Raises(Good):

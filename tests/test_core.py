@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 import kshot
-from kshot import core, losses, seeding, tree
+from kshot import core
 from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Experience, Learner, Stream, Task, num_tasks, to
 from kshot.learners import REGISTRY, build, names, row
+from kshot.numerics import losses, seeding, tree
 
 SCORES = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([0, 3, UNLABELLED, 2, PADDING, 1, 1])
@@ -256,7 +257,7 @@ def test_tasks_of_any_payload_are_counted_and_moved():
 
 
 def test_powers_of_task_distributions_are_what_they_have():
-    from kshot.rl.learner import Rollouts
+    from kshot.learners.policy.learner import Rollouts
     from kshot.tasks import GaussianProcess, Sinusoid, base
     from kshot.testing import Clusters
 
@@ -272,7 +273,7 @@ def test_powers_of_task_distributions_are_what_they_have():
 
 def test_rollouts_are_found_where_they_were():
     from kshot import core
-    from kshot.rl.rollouts import Trajectory
+    from kshot.learners.policy.rollouts import Trajectory
 
     assert core.Trajectory is Trajectory
     with pytest.raises(AttributeError, match="no attribute 'Trajectories'"):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from kshot import cli, plots
-from kshot.estimators import FewShotRegressor
-from kshot.estimators.fitting import UNTRAINED, Trained, trained
+from kshot.apps import FewShotRegressor
+from kshot.apps.series.fitting import UNTRAINED, Trained, trained
 from kshot.learners import build
 from kshot.plots.functions import plot_series
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from kshot import seeding
-from kshot.distributions import Gaussian, LowRank, Mixture
+from kshot.numerics import seeding
+from kshot.numerics.distributions import Gaussian, LowRank, Mixture
 
 
 def numbers(*shape: int, seed: int = 0, positive: bool = False) -> torch.Tensor:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from kshot import engine, tree
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, to
+from kshot.engine import gradients
 from kshot.learners import build
+from kshot.nn import functional
+from kshot.numerics import tree
 from kshot.testing import Clusters
 
 TASKS = to(Clusters(ways=3, shots=2, queries=3).sample(torch.Generator().manual_seed(0), 5), dtype=torch.float64)
@@ -126,7 +129,7 @@ def test_threads_work_on_the_learners_memory():
     for name, value in wanted.items():
         torch.testing.assert_close(after[name], value, rtol=1e-10, atol=1e-12)
         assert not torch.equal(before[name], after[name])
-    twin = engine._copy(learner)
+    twin = gradients._copy(learner)
     assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in learner.parameters()]
 
 
@@ -143,9 +146,9 @@ def test_a_learner_that_draws_random_numbers_goes_by_loop():
         results.append(engine.meta_gradient(learner, TASKS, strategy)[1].loss)
     assert torch.equal(results[0], results[1])  # and the trial drew nothing from the caller's stream
     assert torch.equal(results[0], results[2])
-    assert engine._DRAWS[learner] == {True: True}
+    assert gradients._DRAWS[learner] == {True: True}
     engine.meta_gradient(learner.eval(), TASKS, "threads")
-    assert engine._DRAWS[learner] == {True: True, False: False}
+    assert gradients._DRAWS[learner] == {True: True, False: False}
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -417,7 +420,7 @@ LAYERS = {
 CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
 
 
-@pytest.mark.parametrize("layer", sorted(knn._PLAIN - CONTAINERS, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("layer", sorted(functional._PLAIN - CONTAINERS, key=lambda kind: kind.__name__))
 def test_layers_that_are_believed_can_be_mapped(layer):
     """`kshot.nn.unknown` passes them over, and the engine compares nothing: so the comparison is here."""
     name = layer.__name__

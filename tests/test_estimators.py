@@ -32,18 +32,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from kshot import models
-from kshot.checkpoint import packed as safetensors_of
+from kshot.apps import FewShotClassifier, FileError
+from kshot.apps.classify import confidence, files, models, vectors
+from kshot.apps.classify.classifier import OldRules
+from kshot.apps.classify.models import Features
+from kshot.apps.classify.report import page
 from kshot.core import Batch
 from kshot.data import load
 from kshot.data.omniglot import class_splits, one_shot_runs
-from kshot.estimators import FewShotClassifier, FileError, confidence, files, vectors
-from kshot.estimators.classifier import OldRules
-from kshot.learners.metaoptnet import MetaOptNet
-from kshot.learners.r2d2 import R2D2
-from kshot.learners.softkmeans import SoftKMeans
-from kshot.models import Features
-from kshot.report import page
+from kshot.learners.metric.metaoptnet import MetaOptNet
+from kshot.learners.metric.r2d2 import R2D2
+from kshot.learners.semi.softkmeans import SoftKMeans
+from kshot.storage.checkpoint import packed as safetensors_of
 
 WAYS, SHOTS = 5, 3
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import losses, seeding, tree
 from kshot.core import Batch, Learner, Task
 from kshot.data.bank import Bank
-from kshot.evaluate import (
+from kshot.learners.metric.matching import MatchingNet
+from kshot.nn import MLP, BatchNorm, call
+from kshot.numerics import losses, seeding, tree
+from kshot.scoring.classes import calibration_error
+from kshot.scoring.evaluate import (
     Result,
-    calibration_error,
     evaluate,
     evaluate_modes,
     interval95,
@@ -24,8 +26,6 @@ from kshot.evaluate import (
     proportion95,
     table,
 )
-from kshot.learners.matching import MatchingNet
-from kshot.nn import MLP, BatchNorm, call
 from kshot.tasks import Episodes, Sinusoid
 
 
@@ -151,7 +151,7 @@ def test_interval_is_student_t():
 @pytest.mark.parametrize("freedom", [1, 2, 5, 9, 10, 11, 20, 50, 599, 10_000])
 def test_quantiles(freedom: int):
     stats = pytest.importorskip("scipy.stats")
-    from kshot.intervals import student975
+    from kshot.scoring.intervals import student975
 
     assert student975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
 

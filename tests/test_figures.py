@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kshot.scores import Column, Scores
+from kshot.scoring.scores import Column, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 with pytest.MonkeyPatch.context() as patch:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kshot import checkpoint
-from kshot.estimators import FewShotClassifier, FileError, FileLimits, files
+from kshot.apps import FewShotClassifier, FileError, FileLimits
+from kshot.apps.classify import files
 from kshot.families.images.settings import ImageRecipe, build
+from kshot.storage import checkpoint
 
 TINY = ImageRecipe(data="glyphs", width=2, size=16, ways=2)
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import keys, losses, seeding, tree
 from kshot import nn as knn
 from kshot.core import PADDING, Batch, Experience, Learner, Rows, Stream
-from kshot.fold import ByGradient, Minibatches, Optimiser, Trained, fold
-from kshot.folding import Folding
-from kshot.loop import Outer, loop
+from kshot.engine.fold import ByGradient, Minibatches, Optimiser, Trained, fold
+from kshot.numerics import keys, losses, seeding, tree
+from kshot.training.folding import Folding
+from kshot.training.loop import Outer, loop
 
 WAYS, FEATURES, SEEDS = 4, 6, (0, 1, 2)
 DOUBLE = torch.float64
@@ -610,7 +610,7 @@ def test_a_fold_that_was_killed_is_resumed_to_the_bit(tmp_path: Path):
 
 
 def test_a_fold_is_resumed_as_it_was_or_not_at_all(tmp_path: Path):
-    from kshot.checkpoint import CheckpointError
+    from kshot.storage.checkpoint import CheckpointError
 
     for record in run(folding("replay", True), tmp_path):
         if record.step == 4:

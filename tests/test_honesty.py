@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kshot import checkpoint, cli, families, testing
+from kshot import cli, families, testing
 from kshot.core import Batch, Task
-from kshot.evaluate import evaluate, is_transductive
 from kshot.learners import build
 from kshot.nn import MLP, Conv4
-from kshot.train import meta_train
+from kshot.scoring.evaluate import evaluate, is_transductive
+from kshot.storage import checkpoint
+from kshot.training.meta import meta_train
 
 
 def test_more_classes_than_the_learner_has_room_for_is_an_error() -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import models
-from kshot.estimators import FewShotClassifier, FileError
-from kshot.models import hub
+from kshot.apps import FewShotClassifier, FileError
+from kshot.apps.classify import models
+from kshot.apps.classify.models import hub
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import seeding
 from kshot.core import Batch, Learner, Task
-from kshot.distributions import Gaussian
-from kshot.evaluate import _binned, _ece, evaluate
-from kshot.intervals import interval95, jackknife, proportion95
-from kshot.likelihood import _SHARES, _calibration
-from kshot.scores import Column, Scores, mean, over_seeds, paired_difference, table
+from kshot.numerics import seeding
+from kshot.numerics.distributions import Gaussian
+from kshot.scoring.classes import _binned, _ece
+from kshot.scoring.density import _SHARES, _calibration
+from kshot.scoring.evaluate import evaluate
+from kshot.scoring.intervals import interval95, jackknife, proportion95
+from kshot.scoring.scores import Column, Scores, mean, over_seeds, paired_difference, table
 from kshot.tasks import FunctionMixture, GaussianProcess, PredatorPrey, Sinusoid, published
-from kshot.tasks.processes import Hyper, Oracle
+from kshot.tasks.functions.processes import Hyper, Oracle
 
 SIZES = {
     "20 equal": [16] * 20,

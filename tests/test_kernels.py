@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot import engine, kernels
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import Batch, Task
 from kshot.learners import build
+from kshot.nn import kernels
 
 DOUBLE = torch.float64
 needed = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.reason()}")
@@ -195,7 +196,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-TELL = "from kshot import kernels; print(kernels.available(), kernels.reason())"
+TELL = "from kshot.nn import kernels; print(kernels.available(), kernels.reason())"
 
 
 @needed

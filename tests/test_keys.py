@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kshot import keys, seeding
+from kshot.numerics import keys, seeding
 
 
 def splitmix(seed: int, count: int) -> list[int]:

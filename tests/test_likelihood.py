@@ -13,15 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import checkpoint, families, functions, likelihood, seeding, tree
+from kshot import families
 from kshot.core import Batch, Task
-from kshot.distributions import Gaussian
-from kshot.evaluate import evaluate
-from kshot.joint import joint_log_prob, joint_sample
 from kshot.learners import build
-from kshot.learners._process import Memory, Remembering
-from kshot.tasks.processes import GaussianProcess, Hyper, posterior
-from kshot.train import meta_train
+from kshot.learners.processes._process import Memory, Remembering
+from kshot.numerics import seeding, tree
+from kshot.numerics.distributions import Gaussian
+from kshot.scoring import density
+from kshot.scoring.autoregressive import joint_log_prob, joint_sample
+from kshot.scoring.evaluate import evaluate
+from kshot.storage import checkpoint
+from kshot.tasks.functions import registry
+from kshot.tasks.functions.processes import GaussianProcess, Hyper, posterior
+from kshot.training.meta import meta_train
 
 ONE: dict[str, Any] = {"length": (0.5, 0.5), "scale": (0.8, 0.8), "noise": 0.1}
 
@@ -54,7 +58,7 @@ def test_the_exact_posterior_has_no_gap(ragged: bool) -> None:
     assert result.num_tasks == 640
     assert result.draws == (640 if ragged else 40)
     count = 640 * 8  # values are not independent
-    for level in likelihood.LEVELS:
+    for level in density.LEVELS:
         share = result[f"coverage {100 * level:g}"].mean
         assert share == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / count))
     assert result["calibration"].mean < 0.01
@@ -112,8 +116,8 @@ def test_values_alone_need_a_noise() -> None:
     learner = build("maml", torch.nn.Linear(1, 1), 1, inner_lr=0.01)
     assert evaluate(learner, tasks, 16).metric == "mse"
     with pytest.raises(ValueError, match="pass noise"):
-        evaluate(learner, tasks, 16, measure=likelihood.Densities())
-    noise = likelihood.noise_of(learner, tasks, 64)
+        evaluate(learner, tasks, 16, measure=density.Densities())
+    noise = density.noise_of(learner, tasks, 64)
     result = evaluate(learner, tasks, 64, noise=noise)
     assert result.metric == "log_likelihood"
     assert result["mse"].mean == pytest.approx(noise**2, rel=0.5)
@@ -177,7 +181,7 @@ def test_recipes_and_commands(tmp_path: Path) -> None:
     assert len(wrong.stderr.splitlines()) == 1
     for name in ("gp-rbg", "np-sawtooth:there", "gp-rbf:beyond"):
         with pytest.raises(ValueError, match="choose from sinusoid"):
-            functions.make(name)
+            registry.make(name)
 
 
 def test_ragged_batches_are_scored_as_single_tasks() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kshot import seeding, tree
-from kshot.linear import conjugate_gradient
+from kshot.numerics import seeding, tree
+from kshot.numerics.linear import conjugate_gradient
 
 SIZE = 12
 

@@ -20,11 +20,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import checkpoint, seeding
-from kshot.checkpoint import CheckpointError
-from kshot.loop import NonFiniteLoss, Optimiser, Outer, Update, loop
-from kshot.parallel import RankLost, World
-from kshot.scores import Column, Scores
+from kshot.engine.processes import RankLost, World
+from kshot.numerics import seeding
+from kshot.scoring.scores import Column, Scores
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError
+from kshot.training.loop import NonFiniteLoss, Optimiser, Outer, Update, loop
 
 OUTER = Outer(steps=7, save_every=2, val_every=3, seed=5)
 

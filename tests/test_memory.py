@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import engine, memory
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import Task, to
+from kshot.engine import rematerialise
 from kshot.learners import build
-from kshot.learners.mamlpp import MAMLpp
+from kshot.learners.gradient.mamlpp import MAMLpp
 from kshot.testing import Clusters
 
 
@@ -32,12 +33,12 @@ def test_the_gradient_is_that_of_the_function_itself() -> None:
         return {"w": params["w"] - rate * times * params["w"].sin()}
 
     def twice() -> Tensor:
-        once = memory.recomputed(step, {"w": w}, rate, 2)
-        return memory.recomputed(step, once, rate, 2)["w"].square().sum()
+        once = rematerialise.recomputed(step, {"w": w}, rate, 2)
+        return rematerialise.recomputed(step, once, rate, 2)["w"].square().sum()
 
     wanted = torch.autograd.grad(twice(), [w, rate])
     assert calls == [True] * 2
-    with memory.frugal():
+    with rematerialise.frugal():
         value = twice()
     assert calls[2:] == [False] * 2  # nothing is kept
     found = torch.autograd.grad(value, [w, rate])
@@ -54,25 +55,27 @@ def test_nested_calls_keep_one_graph_at_a_time() -> None:
         return w
 
     def pair(w: Tensor) -> Tensor:
-        return memory.recomputed(step, memory.recomputed(step, w))
+        return rematerialise.recomputed(step, rematerialise.recomputed(step, w))
 
     def four(w: Tensor) -> Tensor:
-        return memory.recomputed(pair, memory.recomputed(pair, w)).square().sum()
+        return rematerialise.recomputed(pair, rematerialise.recomputed(pair, w)).square().sum()
 
     def take(frugal: bool) -> Tensor:
-        with memory.frugal(frugal):
+        with rematerialise.frugal(frugal):
             return torch.autograd.grad(four(w), w)[0]
 
     torch.testing.assert_close(take(True), take(False), rtol=0, atol=0)
-    kept, anew = (memory.peak_bytes(lambda frugal=frugal: take(frugal), [w]) / w.nbytes for frugal in (False, True))
+    kept, anew = (
+        rematerialise.peak_bytes(lambda frugal=frugal: take(frugal), [w]) / w.nbytes for frugal in (False, True)
+    )
     assert kept > 80  # every sine of every step
     assert anew < 28  # those of one step, and the weights between
 
 
 def test_finite_differences_agree() -> None:
     def loss(x: Tensor) -> Tensor:
-        with memory.frugal():
-            return memory.recomputed(lambda x: (x.exp() * x).cumsum(0), x).square().sum()
+        with rematerialise.frugal():
+            return rematerialise.recomputed(lambda x: (x.exp() * x).cumsum(0), x).square().sum()
 
     x = torch.randn(4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, x)
@@ -84,18 +87,18 @@ def test_mapped(chunk_size: int | None) -> None:
     x = torch.randn(5, 3, dtype=torch.float64)
 
     def loss(x: Tensor) -> Tensor:
-        return memory.recomputed(lambda w, x: torch.func.grad(lambda w: (w @ x).tanh())(w), w, x).square().sum()
+        return rematerialise.recomputed(lambda w, x: torch.func.grad(lambda w: (w @ x).tanh())(w), w, x).square().sum()
 
     wanted = torch.autograd.grad(torch.stack([loss(row) for row in x]).sum(), w)[0]
-    with memory.frugal():
+    with rematerialise.frugal():
         value = torch.vmap(loss, chunk_size=chunk_size)(x).sum()
     torch.testing.assert_close(torch.autograd.grad(value, w)[0], wanted, rtol=1e-13, atol=1e-15)
 
 
 def test_differentiating_again_is_refused() -> None:
     x = torch.tensor(2.0, requires_grad=True)
-    with memory.frugal():
-        value = memory.recomputed(lambda x: x**3, x)
+    with rematerialise.frugal():
+        value = rematerialise.recomputed(lambda x: x**3, x)
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         torch.autograd.grad(value, x, create_graph=True)
 
@@ -103,8 +106,8 @@ def test_differentiating_again_is_refused() -> None:
 def test_an_argument_that_needs_no_gradient_gets_none() -> None:
     a, mask = torch.randn(3, requires_grad=True), torch.tensor([True, False, True])
     b = torch.randn(3)
-    with memory.frugal():
-        out = memory.recomputed(lambda a, b, mask, none: torch.where(mask, a * b, b), a, b, mask, None)
+    with rematerialise.frugal():
+        out = rematerialise.recomputed(lambda a, b, mask, none: torch.where(mask, a * b, b), a, b, mask, None)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), a)[0], torch.where(mask, b, 0))
     assert b.grad is None
 
@@ -113,15 +116,15 @@ def test_frugal_is_of_its_thread_and_ends() -> None:
     from threading import Thread
 
     seen = []
-    with memory.frugal():
-        thread = Thread(target=lambda: seen.append(memory.is_frugal()))
+    with rematerialise.frugal():
+        thread = Thread(target=lambda: seen.append(rematerialise.is_frugal()))
         thread.start()
         thread.join()
-        with memory.frugal(False):
-            seen.append(memory.is_frugal())
-        assert memory.is_frugal()
+        with rematerialise.frugal(False):
+            seen.append(rematerialise.is_frugal())
+        assert rematerialise.is_frugal()
     assert seen == [False, False]
-    assert not memory.is_frugal()
+    assert not rematerialise.is_frugal()
 
 
 # ---------------------------------------------------------------------------------------------------- many inner steps
@@ -143,7 +146,7 @@ def test_ten_steps_take_the_memory_of_one(name: str, queries: int) -> None:
             return engine.meta_gradient(learner, tasks, engine.Plan("loop", frugal=frugal))[0]
 
         gradients[steps, frugal] = take()
-        bytes_of[steps, frugal] = memory.peak_bytes(take, learner.parameters())
+        bytes_of[steps, frugal] = rematerialise.peak_bytes(take, learner.parameters())
     assert bytes_of[10, True] <= 1.5 * bytes_of[1, False], bytes_of
     assert bytes_of[10, False] > 2 * bytes_of[10, True], bytes_of  # or there was nothing to save
     for key, wanted in gradients[10, False].items():
@@ -162,12 +165,12 @@ def test_bytes_are_counted_while_they_live() -> None:
         b.add_(1)
         torch.ones(500)  # 4000 + 2000
 
-    assert memory.peak_bytes(work) == 8000
+    assert rematerialise.peak_bytes(work) == 8000
 
 
 def test_what_a_graph_keeps_is_counted_and_what_is_beside_is_not() -> None:
     w = torch.zeros(1000, requires_grad=True)
-    assert memory.peak_bytes(lambda: w.add_(0) if False else w.detach().add_(1), [w]) == 0
+    assert rematerialise.peak_bytes(lambda: w.add_(0) if False else w.detach().add_(1), [w]) == 0
     x = torch.rand(1000)
 
     def chain(n: int) -> Tensor:
@@ -176,11 +179,11 @@ def test_what_a_graph_keeps_is_counted_and_what_is_beside_is_not() -> None:
             y = y.sin()
         return y
 
-    assert [memory.peak_bytes(lambda n=n: chain(n), [w, x]) for n in (0, 1, 5)] == [4000, 8000, 24000]
+    assert [rematerialise.peak_bytes(lambda n=n: chain(n), [w, x]) for n in (0, 1, 5)] == [4000, 8000, 24000]
     with torch.no_grad():
-        assert memory.peak_bytes(lambda: chain(5), [w, x]) == 8000
+        assert rematerialise.peak_bytes(lambda: chain(5), [w, x]) == 8000
 
 
 def test_free_memory_is_told() -> None:
-    free = memory.available(torch.device("cpu"))
+    free = rematerialise.available(torch.device("cpu"))
     assert free is None or free > 2**20

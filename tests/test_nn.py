@@ -11,10 +11,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kshot import nn as knn
-from kshot import tree
+from kshot.nn import normalisation
+from kshot.numerics import tree
 
 DOUBLE = torch.float64
-CHOICE = knn._plain  # the real one; the fixture below replaces the name
+CHOICE = normalisation._plain  # the real one; the fixture below replaces the name
 
 
 def norm(channels: int = 3, population: bool = False) -> knn.BatchNorm:
@@ -30,7 +31,7 @@ def norm(channels: int = 3, population: bool = False) -> knn.BatchNorm:
 def path(request, monkeypatch):
     """Both ways of normalising: torch's fused one is taken outside functorch alone, ours wherever it is asked to be."""
     if request.param == "composed":
-        monkeypatch.setattr(knn, "_plain", lambda mask: False)
+        monkeypatch.setattr(normalisation, "_plain", lambda mask: False)
 
 
 def test_the_fused_path_is_taken_outside_functorch_alone():
@@ -387,7 +388,7 @@ def test_converted_norms_equal_torchs_and_can_be_mapped(kind):
     for p in theirs.parameters():
         nn.init.uniform_(p, 0.5, 1.5)
     ours = knn.convert(copy.deepcopy(theirs))
-    assert type(ours).__module__ == "kshot.nn"
+    assert type(ours).__module__ == "kshot.nn.normalisation"
     assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
     x = torch.randn(5, *shape, dtype=DOUBLE)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from kshot.core import Batch, Task
-from kshot.parallel import ALONE, World, join
+from kshot.engine.processes import ALONE, World, join
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo here")
 SINUSOID = ("sinusoid-maml", "--budget", "quick", "--strategy", "vmap", "--val-tasks", "4", "--batch", "5")

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from kshot import checkpoint, engine, memory, planning
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import Batch, Learner, Task, to
-from kshot.engine import OutOfMemory, Plan, Trial
+from kshot.engine import OutOfMemory, Plan, Trial, gradients, planning, rematerialise
 from kshot.learners import build
-from kshot.learners.maml import MAML
+from kshot.learners.gradient.maml import MAML
+from kshot.storage import checkpoint
 from kshot.testing import Clusters
-from kshot.train import Outer, meta_train
+from kshot.training.meta import Outer, meta_train
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def clock_says(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> li
         now[0] += seconds[strategy.name]
         return original(learner, tasks, strategy, chunk_size)
 
-    monkeypatch.setattr(engine, "meta_gradient", meta_gradient)
+    monkeypatch.setattr(gradients, "meta_gradient", meta_gradient)
     monkeypatch.setattr(planning, "clock", lambda device: now[0])
     return taken
 
@@ -131,7 +132,7 @@ def test_what_matters_is_in_the_key() -> None:
 
 def bytes_of(strategy: str, frugal: bool = False) -> int:
     one, how = convolving(), Plan("vmap" if strategy == "vmap" else "loop", frugal=frugal)
-    return memory.peak_bytes(lambda: engine.meta_gradient(one, images(1), how), one.parameters())
+    return rematerialise.peak_bytes(lambda: engine.meta_gradient(one, images(1), how), one.parameters())
 
 
 def test_a_limit_makes_chunks_and_fewer_threads() -> None:
@@ -139,7 +140,7 @@ def test_a_limit_makes_chunks_and_fewer_threads() -> None:
     found = planning.plan(convolving(), images(), "vmap", memory_limit=3 * each + each // 2)
     assert (found.strategy, found.chunk_size, found.frugal) == ("vmap", 3, False)
     one = convolving()
-    assert memory.peak_bytes(lambda: engine.meta_gradient(one, images(), found), one.parameters()) <= 3.5 * each
+    assert rematerialise.peak_bytes(lambda: engine.meta_gradient(one, images(), found), one.parameters()) <= 3.5 * each
     single = bytes_of("loop")
     found = planning.plan(convolving(), images(), "threads", memory_limit=int(1.5 * single))
     assert (found.strategy, found.threads, found.frugal) == ("threads", 1, False)
@@ -153,7 +154,7 @@ def test_a_limit_below_one_task_keeps_no_graphs_and_the_gradient_stays() -> None
     found = planning.plan(convolving(), images(), "loop", memory_limit=limit)
     assert found.frugal
     one = convolving()
-    assert memory.peak_bytes(lambda: engine.meta_gradient(one, images(), found), one.parameters()) <= limit * 1.1
+    assert rematerialise.peak_bytes(lambda: engine.meta_gradient(one, images(), found), one.parameters()) <= limit * 1.1
     for mine, wanted in zip(
         engine.meta_gradient(one, images(), found)[0].values(),
         engine.meta_gradient(one, images(), "loop")[0].values(),
@@ -263,7 +264,7 @@ def test_a_first_estimate_that_does_not_fit_leads_to_the_frugal(monkeypatch: pyt
             raise OutOfMemory("graphs do not fit")
         return real(learner, tasks, strategy, chunk_size)
 
-    monkeypatch.setattr(engine, "meta_gradient", starved)
+    monkeypatch.setattr(gradients, "meta_gradient", starved)
     found = planning.plan(convolving(), images())
     assert found.frugal
     assert any("graphs do not fit" in trial.note for trial in found.tried)
@@ -272,7 +273,7 @@ def test_a_first_estimate_that_does_not_fit_leads_to_the_frugal(monkeypatch: pyt
 def test_a_moment_of_little_memory_is_not_remembered(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = (bytes_of("loop", frugal=True) + bytes_of("loop")) // 2
     with monkeypatch.context() as little:
-        little.setattr(memory, "available", lambda device: int(limit / planning.HEADROOM))
+        little.setattr(rematerialise, "available", lambda device: int(limit / planning.HEADROOM))
         assert planning.plan(convolving(), images()).frugal
     assert not own_cache.exists() or not list(own_cache.iterdir())
     assert not planning.plan(convolving(), images()).frugal
@@ -290,8 +291,8 @@ def test_the_plan_is_for_the_largest_share() -> None:
         seen.append(len(batch.query.x))
         return Plan("loop")
 
-    from kshot.parallel import World
-    from kshot.train import MetaGradient
+    from kshot.engine.processes import World
+    from kshot.training.meta import MetaGradient
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "plan", note)

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kshot.checkpoint import CheckpointError
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
 from kshot.plots import draw_episode, plot_context, plot_shots, plot_sinusoid, plot_steps
 from kshot.plots import scores as plots
-from kshot.scores import SHOWN, Column, Mode, Scores
+from kshot.scoring.scores import SHOWN, Column, Mode, Scores
+from kshot.storage.checkpoint import CheckpointError
 
 
 class Corner(Learner):
@@ -288,5 +288,8 @@ def test_matplotlib_is_imported_late():
     import subprocess
     import sys
 
-    code = "import sys, kshot.plots, kshot.evaluate; sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
+    code = (
+        "import sys, kshot.plots, kshot.scoring.evaluate; sys.exit('matplotlib' in sys.modules or 'rich' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from kshot import nn as knn
-from kshot import pretrain as module
-from kshot import seeding
-from kshot.checkpoint import CheckpointError, load
 from kshot.core import Batch, Learner
 from kshot.data.bank import Bank
-from kshot.evaluate import evaluate, evaluate_modes
-from kshot.learners.finetune import FineTune
-from kshot.learners.pixels import Pixels
-from kshot.learners.simpleshot import SimpleShot
-from kshot.pretrain import Classifier, calibrate, feature_mean, pretrain, restore, save
+from kshot.learners.gradient.finetune import FineTune
+from kshot.learners.metric.pixels import Pixels
+from kshot.learners.metric.simpleshot import SimpleShot
+from kshot.numerics import seeding
+from kshot.scoring.evaluate import evaluate, evaluate_modes
+from kshot.storage.checkpoint import CheckpointError, load
 from kshot.tasks import Episodes
-from kshot.train import NonFiniteLoss
+from kshot.training import pretrain as module
+from kshot.training.meta import NonFiniteLoss
+from kshot.training.pretrain import Classifier, calibrate, feature_mean, pretrain, restore, save
 
 SIZE = 16
 

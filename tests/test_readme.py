@@ -35,10 +35,11 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 
-from kshot import cli, data, families, functions, learners
+from kshot import cli, data, families, learners
 from kshot.cli._options import MISSING, explained
 from kshot.cli._options import read as read_words
 from kshot.cli.scores import Evaluate
+from kshot.tasks.functions import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -236,7 +237,7 @@ def check_values(settings: Any, words: list[str]) -> None:
         ValueError: there is no such data set, function or control task.
     """
     chosen = getattr(getattr(settings, "settings", None), "data", None) or getattr(settings, "data", None)
-    if isinstance(chosen, str) and not functions.is_function(chosen):
+    if isinstance(chosen, str) and not registry.is_function(chosen):
         data.options(chosen)
     for flag in ("--on", "--tasks"):
         for word in after(flag, words) if flag in words else ():
@@ -387,8 +388,8 @@ def exists(name: str) -> bool:
 
 
 def test_names_are_looked_up() -> None:
-    assert exists("kshot.learners.maml")
-    assert exists("kshot.estimators.familiar")
+    assert exists("kshot.learners.gradient.maml")
+    assert exists("kshot.apps.series.familiar")
     assert not exists("kshot.learners.nothing")
     assert not exists("kshot.nothing.more")
 

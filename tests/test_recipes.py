@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import families, learners, seeding, settings, tree
+from kshot import families, learners
 from kshot.core import Batch, Learner, Task
+from kshot.families.functions.recipes import functions, sinusoid
 from kshot.families.functions.settings import FunctionRecipe
 from kshot.families.images.settings import ImageRecipe
-from kshot.families.recipes import functions, sinusoid
-from kshot.functions import ROWS
+from kshot.numerics import seeding, tree
 from kshot.tasks import Sinusoid
+from kshot.tasks.functions.registry import ROWS
+from kshot.training import settings
 
 FUNCTIONS = functions.names()
 NAMES = [*families.family("images").recipes(), *sinusoid.names()]

@@ -25,14 +25,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from kshot import checkpoint, families, seeding
+from kshot import families
+from kshot.apps import FewShotRegressor
+from kshot.apps.series.familiar import familiar, unlike
+from kshot.apps.series.fitting import LeftOut, Trained, left_out, parts_of, trained, widened
 from kshot.core import Batch
-from kshot.estimators import FewShotRegressor
-from kshot.estimators.familiar import familiar, unlike
-from kshot.estimators.fitting import LeftOut, Trained, left_out, parts_of, trained, widened
 from kshot.learners import build
+from kshot.numerics import seeding
+from kshot.storage import checkpoint
 from kshot.tasks import GaussianProcess, Sinusoid
-from kshot.tasks.standardised import Standardised
+from kshot.tasks.functions.standardised import Standardised
 
 clone: Any = base.clone
 TASKS = GaussianProcess(
@@ -563,6 +565,6 @@ def test_any_distribution_of_functions_can_be_learned_from() -> None:
 
 
 def test_fitting_loads_no_scikit_learn() -> None:
-    code = "import sys, kshot.estimators.familiar, kshot.cli.curve; print('sklearn' in sys.modules)"
+    code = "import sys, kshot.apps.series.familiar, kshot.cli.curve; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

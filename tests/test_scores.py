@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from kshot.intervals import interval95, jackknife
-from kshot.scores import Column, Scores, by_primary, derived, mean, over_seeds, paired_difference, ratios, table
+from kshot.scoring.intervals import interval95, jackknife
+from kshot.scoring.scores import Column, Scores, by_primary, derived, mean, over_seeds, paired_difference, ratios, table
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 

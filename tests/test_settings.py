@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import checkpoint, families, models, settings
-from kshot.checkpoint import CheckpointError
-from kshot.estimators import fitting
+from kshot import families
+from kshot.apps.classify import models
+from kshot.apps.series import fitting
 from kshot.families.control.settings import ControlRecipe
 from kshot.families.functions.settings import FunctionRecipe
 from kshot.families.images.settings import ImageRecipe
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError
+from kshot.training import settings
 
 TINY = ImageRecipe(learner="maml", data="glyphs", width=2, size=16, ways=2)
 CURVE = FunctionRecipe(learner="cnp", data="gp-rbf")

@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot import checkpoint, engine, seeding, testing
-from kshot import loop as loop_module
+from kshot import engine, testing
 from kshot import nn as knn
-from kshot.checkpoint import CheckpointError
 from kshot.core import Batch, Learner, Task
+from kshot.engine.processes import World
 from kshot.learners import build
-from kshot.parallel import World
-from kshot.train import NonFiniteLoss, Outer, Record, meta_train, restore
+from kshot.numerics import seeding
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError
+from kshot.training import loop as loop_module
+from kshot.training.meta import NonFiniteLoss, Outer, Record, meta_train, restore
 
 # A child finds the kshot that is tested, installed or not.
 ROOT = str(Path(checkpoint.__file__).parents[1])

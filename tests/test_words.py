@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot import checkpoint, cli, families
+from kshot import cli, families
 from kshot.cli import listing, scores
 from kshot.cli._options import FEW, HIDDEN, MISSING, POSITIONAL, InputError, explained, options, read
 from kshot.cli.train import Train
-from kshot.settings import Recipe
+from kshot.storage import checkpoint
+from kshot.training.settings import Recipe
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 

@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from kshot import checkpoint, cli
-from kshot.checkpoint import CheckpointError, Held
+from kshot import cli
 from kshot.cli import classify, curve, scores, train
 from kshot.cli._shared import InputError, writable
 from kshot.cli.classify import COLUMNS, Fit, Predict, Report, _Table
 from kshot.cli.video import Video
+from kshot.families.control import video
 from kshot.families.control.settings import ControlRecipe
 from kshot.families.images.settings import ImageRecipe
-from kshot.rl import video
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError, Held
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from PIL import Image
 
 from kshot.cli._shared import write_record
 from kshot.data import load
-from kshot.intervals import interval95
+from kshot.scoring.intervals import interval95
 
 TASKS = {"omniglot": (20, 1, 10), "grocery": (5, 5, 40)}
 """Data -> classes, pictures of each, others of each (as far as there are so many)."""

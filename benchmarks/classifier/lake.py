@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from kshot import models
+from kshot.apps import FewShotClassifier
+from kshot.apps.classify import models
 from kshot.cli._shared import write_record
 from kshot.data import load, omniglot
-from kshot.estimators import FewShotClassifier
-from kshot.intervals import interval95
+from kshot.scoring.intervals import interval95
 
 
 @dataclass(frozen=True)

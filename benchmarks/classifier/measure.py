@@ -23,16 +23,17 @@ import torch
 import tyro
 from sklearn.metrics import roc_auc_score
 
-from kshot import learners, models
+from kshot import learners
+from kshot.apps import FewShotClassifier
+from kshot.apps.classify import models
 from kshot.cli._shared import write_record
 from kshot.core import Batch
 from kshot.data import load, scripts
 from kshot.data.bank import Bank
-from kshot.estimators import FewShotClassifier
-from kshot.evaluate import calibration_error
 from kshot.families.images.row import pixel_baseline
-from kshot.intervals import interval95
 from kshot.nn import Conv4
+from kshot.scoring.classes import calibration_error
+from kshot.scoring.intervals import interval95
 
 Pictures = list[np.ndarray]
 

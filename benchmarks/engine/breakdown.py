@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from kshot import engine, kernels
+from kshot import engine
 from kshot.cli._shared import write_record
 from kshot.learners import build
+from kshot.nn import kernels
 
 KINDS = {
     "convolution, backward": ("convolution_backward",),

@@ -4,8 +4,8 @@
     python benchmarks/engine/scaling.py processes --repeats 9
 
 MAML on a Conv4-64, 28x28, 5-way 1-shot. Memory is what tensors take at one time beside weights and data
-(`kshot.memory.peak_bytes`), time the median of some meta-gradients. "processes" starts `torchrun` with one and with two
-processes of one thread each, in turn, on 16 tasks of 15 queries; their norms must agree to six digits.
+(`kshot.engine.rematerialise.peak_bytes`), time the median of some meta-gradients. "processes" starts `torchrun` with
+one and with two processes of one thread each, in turn, on 16 tasks of 15 queries; their norms must agree to six digits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kshot import engine, memory, parallel
+from kshot import engine
 from kshot import nn as knn
 from kshot.cli._shared import write_record
 from kshot.core import Batch, Learner, Task
+from kshot.engine import processes, rematerialise
 from kshot.learners import build
 
 Part = Literal["tasks", "steps", "processes"]
@@ -57,7 +58,7 @@ def measured(one: Learner, tasks: Task, how: engine.Plan, repeats: int) -> dict[
         seconds.append(time.perf_counter() - began)
     threads = min(torch.get_num_threads(), len(tasks.query.x)) if how.strategy == "threads" else 1
     alone = engine.Plan("loop", frugal=how.frugal) if how.strategy == "threads" else how
-    taken = memory.peak_bytes(lambda: engine.meta_gradient(one, tasks, alone), one.parameters())
+    taken = rematerialise.peak_bytes(lambda: engine.meta_gradient(one, tasks, alone), one.parameters())
     return {"plan": how.name, "seconds": statistics.median(seconds[1:]), "all": seconds[1:], "bytes": threads * taken}
 
 
@@ -86,7 +87,7 @@ def by_steps(repeats: int) -> list[dict[str, Any]]:
 
 def work(repeats: int) -> None:
     """What each process of "processes" does: rank 0 prints the seconds of every step and of its messages."""
-    world, _ = parallel.join()
+    world, _ = processes.join()
     tasks = world.share(drawn(16, 15))
     one, seconds, sending, norm = learner(1), [], [], 0.0
     for _ in range(1 + repeats):
@@ -102,7 +103,7 @@ def work(repeats: int) -> None:
         norm = float(torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt())
     if world.leads:
         print(json.dumps({"seconds": seconds[1:], "sending": sending[1:], "norm": norm}))
-    parallel.leave(world)
+    processes.leave(world)
 
 
 def by_processes(repeats: int, rounds: int = 3) -> list[dict[str, Any]]:
@@ -156,7 +157,7 @@ def main(settings: Settings) -> None:
         columns = [name for name in rows[0] if name not in ("all", "norm")]
         table = Table(*columns, title=part)
         for row in rows:
-            shown = {**row, **({"bytes": memory.shown(row["bytes"])} if "bytes" in row else {})}
+            shown = {**row, **({"bytes": rematerialise.shown(row["bytes"])} if "bytes" in row else {})}
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(shown.get, columns)))
         console.print(table)
     write_record(settings.json, found, seeds={"weights": 0, "tasks": 1})

@@ -20,13 +20,15 @@ import torch
 import tyro
 from timed import train
 
-from kshot import checkpoint, functions, seeding
 from kshot.cli._shared import write_record
 from kshot.core import Learner
-from kshot.evaluate import evaluate
 from kshot.learners import names, process
-from kshot.learners.convcnp import ConvCNP
-from kshot.scores import finite
+from kshot.learners.processes.convcnp import ConvCNP
+from kshot.numerics import seeding
+from kshot.scoring.evaluate import evaluate
+from kshot.scoring.scores import finite
+from kshot.storage import checkpoint
+from kshot.tasks.functions import registry
 
 OURS = tuple(name for name in names("values", "own") if name != "convcnp2d")
 
@@ -64,7 +66,7 @@ class Settings:
 
 def trained(name: str, settings: Settings) -> tuple[Learner, int]:
     """The learner with its weights, from the folder or new, and its updates."""
-    inputs, outputs = functions.sizes(settings.train)
+    inputs, outputs = registry.sizes(settings.train)
     with seeding.seeded(settings.seed, "weights"):
         learner = process(name, inputs=inputs, outputs=outputs)
     kind = settings.train.replace(":", "_")
@@ -75,7 +77,7 @@ def trained(name: str, settings: Settings) -> tuple[Learner, int]:
         learner.load_state_dict({key.removeprefix("learner."): tensor for key, tensor in tensors.items()})
         return learner.eval(), int(info["updates"])
     updates = train(
-        learner, functions.make(settings.train), settings.minutes, settings.batch, settings.lr, settings.seed
+        learner, registry.make(settings.train), settings.minutes, settings.batch, settings.lr, settings.seed
     )
     checkpoint.save(path, learner.state_dict(), {"learner": name, "updates": updates})
     return learner.eval(), updates
@@ -85,7 +87,7 @@ def test(name: str, learner: Learner, settings: Settings) -> dict[str, Any]:
     """Figures for each sort of functions."""
     rows: dict[str, Any] = {}
     for data in settings.on:
-        tasks = functions.make(data, ragged=settings.ragged)
+        tasks = registry.make(data, ragged=settings.ragged)
         result = evaluate(learner, tasks, settings.tasks, 1, name=name, settings={"data": data})
         rows[data] = result.to_dict(per_task=False)
         print(*[f"{column} {result[column]}" for column in result.columns], sep=", ", flush=True)

@@ -26,12 +26,15 @@ from typing import Any
 import torch
 import tyro
 
-from kshot import checkpoint, families, functions, seeding
+from kshot import families
+from kshot.apps.series.fitting import Trained, packed
 from kshot.cli._shared import write_record
 from kshot.core import Batch, Task
-from kshot.estimators.fitting import Trained, packed
 from kshot.learners import process
+from kshot.numerics import seeding
+from kshot.storage import checkpoint
 from kshot.tasks import FunctionMixture, GaussianProcess, published
+from kshot.tasks.functions import registry
 
 GP = ("cnp", "np", "acnp", "anp", "bnp", "convcnp", "gnp", "convgnp", "tnpd")
 PUBLISHED = ("cnp", "acnp", "convcnp")
@@ -69,7 +72,7 @@ def ragged(data: str) -> Any:
     if data == "np-mixture":
         return FunctionMixture(*published("mixture", ragged=True).families, each=True)  # type: ignore[union-attr]
     if data == "varied":
-        return functions.make(data)
+        return registry.make(data)
     if data.startswith("np-"):
         return published(data.removeprefix("np-"), ragged=True)
     kernel: Any = data.removeprefix("gp-")
@@ -82,7 +85,7 @@ class Job:
     def __init__(self, told: str, settings: Settings, device: torch.device):
         self.data, self.name = told.split("/")
         self.told, self.settings, self.device, self.tasks = told, settings, device, ragged(self.data)
-        inputs, outputs = functions.sizes(self.data)
+        inputs, outputs = registry.sizes(self.data)
         own = families.recipe(told.replace("/", "-"), "paper").options
         self.own: dict[str, Any] = {"inputs": inputs, "outputs": outputs, **own}
         with seeding.seeded(settings.seed, "weights"):

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import tyro
 
-from kshot import seeding
+from kshot.apps.series.fitting import fit, trained
 from kshot.cli._shared import write_record
-from kshot.estimators.fitting import fit, trained
-from kshot.intervals import interval95
+from kshot.numerics import seeding
+from kshot.scoring.intervals import interval95
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
     python benchmarks/processes/recluster.py benchmarks/results/processes-gp-full.json ...
 
 The tasks of a draw share a number of points or a family, so an interval has to count draws
-(`kshot.intervals.interval95`). These records hold a mean and the half-width of an interval over tasks, not the tasks,
-and the weights that were tested are not kept; so the interval by draws cannot be computed, but it has a bound: the
-squared deviations of the G means of 16 tasks are at most those of all T tasks, `16 sum (m_g - m)^2 <= sum (x - m)^2`,
-with equality where the tasks of a draw are all alike. With the standard deviation s over tasks,
+(`kshot.scoring.intervals.interval95`). These records hold a mean and the half-width of an interval over tasks, not the
+tasks, and the weights that were tested are not kept; so the interval by draws cannot be computed, but it has a bound:
+the squared deviations of the G means of 16 tasks are at most those of all T tasks, `16 sum (m_g - m)^2 <= sum (x -
+m)^2`, with equality where the tasks of a draw are all alike. With the standard deviation s over tasks,
 
     half-width <= t(G - 1) s sqrt((T - 1) / (T (G - 1)))
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 
-from kshot.intervals import student975
+from kshot.scoring.intervals import student975
 
 BATCH = 16  # tasks of a draw
 

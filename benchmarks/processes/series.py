@@ -19,12 +19,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from kshot import seeding
+from kshot.apps.series.familiar import unlike
+from kshot.apps.series.fitting import Trained, fit, trained
 from kshot.cli._shared import write_record
-from kshot.estimators.familiar import unlike
-from kshot.estimators.fitting import Trained, fit, trained
-from kshot.intervals import interval95
-from kshot.tasks.curves import canadian, growth, lynx_hare
+from kshot.numerics import seeding
+from kshot.scoring.intervals import interval95
+from kshot.tasks.functions.curves import canadian, growth, lynx_hare
 
 
 @dataclass(frozen=True)

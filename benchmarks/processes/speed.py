@@ -24,10 +24,10 @@ import tyro
 from torch import Tensor
 
 from kshot import nn as knn
-from kshot import seeding
 from kshot.cli._shared import write_record
 from kshot.core import Learner, Task
 from kshot.learners import process
+from kshot.numerics import seeding
 from kshot.tasks import GaussianProcess
 
 SLOW = "gp fitted"  # timed in the first round alone

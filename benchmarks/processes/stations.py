@@ -18,14 +18,15 @@ import torch
 import tyro
 from timed import train
 
-from kshot import likelihood, seeding
 from kshot import nn as knn
 from kshot.cli._shared import write_record
 from kshot.core import Learner
-from kshot.evaluate import evaluate
-from kshot.intervals import interval95
 from kshot.learners import build
-from kshot.tasks.curves import Augmentation, Curves, canadian
+from kshot.numerics import seeding
+from kshot.scoring import density
+from kshot.scoring.evaluate import evaluate
+from kshot.scoring.intervals import interval95
+from kshot.tasks.functions.curves import Augmentation, Curves, canadian
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main(settings: Settings) -> int:
     for name in settings.learners:
         learner = made(name, settings.seed)
         updates = train(learner, training, settings.minutes, seed=settings.seed)
-        noise = likelihood.noise_of(learner, training) if name == "maml" else None
+        noise = density.noise_of(learner, training) if name == "maml" else None
         found = [evaluate(learner, one, settings.draws, 1, noise=noise, name=name) for one in stations]
         # Densities of degrees Celsius: those of standardised values less the logarithm of the factor.
         nats = [r.mean - math.log(degrees) for r in found]

@@ -7,8 +7,9 @@ import time
 
 import torch
 
-from kshot import engine, seeding
+from kshot import engine
 from kshot.core import Learner
+from kshot.numerics import seeding
 from kshot.tasks.base import TaskDistribution
 
 __all__ = ["train"]

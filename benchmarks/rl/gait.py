@@ -14,10 +14,10 @@ from typing import Annotated
 
 import tyro
 
-from kshot import seeding
 from kshot.families import load_run
 from kshot.families.control.settings import control
-from kshot.rl.learner import act
+from kshot.learners.policy.learner import act
+from kshot.numerics import seeding
 
 
 @dataclass

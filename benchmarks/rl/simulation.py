@@ -6,7 +6,7 @@ One control step of HalfCheetah-v5 is five physics steps. Rows, in steps a secon
 
     mj_step, one core     a loop of `mujoco.mj_step(model, data, 5)` on one core with random actions: a core's limit
     mj_step, all cores    the same in a process for each core at once: the machine's limit, of which shares are told
-    kshot                 `kshot.rl`: actions in, observations and rewards out
+    kshot                 `kshot.tasks.control`: actions in, observations and rewards out
     AsyncVectorEnv        gymnasium's, a process for each environment (as many as stated)
     SyncVectorEnv         gymnasium's, one after another
     EnvPool               where it is installed
@@ -58,7 +58,8 @@ def _raw(seconds: float, name: str = V5, together: Any = None) -> float:
     """Control steps a second of one simulation in a loop, its state put back after each 200."""
     import mujoco
 
-    from kshot.rl.control import Mujoco, family
+    from kshot.tasks.control.mujoco import Mujoco
+    from kshot.tasks.control.registry import family
 
     tasks = family(name)
     assert isinstance(tasks, Mujoco)
@@ -95,7 +96,8 @@ def _all_cores(seconds: float, name: str = V5) -> float:
 
 
 def _ours(count: int, backend: Literal["mujoco", "warp"] = "mujoco", name: str = V5) -> Callable[[float], float]:
-    from kshot.rl.control import Mujoco, family
+    from kshot.tasks.control.mujoco import Mujoco
+    from kshot.tasks.control.registry import family
 
     tasks = family(name)
     assert isinstance(tasks, Mujoco)
@@ -119,7 +121,8 @@ def _ours(count: int, backend: Literal["mujoco", "warp"] = "mujoco", name: str =
 def _warp_alone(count: int) -> Callable[[float], float]:
     import torch
 
-    from kshot.rl.control import Mujoco, family
+    from kshot.tasks.control.mujoco import Mujoco
+    from kshot.tasks.control.registry import family
 
     tasks = family("v5-cheetah-direction")
     assert isinstance(tasks, Mujoco)

@@ -125,8 +125,12 @@ def _said(error: BaseException) -> str:
 
 def _refusals() -> tuple[type[BaseException], ...]:
     """The errors that say what is wrong in a line. Those of modules that are not imported cannot have been raised."""
-    own = {"kshot.checkpoint": "CheckpointError", "kshot.engine": "OutOfMemory", "kshot.loop": "NonFiniteLoss"}
-    own |= {"kshot.parallel": "RankLost"}
+    own = {
+        "kshot.storage.checkpoint": "CheckpointError",
+        "kshot.engine": "OutOfMemory",
+        "kshot.training.loop": "NonFiniteLoss",
+    }
+    own |= {"kshot.engine.processes": "RankLost"}
     found = [getattr(sys.modules[module], name) for module, name in own.items() if module in sys.modules]
     return (ValueError, ImportError, OSError, *found)
 

@@ -158,7 +158,7 @@ def a_file(path: Path, what: str, made_by: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    from kshot.checkpoint import write_beside
+    from kshot.storage.checkpoint import write_beside
 
     write_beside(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
@@ -185,7 +185,7 @@ def write_record(
     """
     if path is None:
         return
-    from kshot.checkpoint import versions
+    from kshot.storage.checkpoint import versions
 
     known = {**versions(), **{name: _version(name) for name in packages}}
     head = {

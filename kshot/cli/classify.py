@@ -21,7 +21,7 @@ from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, a_file, command, console, load_torch, machine, writable, write_json
 
 if TYPE_CHECKING:
-    from kshot.estimators import FewShotClassifier
+    from kshot.apps import FewShotClassifier
 
 __all__ = ["Fit", "Predict", "Report"]
 
@@ -63,7 +63,7 @@ class Fit:
         load_torch()
         from kshot.data import folder
         from kshot.data.images import frames, open_image, square
-        from kshot.intervals import proportion95
+        from kshot.scoring.intervals import proportion95
 
         found = folder.survey(self.support)
         say, bad, several = console(), [], []
@@ -173,8 +173,8 @@ class Predict:
         load_torch()
         from rich.progress import Progress
 
-        from kshot.checkpoint import locked
         from kshot.data.sources import gather
+        from kshot.storage.checkpoint import locked
 
         if self.sort_into is not None:
             writable(self.sort_into / "CLASS")
@@ -246,7 +246,7 @@ class Predict:
         if self.dry_run:
             console().print(f"{file} -> {target}")
         elif not target.exists():
-            from kshot.checkpoint import write_beside
+            from kshot.storage.checkpoint import write_beside
 
             write_beside(target, lambda part: shutil.copy2(file, part), flush=False)
 
@@ -264,14 +264,14 @@ class Report:
         writable(self.html)
         _a_classifier(self.classifier, "report")
         load_torch()
-        from kshot.checkpoint import write_beside
+        from kshot.storage.checkpoint import write_beside
 
         html = self.html or self.classifier.with_suffix(".html")
         writable(html)
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not pictures: there is nothing to show")
-        from kshot.report import page
+        from kshot.apps.classify.report import page
 
         text = page(classifier, self.classifier.stem)
         write_beside(html, lambda path: path.write_text(text, "utf-8") and None)
@@ -297,7 +297,7 @@ def _a_classifier(path: Path, name: str, others: Sequence[str] = ()) -> None:
 def _estimator() -> type[FewShotClassifier]:
     load_torch()
     try:
-        from kshot.estimators import FewShotClassifier
+        from kshot.apps import FewShotClassifier
     except ImportError as error:
         raise InputError("this command needs scikit-learn: pip install 'kshot[sklearn]'") from error
     return FewShotClassifier
@@ -313,7 +313,7 @@ class _Table:
 
     def __init__(self, path: Path | None, head: dict[str, Any], resume: bool, columns: list[str]):
         self.path, self.done, self.columns = path, set[str](), columns
-        from kshot.checkpoint import write_beside
+        from kshot.storage.checkpoint import write_beside
 
         self.part = path.with_name(f".{path.name}.part") if path is not None else None
         if self.part is None:
@@ -347,7 +347,7 @@ class _Table:
         os.truncate(part, whole)
 
     def add(self, rows: list[dict[str, str]]) -> None:
-        from kshot.checkpoint import append, writing
+        from kshot.storage.checkpoint import append, writing
 
         if self.part is None or self.path is None:
             return
@@ -356,7 +356,7 @@ class _Table:
 
     def finish(self, files: set[str]) -> None:
         """The CSV, of the rows of these files."""
-        from kshot.checkpoint import write_beside
+        from kshot.storage.checkpoint import write_beside
 
         if self.path is None or self.part is None:
             return

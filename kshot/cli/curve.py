@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from kshot import seeding
-from kshot.checkpoint import write_beside
 from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, console, one_thread, writable
+from kshot.numerics import seeding
+from kshot.storage.checkpoint import write_beside
 
 if TYPE_CHECKING:
-    from kshot.estimators.fitting import Fitted
-    from kshot.tasks.curves import CurveTable
+    from kshot.apps.series.fitting import Fitted
+    from kshot.tasks.functions.curves import CurveTable
 
 __all__ = ["Curve"]
 
@@ -73,8 +73,8 @@ class Curve:
 
     @one_thread()
     def run(self) -> int:
-        from kshot.estimators.fitting import trained
-        from kshot.tasks.curves import read_csv
+        from kshot.apps.series.fitting import trained
+        from kshot.tasks.functions.curves import read_csv
 
         if not self.file.is_file():
             what = "it is a folder: name a file in it" if self.file.is_dir() else "no such file"
@@ -176,8 +176,8 @@ def _answered(
     samples: int,
     seed: int,
 ) -> _Answered:
-    from kshot.estimators.familiar import unlike
-    from kshot.estimators.fitting import fit
+    from kshot.apps.series.familiar import unlike
+    from kshot.apps.series.fitting import fit
 
     x, here = table.x, ~y.isnan()
     places = x[there] if asked is None else asked
@@ -348,7 +348,7 @@ def _word(table: CurveTable) -> Callable[[float], str]:
 
 def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     """The places `[M]` of a file, counted as the table counts."""
-    from kshot.tasks import curves
+    from kshot.tasks.functions import curves
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kshot import checkpoint, families
+from kshot import families
 from kshot.cli._shared import InputError, console, writable
 from kshot.cli.scores import Figures, tested
 from kshot.cli.train import Train
+from kshot.storage import checkpoint
 
 __all__ = ["Demo"]
 

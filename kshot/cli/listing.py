@@ -11,7 +11,7 @@ from kshot.cli._options import POSITIONAL
 from kshot.cli._shared import InputError, load_torch, write_json
 
 if TYPE_CHECKING:
-    from kshot.rl.control import Control
+    from kshot.tasks.control.control import Control
 
 __all__ = ["Data", "List"]
 
@@ -127,7 +127,7 @@ class _Recipe(NamedTuple):
 
 def _recipes() -> dict[str, _Recipe]:
     from kshot import families
-    from kshot.families import recipes
+    from kshot.families.images import recipes
 
     taken = json.loads((Path(recipes.__file__).parent / "seconds.json").read_text("utf-8"))["recipes"]
     rows = {}
@@ -168,16 +168,16 @@ def _show_recipes(rows: dict[str, _Recipe], total: int) -> None:
 
 
 def _tasks() -> dict[str, str]:
-    from kshot.functions import NAMES, ROWS
-    from kshot.rl.control import families
+    from kshot.tasks.control.registry import families
+    from kshot.tasks.functions.registry import NAMES, ROWS
 
     rows = {name: _sizes(make()) for name, make in families().items()}
     return rows | {name: f"functions: {ROWS[name].source}" for name in ("sinusoid", *NAMES)}
 
 
 def _models() -> dict[str, str]:
-    from kshot import models
-    from kshot.estimators import fitting
+    from kshot.apps.classify import models
+    from kshot.apps.series import fitting
 
     rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
     rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}

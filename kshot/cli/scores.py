@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from kshot import checkpoint, families
+from kshot import families
 from kshot.cli._options import MISSING, POSITIONAL
 from kshot.cli._shared import InputError, console, writable, write_record
 from kshot.families import Table, Test
-from kshot.settings import Run
+from kshot.storage import checkpoint
+from kshot.training.settings import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None
     """Print tables and write figures."""
     from rich.measure import Measurement
 
-    from kshot.scores import table
+    from kshot.scoring.scores import table
 
     say = console()
     for own in tables:

@@ -32,7 +32,7 @@ class Serve:
     def run(self) -> int:
         load_torch()
         try:
-            from kshot.serve import Refused, bounded_log, create_app, server
+            from kshot.apps.classify.serve import Refused, bounded_log, create_app, server
         except ImportError as error:
             raise InputError(f"this command needs more: pip install 'kshot[web]' ({error})") from error
         token = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 
-from kshot import checkpoint, families, learners, parallel, settings
+from kshot import families, learners
 from kshot.cli._options import HIDDEN, explained, read, section
 from kshot.cli._shared import (
     InputError,
@@ -26,12 +26,15 @@ from kshot.cli._shared import (
     writable,
     write_json,
 )
+from kshot.engine import processes
 from kshot.families import Job, Machine
-from kshot.loop import Outer, refuse_a_run_in
-from kshot.settings import Recipe
+from kshot.storage import checkpoint
+from kshot.training import settings
+from kshot.training.loop import Outer, refuse_a_run_in
+from kshot.training.settings import Recipe
 
 if TYPE_CHECKING:
-    from kshot.loop import Record
+    from kshot.training.loop import Record
 
 __all__ = ["Train"]
 
@@ -91,7 +94,7 @@ class Train:
             return self._trained(job, recipe, say, out, resume)
         finally:
             torch.use_deterministic_algorithms(deterministic)
-            parallel.leave(job.world if job is not None else parallel.ALONE)
+            processes.leave(job.world if job is not None else processes.ALONE)
 
     def _trained(self, job: Job, recipe: Recipe, say: Any, out: Path, resume: bool) -> int:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

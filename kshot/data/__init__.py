@@ -21,9 +21,9 @@ from typing import Any
 
 from kshot.data.arrays import from_arrays, from_dataset
 from kshot.data.bank import Bank, DataError, split_names
-from kshot.data.download import DownloadError, fetch
 from kshot.data.sets import SETS, DataSet
-from kshot.places import cache_dir, data_dir
+from kshot.storage.download import DownloadError, fetch
+from kshot.storage.places import cache_dir, data_dir
 
 __all__ = [
     "SETS",

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kshot.places import cache_dir
+from kshot.storage.places import cache_dir
 
 __all__ = ["Bank", "DataError", "cached", "split_names"]
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from kshot.data.bank import Bank, DataError
-from kshot.data.download import fetch
 from kshot.data.images import MAX_BYTES, ImageError, read_file
-from kshot.places import data_dir
+from kshot.storage.download import fetch
+from kshot.storage.places import data_dir
 
 __all__ = ["SETS", "download", "load_split", "read_idx"]
 

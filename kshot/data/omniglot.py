@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from kshot.data.bank import Bank, DataError, _few, cached, identity
-from kshot.data.download import fetch
 from kshot.data.images import open_image
 from kshot.data.sources import Source
-from kshot.places import data_dir
+from kshot.storage.download import fetch
+from kshot.storage.places import data_dir
 
 __all__ = ["DRAWINGS", "FILES", "Run", "class_splits", "download", "load_all", "one_shot_runs"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kshot.data import folder, glyphs, idx, omniglot
 from kshot.data.bank import Bank
-from kshot.places import data_dir
+from kshot.storage.places import data_dir
 
 __all__ = ["SETS", "DataSet"]
 

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from kshot import checkpoint, settings
 from kshot.core import Learner
+from kshot.engine.processes import ALONE, World
 from kshot.learners import REGISTRY, Payload, row
-from kshot.loop import Outer, Record, Stepper, loop
-from kshot.parallel import ALONE, World
-from kshot.scores import Scores
-from kshot.settings import Recipe, Run
+from kshot.scoring.scores import Scores
+from kshot.storage import checkpoint
+from kshot.training import settings
+from kshot.training.loop import Outer, Record, Stepper, loop
+from kshot.training.settings import Recipe, Run
 
 __all__ = [
     "FAMILIES",
@@ -111,7 +112,7 @@ class Baseline(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What `kshot.loop.loop` needs for a training.
+    """What `kshot.training.loop.loop` needs for a training.
 
     Attributes:
         family: the name of its row.
@@ -132,7 +133,9 @@ class Job(NamedTuple):
     more: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
 
     def records(self, **options: Any) -> Iterator[Record]:
-        """The training: a record of each step; `options` as of `kshot.loop.loop` (out, resume, stop, overwrite)."""
+        """The training: a record of each step; `options` as of `kshot.training.loop.loop` (out, resume, stop,
+        overwrite).
+        """
         given = {"family": self.family, "settings": self.settings, "val": self.val, "world": self.world}
         return loop(self.stepper, self.outer, **given, **self.more, **options)
 
@@ -271,10 +274,10 @@ def train(recipe: Recipe, where: Machine | None = None, say: Say = print, **opti
         recipe: of any family.
         where: a `machine` of its family; None: the usual one.
         say: prints a line.
-        options: as of `kshot.loop.loop`: out, resume, stop, overwrite.
+        options: as of `kshot.training.loop.loop`: out, resume, stop, overwrite.
 
     Raises:
-        ValueError: settings or tasks that cannot be used; and what `kshot.loop.loop` raises.
+        ValueError: settings or tasks that cannot be used; and what `kshot.training.loop.loop` raises.
     """
     own = family(recipe.family)
     return own.job(recipe, where or own.machine(), say).records(**options)
@@ -343,7 +346,7 @@ def rebuild(
     Args:
         tensors, info: of `checkpoint.load`.
         path: named in errors.
-        size, steps: what its settings may ask for, see `kshot.settings.check_limits`.
+        size, steps: what its settings may ask for, see `kshot.training.settings.check_limits`.
 
     Raises:
         CheckpointError: weights of another learner or network.

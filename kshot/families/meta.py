@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from kshot import engine, memory, parallel
+from kshot import engine
 from kshot.core import Learner
+from kshot.engine import processes, rematerialise
 from kshot.families import Job, Machine, Say
-from kshot.settings import NetworkRecipe
 from kshot.tasks.base import TaskDistribution
-from kshot.train import MetaGradient, validation
+from kshot.training.meta import MetaGradient, validation
+from kshot.training.settings import NetworkRecipe
 
 __all__ = ["GradientMachine", "gradient_job"]
 
@@ -67,7 +68,7 @@ def gradient_job(
     Raises:
         ValueError: a device that cannot be used.
     """
-    world, device = parallel.join(machine.device)
+    world, device = processes.join(machine.device)
     if machine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -98,5 +99,5 @@ def explained(plan: engine.Plan) -> Any:
         shown.add_column(head, justify="left" if head in ("strategy", "") else "right")
     for trial in plan.tried:
         seconds = "not measured" if trial.seconds is None else f"{1000 * trial.seconds:.1f}"
-        shown.add_row(trial.name, seconds, memory.shown(trial.bytes), trial.note)
+        shown.add_row(trial.name, seconds, rematerialise.shown(trial.bytes), trial.note)
     return shown

@@ -19,7 +19,7 @@ from kshot.core import Learner
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from kshot.learners._process import Process
+    from kshot.learners.processes._process import Process
 
 __all__ = ["REGISTRY", "WORDS", "Entry", "Payload", "Row", "build", "names", "options", "process", "row"]
 
@@ -91,67 +91,83 @@ def _policy(purpose: str, paper: str, own: Row) -> Entry:
 
 
 def _maml(kind: str = "PolicyMAML", sees_goal: bool = False, by_method: bool = True, **own: Any) -> Row:
-    return Row(f"kshot.rl.maml:{kind}", "feedforward", own, sees_goal, by_method)
+    return Row(f"kshot.learners.policy.maml:{kind}", "feedforward", own, sees_goal, by_method)
 
 
 _MAML, _SGD = "Finn et al. 2017, arXiv:1703.03400", "Li et al. 2017, arXiv:1707.09835"
 _GNP = "Markou et al. 2022, arXiv:2203.08775"
 REGISTRY: dict[str, Entry] = {
     # Gradient steps on the support set.
-    "maml": _gradient("a start that a few gradient steps adapt", _MAML, "maml:MAML", _maml()),
+    "maml": _gradient("a start that a few gradient steps adapt", _MAML, "gradient.maml:MAML", _maml()),
     "fomaml": _gradient(
-        "MAML with first-order gradients", _MAML, "maml:MAML", _maml(first_order=True), first_order=True
+        "MAML with first-order gradients", _MAML, "gradient.maml:MAML", _maml(first_order=True), first_order=True
     ),
-    "anil": _gradient("MAML that adapts its last layer alone", "Raghu et al. 2020, arXiv:1909.09157", "anil:ANIL"),
-    "boil": _gradient("MAML that adapts all but its last layer", "Oh et al. 2021, arXiv:2008.08882", "boil:BOIL"),
-    "metasgd": _gradient("MAML with learned inner rates", _SGD, "metasgd:MetaSGD", _maml(learn_rates=True)),
+    "anil": _gradient(
+        "MAML that adapts its last layer alone", "Raghu et al. 2020, arXiv:1909.09157", "gradient.anil:ANIL"
+    ),
+    "boil": _gradient(
+        "MAML that adapts all but its last layer", "Oh et al. 2021, arXiv:2008.08882", "gradient.boil:BOIL"
+    ),
+    "metasgd": _gradient("MAML with learned inner rates", _SGD, "gradient.metasgd:MetaSGD", _maml(learn_rates=True)),
     "mamlpp": _gradient(
-        "MAML with rates and norms of each step", "Antoniou et al. 2019, arXiv:1810.09502", "mamlpp:MAMLpp"
+        "MAML with rates and norms of each step", "Antoniou et al. 2019, arXiv:1810.09502", "gradient.mamlpp:MAMLpp"
     ),
     "reptile": _gradient(
-        "moves the start towards adapted weights", "Nichol et al. 2018, arXiv:1803.02999", "reptile:Reptile"
+        "moves the start towards adapted weights", "Nichol et al. 2018, arXiv:1803.02999", "gradient.reptile:Reptile"
     ),
     "imaml": _gradient(
-        "implicit meta-gradients, many steps", "Rajeswaran et al. 2019, arXiv:1909.04630", "imaml:IMAML"
+        "implicit meta-gradients, many steps", "Rajeswaran et al. 2019, arXiv:1909.04630", "gradient.imaml:IMAML"
     ),
     # Learned features and a closed form: any number of classes.
-    "protonet": _metric("nearest class mean", "Snell et al. 2017, arXiv:1703.05175", "protonet:ProtoNet"),
+    "protonet": _metric("nearest class mean", "Snell et al. 2017, arXiv:1703.05175", "metric.protonet:ProtoNet"),
     "softkmeans": _metric(
         "class means, refined by unlabelled rows",
         "Ren et al. 2018, arXiv:1803.00676",
-        "softkmeans:SoftKMeans",
+        "semi.softkmeans:SoftKMeans",
         unlabelled=True,
     ),
-    "matching": _metric("attention over the examples", "Vinyals et al. 2016, arXiv:1606.04080", "matching:MatchingNet"),
-    "r2d2": _metric("ridge regression", "Bertinetto et al. 2019, arXiv:1805.08136", "r2d2:R2D2"),
-    "metaoptnet": _metric("support vector machine", "Lee et al. 2019, arXiv:1904.03758", "metaoptnet:MetaOptNet"),
-    "simpleshot": _metric(
-        "nearest normalised class mean", "Wang et al. 2019, arXiv:1911.04623", "simpleshot:SimpleShot"
+    "matching": _metric(
+        "attention over the examples", "Vinyals et al. 2016, arXiv:1606.04080", "metric.matching:MatchingNet"
     ),
-    "pixels": _metric("1-nearest neighbour", "on raw inputs", "pixels:Pixels", baseline=True),
+    "r2d2": _metric("ridge regression", "Bertinetto et al. 2019, arXiv:1805.08136", "metric.r2d2:R2D2"),
+    "metaoptnet": _metric(
+        "support vector machine", "Lee et al. 2019, arXiv:1904.03758", "metric.metaoptnet:MetaOptNet"
+    ),
+    "simpleshot": _metric(
+        "nearest normalised class mean", "Wang et al. 2019, arXiv:1911.04623", "metric.simpleshot:SimpleShot"
+    ),
+    "pixels": _metric("1-nearest neighbour", "on raw inputs", "metric.pixels:Pixels", baseline=True),
     "finetune": _gradient(
-        "trains on the support set", "alone, or after pre-training", "finetune:FineTune", baseline=True
+        "trains on the support set", "alone, or after pre-training", "gradient.finetune:FineTune", baseline=True
     ),
     # Neural processes: functions, with distributions as answers.
-    "cnp": _process("mean of encoded points", "Garnelo et al. 2018, arXiv:1807.01613", "cnp:CNP"),
-    "np": _process("a latent variable", "Garnelo et al. 2018, arXiv:1807.01622", "np:NP"),
-    "acnp": _process("attention over points", "Kim et al. 2019, arXiv:1901.05761", "acnp:ACNP"),
-    "anp": _process("attention and a latent variable", "Kim et al. 2019, arXiv:1901.05761", "anp:ANP"),
-    "bnp": _process("bootstrapped support sets", "Lee et al. 2020, arXiv:2008.02956", "bnp:BNP"),
-    "convcnp": _process("convolutions over a line", "Gordon et al. 2020, arXiv:1910.13556", "convcnp:ConvCNP"),
-    "convcnp2d": _process("convolutions over images", "Gordon et al. 2020, arXiv:1910.13556", "convcnp2d:ConvCNP2d"),
-    "gnp": _process("attention, correlated answers", _GNP, "acnp:ACNP", rank=32),
-    "convgnp": _process("convolutions, correlated answers", _GNP, "convcnp:ConvCNP", rank=32),
-    "tnpd": _process("a transformer", "Nguyen and Grover 2022, arXiv:2207.04179", "tnpd:TNPD"),
-    "gp": _process("a Gaussian process", "fitted to each task", "gp:FittedGP", baseline=True),
-    "neighbours": _process("nearest neighbours", "on the points", "neighbours:Neighbours", baseline=True),
+    "cnp": _process("mean of encoded points", "Garnelo et al. 2018, arXiv:1807.01613", "processes.cnp:CNP"),
+    "np": _process("a latent variable", "Garnelo et al. 2018, arXiv:1807.01622", "processes.np:NP"),
+    "acnp": _process("attention over points", "Kim et al. 2019, arXiv:1901.05761", "processes.acnp:ACNP"),
+    "anp": _process("attention and a latent variable", "Kim et al. 2019, arXiv:1901.05761", "processes.anp:ANP"),
+    "bnp": _process("bootstrapped support sets", "Lee et al. 2020, arXiv:2008.02956", "processes.bnp:BNP"),
+    "convcnp": _process(
+        "convolutions over a line", "Gordon et al. 2020, arXiv:1910.13556", "processes.convcnp:ConvCNP"
+    ),
+    "convcnp2d": _process(
+        "convolutions over images", "Gordon et al. 2020, arXiv:1910.13556", "processes.convcnp2d:ConvCNP2d"
+    ),
+    "gnp": _process("attention, correlated answers", _GNP, "processes.acnp:ACNP", rank=32),
+    "convgnp": _process("convolutions, correlated answers", _GNP, "processes.convcnp:ConvCNP", rank=32),
+    "tnpd": _process("a transformer", "Nguyen and Grover 2022, arXiv:2207.04179", "processes.tnpd:TNPD"),
+    "gp": _process("a Gaussian process", "fitted to each task", "processes.gp:FittedGP", baseline=True),
+    "neighbours": _process("nearest neighbours", "on the points", "processes.neighbours:Neighbours", baseline=True),
     # Policies.
     "e-maml": _policy("MAML that is paid for exploring", "Stadie et al. 2018, arXiv:1803.01118", _maml("EMAML")),
     "promp": _policy(
         "MAML with proximal outer steps", "Rothfuss et al. 2019, arXiv:1810.06784", _maml("ProMP", by_method=False)
     ),
-    "rl2": _policy("a memory", "Duan et al. 2016, arXiv:1611.02779", Row("kshot.rl.recurrent:RL2", "recurrent")),
-    "pearl": _policy("a belief", "Rakelly et al. 2019, arXiv:1903.08254", Row("kshot.rl.pearl:PEARL", "own")),
+    "rl2": _policy(
+        "a memory", "Duan et al. 2016, arXiv:1611.02779", Row("kshot.learners.policy.recurrent:RL2", "recurrent")
+    ),
+    "pearl": _policy(
+        "a belief", "Rakelly et al. 2019, arXiv:1903.08254", Row("kshot.learners.policy.pearl:PEARL", "own")
+    ),
     "pretrained": _policy("one policy for all tasks", "a lower bound", _maml(by_method=False, adapts=False)),
     "oracle": _policy(
         "a policy that sees the goal", "an upper bound", _maml(sees_goal=True, by_method=False, adapts=False)

@@ -1,6 +1,6 @@
 """Pictures: scores, episodes, fitted curves, functions with their bands, completed images.
 
-    plot_steps(results, "steps.png")                      # results of `kshot.evaluate`
+    plot_steps(results, "steps.png")                      # results of `kshot.scoring.evaluate`
     draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
 
 matplotlib is imported when a picture is made and no sooner; no window system is needed and pyplot's global state is

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot import checkpoint
-from kshot.scores import Scores
+from kshot.scoring.scores import Scores
+from kshot.storage import checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -35,7 +35,7 @@ def plot_function(
     """A function of one number: support points, queries, mean and 95 % band of the answer; a panel for each output.
 
     Args:
-        learner: its predictions are distributions (`kshot.distributions`).
+        learner: its predictions are distributions (`kshot.numerics.distributions`).
         task: ONE task: x `[N, 1]`, y `[N, D]`.
         path: of the picture.
         best: the oracle's places `[G]`, mean `[G]` and standard deviation `[G]`, drawn as dashed lines.

@@ -1,6 +1,6 @@
 """Pictures of scores: against adaptation steps and against shots, one episode with its guesses, one fitted curve.
 
-    plot_steps(results, "steps.png")                      # scores of `kshot.evaluate`
+    plot_steps(results, "steps.png")                      # scores of `kshot.scoring.evaluate`
     draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
 
 matplotlib is imported when a picture is made and no sooner; no window system is needed and pyplot's global state is
@@ -20,8 +20,6 @@ from torch import Tensor
 from kshot import core
 from kshot import nn as knn
 from kshot.core import Batch, Learner, State, Task
-from kshot.evaluate import is_transductive
-from kshot.intervals import interval95
 from kshot.plots._base import (
     COLOURS,
     FAINT,
@@ -37,7 +35,9 @@ from kshot.plots._base import (
     save,
     whole_numbers,
 )
-from kshot.scores import Scores, by_primary
+from kshot.scoring.evaluate import is_transductive
+from kshot.scoring.intervals import interval95
+from kshot.scoring.scores import Scores, by_primary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -446,7 +446,8 @@ def _require_images(task: Task[Batch]) -> None:
     if y.is_floating_point() or x.dim() != 4 or x.shape[1] not in (1, 3):
         raise ValueError(
             f"draw_episode draws one classification task of images: expected x [N, 1 or 3, H, Wd] and y [N] class ids, "
-            f"got x {list(x.shape)}, y {list(y.shape)} {y.dtype}. One task of a batch: kshot.tree.index(tasks, 0)"
+            f"got x {list(x.shape)}, y {list(y.shape)} {y.dtype}. One task of a batch: "
+            "kshot.numerics.tree.index(tasks, 0)"
         )
 
 

@@ -1,14 +1,14 @@
 """Distributions of tasks: `sample(generator, num_tasks)` is all there is to one."""
 
-from kshot.tasks.augment import Augment, Augmented
 from kshot.tasks.base import TaskDistribution
-from kshot.tasks.curves import Augmentation, Curves, CurveTable, Scale, canadian, growth, lynx_hare, read_csv
-from kshot.tasks.episodes import Episodes
-from kshot.tasks.functions import Sawtooth, Sinusoid, Step
-from kshot.tasks.pixels import ImageCompletion
-from kshot.tasks.predprey import PredatorPrey
-from kshot.tasks.processes import FunctionMixture, GaussianProcess
-from kshot.tasks.published import PUBLISHED, RANGES, published
+from kshot.tasks.functions.curves import Augmentation, Curves, CurveTable, Scale, canadian, growth, lynx_hare, read_csv
+from kshot.tasks.functions.pixels import ImageCompletion
+from kshot.tasks.functions.predprey import PredatorPrey
+from kshot.tasks.functions.processes import FunctionMixture, GaussianProcess
+from kshot.tasks.functions.published import PUBLISHED, RANGES, published
+from kshot.tasks.functions.sinusoid import Sawtooth, Sinusoid, Step
+from kshot.tasks.images.augment import Augment, Augmented
+from kshot.tasks.images.episodes import Episodes
 
 __all__ = [
     "PUBLISHED",

@@ -80,10 +80,10 @@ class ActsItself(TaskDistribution, Protocol):
 
 @runtime_checkable
 class ScoresItself(TaskDistribution, Protocol):
-    """Tasks with a test of their own, as tasks of control have: a learner acts in them."""
+    """Tasks with a test of their own."""
 
     def score(self, learner: Any, num_tasks: int, seed: int, **options: Any) -> Any:
-        """`kshot.scores.Scores`; the options are those of `kshot.evaluate.evaluate`, and its own."""
+        """`kshot.scoring.scores.Scores`; the options are those of `kshot.scoring.evaluate.evaluate`, and its own."""
         ...
 
 

@@ -8,7 +8,7 @@ what was found, what was expected and how to mend it.
     print(report)                                       # the checks that ran, and those skipped with the reason
     check_learner(learner, tasks, only=["finite_difference"])          # one check, while writing a learner
     check_tasks(Clusters(ways=3, shots=2, queries=4))
-    check_control(kshot.rl.control.family("point"))                     # a family of control tasks
+    check_control(kshot.tasks.control.registry.family("point"))                     # a family of control tasks
 
 Claims that a learner does not make are not checked, and the report says so: compare `report.ran` with what you expect,
 as `tests/test_contract.py` does, so that no check can vanish in silence.

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kshot import seeding
-from kshot.rl.control import Array, Control, check_family
+from kshot.numerics import seeding
+from kshot.tasks.control.control import Array, Control, check_family
 from kshot.testing._report import Report, Skip, fail, run_checks
 
 
@@ -154,7 +154,7 @@ def check_control(
     touch each other, ends and restarts.
 
     Args:
-        family: as `kshot.rl.control.Control` describes.
+        family: as `kshot.tasks.control.control.Control` describes.
         num_tasks: T of the checks, at least 2.
         rollouts: R, at least 2.
         seed: of goals, starts and actions.

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from kshot import checkpoint, engine, losses, seeding, tree
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task, num_tasks, to
-from kshot.rl.learner import PolicyLearner
+from kshot.numerics import losses, seeding, tree
+from kshot.storage import checkpoint
 from kshot.tasks.base import ActsItself, TaskDistribution
 from kshot.testing._report import (
     CLOSE,
@@ -40,7 +41,7 @@ def numbers(prediction: Any) -> Tensor:
     """Predictions as one tensor: those that are a distribution, its parameters side by side `[M, ..., P]`."""
     if isinstance(prediction, Tensor):
         return prediction
-    if hasattr(prediction, "quantile"):  # kshot.distributions
+    if hasattr(prediction, "quantile"):  # kshot.numerics.distributions
         return torch.cat([prediction.mean, prediction.std], dim=-1)
     leaves = [leaf for leaf in tree.leaves(prediction) if isinstance(leaf, Tensor)]
     return torch.cat(torch.broadcast_tensors(*leaves), dim=-1)
@@ -312,7 +313,8 @@ def frugal_equals_loop(case: _Case) -> None:
         learner,
         tasks,
         "without kept graphs",
-        "a function given to kshot.memory.recomputed must be pure, and what has a gradient must be an argument of it",
+        "a function given to kshot.engine.rematerialise.recomputed must be pure, and what has a gradient must be an "
+        "argument of it",
         engine.Plan("loop", frugal=True),
         engine.Plan("vmap", frugal=True),
     )
@@ -506,7 +508,7 @@ def unscored_queries(case: _Case) -> None:
     y = task.query.y.clone()
     y[::2] = UNLABELLED
     kept = y >= 0
-    mend = "average over the rows with y >= 0 only, as kshot.losses does"
+    mend = "average over the rows with y >= 0 only, as kshot.numerics.losses does"
     pairs = {"criterion": (learner.criterion(prediction, y), learner.criterion(prediction[kept], y[kept]))}
     shorter = learner.metrics(prediction[kept], y[kept])
     pairs |= {f"metric '{k}'": (v, shorter[k]) for k, v in learner.metrics(prediction, y).items()}
@@ -775,7 +777,8 @@ def equal_seeds(case: _Case) -> None:
         fail(
             f"two runs from equal seeds differ in {few(changed)}",
             "the same bits",
-            "draw random numbers from torch's global generator or from kshot.seeding, and from nothing else (no "
+            "draw random numbers from torch's global generator or from kshot.numerics.seeding, and from nothing else "
+            "(no "
             "random, numpy, time, set order)",
         )
 
@@ -864,7 +867,7 @@ def _earns_more(case: _Case, learner: Learner) -> None:
     first round, where the learner adapts between them.
     """
     tasks: Any = case.tasks
-    rounds = learner.rounds if isinstance(learner, PolicyLearner) else 1
+    rounds = getattr(learner, "rounds", 1)  # of a policy
     params = list(case.trained(learner).values())
     if not params:
         raise Skip("no trainable parameters")
@@ -914,7 +917,7 @@ def check_learner(
         learner_or_factory: the learner, or a function without arguments that builds it (then it is also checked that
             equal seeds build equal weights).
         tasks: what it learns: classification (int64 y `[N]`) or regression (float y `[N, D]`), see `Clusters`; or, for
-            policies, control tasks with rollouts, `kshot.rl.learner.Rollouts`.
+            policies, control tasks with rollouts, `kshot.learners.policy.learner.Rollouts`.
         only: names of the checks to run; None runs all.
         seed: of tasks, weights and directions.
         steps: the most meta-updates (of 4 tasks) that `better_than_chance` may take; it stops when it is satisfied.

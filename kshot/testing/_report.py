@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from kshot import tree
 from kshot.core import Learner
+from kshot.numerics import tree
 
 CLOSE = 1e-8
 """Largest difference, relative to the larger of 1 and the values, of two float64 results that should be equal."""

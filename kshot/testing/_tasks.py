@@ -9,18 +9,10 @@ from typing import Any
 
 import torch
 
-from kshot import seeding
 from kshot.core import PADDING, UNLABELLED, Batch, Task
+from kshot.numerics import seeding
 from kshot.tasks.base import TaskDistribution, of_classes
-from kshot.testing._report import (
-    Report,
-    Skip,
-    differing,
-    fail,
-    few,
-    paths,
-    run_checks,
-)
+from kshot.testing._report import Report, Skip, differing, fail, few, paths, run_checks
 
 
 class _TasksCase:

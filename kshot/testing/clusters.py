@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kshot import checks
 from kshot.core import Batch, Task
+from kshot.numerics import checks
 
 
 class Clusters:

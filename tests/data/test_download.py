@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kshot.data.download import DownloadError, fetch
+from kshot.storage.download import DownloadError, fetch
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes
 MD5 = hashlib.md5(BODY).hexdigest()

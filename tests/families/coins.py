@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kshot import cli, families, scores, seeding
-from kshot.checkpoint import load_into
+from kshot import cli, families
 from kshot.core import Learner
-from kshot.loop import Optimiser, Update
-from kshot.settings import Recipe
+from kshot.numerics import seeding
+from kshot.scoring import scores
+from kshot.storage.checkpoint import load_into
+from kshot.training.loop import Optimiser, Update
+from kshot.training.settings import Recipe
 
 
 class Coins(NamedTuple):

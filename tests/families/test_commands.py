@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import checkpoint, families
+from kshot import families
+from kshot.storage import checkpoint
 
 SHORT = ("--steps", 4, "--val-every", 2, "--val-tasks", 8, "--save-every", 2)
 RECIPES = {  # of each family a short training

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import checkpoint, families
+from kshot import families
+from kshot.storage import checkpoint
 
 COINS = Path(__file__).with_name("coins.py")
 ROOT = str(Path(checkpoint.__file__).parents[1])

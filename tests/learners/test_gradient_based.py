@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kshot import engine, losses, tree
+from kshot import engine
 from kshot import nn as knn
 from kshot.core import PADDING, UNLABELLED, Batch, Task
-from kshot.learners.anil import ANIL
-from kshot.learners.boil import BOIL
-from kshot.learners.imaml import IMAML
-from kshot.learners.maml import MAML
-from kshot.learners.mamlpp import MAMLpp
-from kshot.learners.metasgd import MetaSGD
-from kshot.learners.reptile import Reptile
+from kshot.engine import gradients as gradients_module
+from kshot.learners.gradient.anil import ANIL
+from kshot.learners.gradient.boil import BOIL
+from kshot.learners.gradient.imaml import IMAML
+from kshot.learners.gradient.maml import MAML
+from kshot.learners.gradient.mamlpp import MAMLpp
+from kshot.learners.gradient.metasgd import MetaSGD
+from kshot.learners.gradient.reptile import Reptile
+from kshot.numerics import losses, tree
 
 LEARNERS = {
     "maml": partial(MAML, inner_steps=2),
@@ -44,7 +46,7 @@ def body(kind: str) -> nn.Module:
     return knn.MLP(5, 6, WAYS, activation="tanh").double()
 
 
-def build(name: str, kind: str, **settings) -> engine.Learner:
+def build(name: str, kind: str, **settings) -> gradients_module.Learner:
     return LEARNERS[name](body(kind), ways=WAYS, **settings).double()
 
 
@@ -393,7 +395,7 @@ def test_reptile_equals_torch_optimizers():
 
 
 def test_mini_batches_take_every_row_in_turn():
-    from kshot.learners.reptile import _part
+    from kshot.learners.gradient.reptile import _part
 
     y = torch.tensor([0, -1, 1, 2, -2, 3, 4, 5])
     batch = Batch(torch.arange(8.0)[:, None], y)

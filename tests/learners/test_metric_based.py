@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot import engine, losses, tree
+from kshot import engine
 from kshot.core import PADDING, UNLABELLED, Batch, Learner, Task
 from kshot.learners import build
-from kshot.learners.finetune import FineTune, init_seeded
-from kshot.learners.matching import MatchingNet
-from kshot.learners.metaoptnet import MetaOptNet, solve_dual
-from kshot.learners.pixels import Pixels
-from kshot.learners.protonet import ProtoNet
-from kshot.learners.r2d2 import R2D2, ridge
-from kshot.learners.simpleshot import SimpleShot
+from kshot.learners.gradient.finetune import FineTune, init_seeded
+from kshot.learners.metric.matching import MatchingNet
+from kshot.learners.metric.metaoptnet import MetaOptNet, solve_dual
+from kshot.learners.metric.pixels import Pixels
+from kshot.learners.metric.protonet import ProtoNet
+from kshot.learners.metric.r2d2 import R2D2, ridge
+from kshot.learners.metric.simpleshot import SimpleShot
 from kshot.nn import MLP, Conv4
+from kshot.numerics import losses, tree
 
 WAYS, SHOTS, QUERIES = 4, 3, 5
 LEARNED = ["protonet", "softkmeans", "matching", "r2d2", "metaoptnet", "simpleshot"]
@@ -437,8 +438,8 @@ def test_many_examples_with_several_threads(kind: str) -> None:
 import sys, torch
 from torch import nn
 from kshot.core import Batch
-from kshot.learners.metaoptnet import MetaOptNet
-from kshot.learners.r2d2 import R2D2
+from kshot.learners.metric.metaoptnet import MetaOptNet
+from kshot.learners.metric.r2d2 import R2D2
 torch.set_num_threads(2)
 torch.manual_seed(0)
 learner = {"r2d2": R2D2, "metaoptnet": MetaOptNet}[sys.argv[1]](nn.Flatten(), ways=4, features=64)

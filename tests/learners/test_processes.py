@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import engine, seeding
+from kshot import engine
 from kshot.core import Batch, Task
 from kshot.learners import build
-from kshot.learners.acnp import MANY, attend
-from kshot.tasks.processes import GaussianProcess
+from kshot.learners.processes.acnp import MANY, attend
+from kshot.numerics import seeding
+from kshot.tasks.functions.processes import GaussianProcess
 from kshot.testing import LEARNER_CHECKS, check_learner
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import seeding
-from kshot.rl.bodies import Ant, Cheetah, Walker
-from kshot.rl.control import family, needs_mujoco
-from kshot.rl.sim import Mixed
+from kshot.numerics import seeding
+from kshot.tasks.control.bodies import Ant, Cheetah, Mixed, Walker
+from kshot.tasks.control.registry import family
+from kshot.tasks.control.sim import needs_mujoco
 
 mujoco = pytest.importorskip("mujoco", reason="needs kshot[rl]")
 

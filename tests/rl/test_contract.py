@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from kshot.rl import control
-from kshot.rl.learner import PolicyLearner, Rollouts
-from kshot.rl.maml import EMAML, PolicyMAML, ProMP
-from kshot.rl.paper import Point
-from kshot.rl.pearl import PEARL
-from kshot.rl.policy import GaussianMLP
-from kshot.rl.recurrent import RL2, GaussianGRU
+from kshot.learners.policy.learner import PolicyLearner, Rollouts
+from kshot.learners.policy.maml import EMAML, PolicyMAML, ProMP
+from kshot.learners.policy.pearl import PEARL
+from kshot.learners.policy.policy import GaussianMLP
+from kshot.learners.policy.recurrent import RL2, GaussianGRU
+from kshot.tasks.control import registry
+from kshot.tasks.control.paper import Point
 from kshot.testing import CONTROL_CHECKS, LEARNER_CHECKS, ContractError, check_control, check_learner
 
 CUDA = int(torch.cuda.is_available())
@@ -124,11 +124,11 @@ def test_a_memory_that_forgets_is_caught() -> None:
 ENDS = ("ant-direction", "ant-velocity", "v5-ant-direction", "v5-ant-velocity", "walker-body", "walker-body-far")
 
 
-@pytest.mark.parametrize("name", list(control.families()))
+@pytest.mark.parametrize("name", list(registry.families()))
 def test_families_keep_the_contract(name: str) -> None:
     if name != "point":
         pytest.importorskip("mujoco", reason="needs kshot[rl]")
-    report = check_control(control.family(name), num_tasks=4)
+    report = check_control(registry.family(name), num_tasks=4)
     left = set(CONTROL_CHECKS) - set(report.ran)
     assert left <= {"an_end"}
     assert not left or name not in ENDS

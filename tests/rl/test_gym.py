@@ -19,11 +19,11 @@ import torch
 gymnasium = pytest.importorskip("gymnasium", reason="needs kshot[rl]")
 pytest.importorskip("mujoco", reason="needs kshot[rl]")
 
-from kshot import seeding  # noqa: E402
-from kshot.rl import gym  # noqa: E402
-from kshot.rl.control import family  # noqa: E402
-from kshot.rl.maml import PolicyMAML  # noqa: E402
-from kshot.rl.policy import GaussianMLP  # noqa: E402
+from kshot.learners.policy.maml import PolicyMAML  # noqa: E402
+from kshot.learners.policy.policy import GaussianMLP  # noqa: E402
+from kshot.numerics import seeding  # noqa: E402
+from kshot.tasks.control import gym  # noqa: E402
+from kshot.tasks.control.registry import family  # noqa: E402
 
 IDS = [f"kshot/{name}-v0" for name in gym.NAMES]
 
@@ -40,7 +40,7 @@ def test_gymnasiums_checker(name: str) -> None:
 
 @functools.cache
 def _opengl() -> bool:
-    from kshot.rl.video import Camera, NoOpenGL
+    from kshot.tasks.control.camera import Camera, NoOpenGL
 
     try:
         Camera(family("v5-cheetah-direction"), 64, 48).close()
@@ -207,11 +207,11 @@ def test_copies_of_many_go_on_from_the_same_state(name: str) -> None:
 
 
 def test_a_copy_draws_and_closes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kshot.rl import video
+    from kshot.tasks.control import camera
 
     if not _opengl():
         pytest.skip("no OpenGL")
-    monkeypatch.setattr(video, "Camera", functools.partial(video.Camera, width=64, height=48))
+    monkeypatch.setattr(camera, "Camera", functools.partial(camera.Camera, width=64, height=48))
     env = gymnasium.make("kshot/WalkerBody-v0", render_mode="rgb_array")
     env.reset(seed=0)
     frame = env.render()
@@ -314,7 +314,7 @@ def test_what_an_environment_cannot_take_is_said() -> None:
 
 
 def test_an_observation_of_another_size_than_the_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kshot.rl.paper import Point
+    from kshot.tasks.control.paper import Point
 
     monkeypatch.setattr(Point, "observation", 3)
     for env, shape in ((gym.ControlEnv("point"), "[2] and says [3]"), (gym.ControlVectorEnv("point", 4), "[4, 2] and")):
@@ -324,7 +324,8 @@ def test_an_observation_of_another_size_than_the_space_is_refused(monkeypatch: p
 
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_a_film(ending: str, tmp_path: Path) -> None:
-    from kshot.rl.video import NoOpenGL, film
+    from kshot.families.control.video import film
+    from kshot.tasks.control.camera import NoOpenGL
 
     tasks = family("v5-cheetah-direction")
     tasks.horizon = 12
@@ -361,7 +362,7 @@ def test_what_a_film_cannot_show_is_said(tmp_path: Path) -> None:
     from dataclasses import asdict
 
     from kshot.families.control import settings as recipes
-    from kshot.rl.train import Outer, meta_train
+    from kshot.families.control.step import Outer, meta_train
 
     recipe = recipes.ControlRecipe(tasks="point", hidden=(4,), outer=Outer(steps=0))
     list(
@@ -390,7 +391,10 @@ def _point() -> PolicyMAML:
 
 
 def test_without_opengl_the_error_says_what_to_install() -> None:
-    code = "from kshot.rl.video import Camera; from kshot.rl.control import family; Camera(family('cheetah-velocity'))"
+    code = (
+        "from kshot.tasks.control.camera import Camera; from kshot.tasks.control.registry import family; "
+        "Camera(family('cheetah-velocity'))"
+    )
     import os
 
     environment = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa", "LD_LIBRARY_PATH": "/nowhere"}
@@ -401,7 +405,10 @@ def test_without_opengl_the_error_says_what_to_install() -> None:
 
 
 def test_glfw_without_a_display_is_told_in_a_line() -> None:
-    code = "from kshot.rl.video import Camera; from kshot.rl.control import family; Camera(family('cheetah-velocity'))"
+    code = (
+        "from kshot.tasks.control.camera import Camera; from kshot.tasks.control.registry import family; "
+        "Camera(family('cheetah-velocity'))"
+    )
     import os
 
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}

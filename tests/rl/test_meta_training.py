@@ -17,21 +17,23 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import checkpoint, families, seeding
-from kshot.checkpoint import CheckpointError
-from kshot.evaluate import evaluate as scored
+from kshot import families
 from kshot.families.control import settings as recipes
 from kshot.families.control.row import title
 from kshot.families.control.settings import ControlRecipe
-from kshot.rl.control import families as robots
-from kshot.rl.control import family
-from kshot.rl.maml import PolicyMAML
-from kshot.rl.paper import Point
-from kshot.rl.policy import GaussianMLP
-from kshot.rl.score import which_tasks
-from kshot.rl.train import Acting, Outer, evaluate, meta_train, over_seeds
-from kshot.scores import Column, Scores, table
-from kshot.train import NonFiniteLoss
+from kshot.families.control.step import Acting, Outer, evaluate, meta_train, over_seeds
+from kshot.learners.policy.maml import PolicyMAML
+from kshot.learners.policy.policy import GaussianMLP
+from kshot.numerics import seeding
+from kshot.scoring.evaluate import evaluate as scored
+from kshot.scoring.returns import which_tasks
+from kshot.scoring.scores import Column, Scores, table
+from kshot.storage import checkpoint
+from kshot.storage.checkpoint import CheckpointError
+from kshot.tasks.control.paper import Point
+from kshot.tasks.control.registry import families as robots
+from kshot.tasks.control.registry import family
+from kshot.training.meta import NonFiniteLoss
 
 SMALL, FEW = Outer(steps=4, batch=3, save_every=2), Acting(rollouts=4)
 
@@ -90,7 +92,7 @@ def test_validation_keeps_the_best_policy_and_leaves_the_training_alone(tmp_path
     class Noting(Short):
         def score(self, learner: Any, num_tasks: int = 40, seed: int = 1, **options: Any) -> Any:
             asked.append((num_tasks, seed))
-            return super().score(learner, num_tasks, seed, **options)
+            return evaluate(learner, Short(), num_tasks, seed=seed, **options)
 
     more: Any = {
         "val_every": 1,
@@ -344,7 +346,7 @@ def test_a_simulator_that_gives_other_rows_is_refused() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kshot.rl import train
+    from kshot.families.control import step as train
 
     monkeypatch.setattr(train, "improve", lambda *_: train.trust.Update(math.nan, math.nan, 0.0, 1, 0.0, 0.0))
     with pytest.raises(NonFiniteLoss, match=r"outer step 0, .*: loss nan.*nothing was saved"):
@@ -354,7 +356,7 @@ def test_a_loss_that_is_not_finite_ends_a_training(monkeypatch: pytest.MonkeyPat
 def test_a_step_in_the_trust_region_that_cannot_be_taken_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from kshot.rl import train
+    from kshot.families.control import step as train
 
     real, calls = train.improve, []
 

@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from kshot import checkpoint, engine, tree
+from kshot import engine
 from kshot.core import Task
 from kshot.families.control.settings import ControlRecipe, build
-from kshot.rl.paper import Point
-from kshot.rl.pearl import PEARL, Belief, Squashed, Transitions, transitions
-from kshot.rl.replay import Replay
-from kshot.rl.rollouts import Trajectory
-from kshot.rl.train import Acting, Outer, evaluate, meta_train
+from kshot.families.control.step import Acting, Outer, evaluate, meta_train
+from kshot.learners.policy.pearl import PEARL, Belief, Transitions, transitions
+from kshot.learners.policy.policy import Squashed
+from kshot.learners.policy.replay import Replay
+from kshot.learners.policy.rollouts import Trajectory
+from kshot.numerics import tree
+from kshot.storage import checkpoint
+from kshot.tasks.control.paper import Point
 
 
 class Short(Point):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from kshot import seeding, tree
 from kshot.core import Task
-from kshot.rl.learner import surrogate_loss
-from kshot.rl.maml import EMAML, PolicyMAML, ProMP
-from kshot.rl.policy import DiagonalGaussian, GaussianMLP
-from kshot.rl.returns import Steps, advantages, baseline, digest, discounted, features, standardised
-from kshot.rl.rollouts import Trajectory
-from kshot.rl.trust import Curvature, Region, _few, improve
+from kshot.learners.policy.learner import surrogate_loss
+from kshot.learners.policy.maml import EMAML, PolicyMAML, ProMP
+from kshot.learners.policy.policy import DiagonalGaussian, GaussianMLP
+from kshot.learners.policy.returns import Steps, advantages, baseline, digest, discounted, features, standardised
+from kshot.learners.policy.rollouts import Trajectory
+from kshot.learners.policy.trust import Curvature, Region, _few, improve
+from kshot.numerics import seeding, tree
 
 D, A = 3, 2
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from kshot import seeding, tree
 from kshot.core import Task
-from kshot.rl import returns
-from kshot.rl.learner import act
-from kshot.rl.paper import Point
-from kshot.rl.recurrent import RL2, GaussianGRU, Memory, Trials, digest
-from kshot.rl.rollouts import Trajectory
-from kshot.rl.train import Acting, Outer, evaluate, meta_train
+from kshot.families.control.step import Acting, Outer, evaluate, meta_train
+from kshot.learners.policy import returns
+from kshot.learners.policy.learner import act
+from kshot.learners.policy.recurrent import RL2, GaussianGRU, Memory, Trials, digest
+from kshot.learners.policy.rollouts import Trajectory
+from kshot.numerics import seeding, tree
+from kshot.tasks.control.paper import Point
 
 
 class Short(Point):

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kshot import seeding
-from kshot.rl import paper
-from kshot.rl.control import Control, Mujoco, families, family
-from kshot.rl.paper import Point
-from kshot.rl.sim import Mujocos
+from kshot.numerics import seeding
+from kshot.tasks.control import paper
+from kshot.tasks.control.control import Control
+from kshot.tasks.control.mujoco import Mujoco
+from kshot.tasks.control.paper import Point
+from kshot.tasks.control.registry import families, family
+from kshot.tasks.control.sim import Mujocos
 
 mujoco = pytest.importorskip("mujoco", reason="needs kshot[rl]")
 ROBOTS = [name for name in families() if isinstance(family(name), paper.Paper)]
@@ -370,10 +372,10 @@ def test_what_is_observed_is_no_view_of_the_state(monkeypatch: pytest.MonkeyPatc
 
 def test_a_gymnasium_environment_is_no_family() -> None:
     """It is refused at once, wherever a family is asked for, with what to do."""
-    from kshot.rl.control import register
-    from kshot.rl.maml import PolicyMAML
-    from kshot.rl.policy import GaussianMLP
-    from kshot.rl.train import evaluate, meta_train
+    from kshot.families.control.step import evaluate, meta_train
+    from kshot.learners.policy.maml import PolicyMAML
+    from kshot.learners.policy.policy import GaussianMLP
+    from kshot.tasks.control.registry import register
     from kshot.testing import check_control
 
     gymnasium = pytest.importorskip("gymnasium")
@@ -381,7 +383,7 @@ def test_a_gymnasium_environment_is_no_family() -> None:
 
     learner = PolicyMAML(GaussianMLP(2, 2, (4,)))
     env = gymnasium.make("Pendulum-v1")
-    words = r"a gymnasium environment: .*subclass kshot.rl.control.Mujoco.*examples/05_own_robot.py"
+    words = r"a gymnasium environment: .*subclass kshot.tasks.control.mujoco.Mujoco.*examples/05_own_robot.py"
     for given in (PendulumEnv, PendulumEnv(), env, lambda: env):
         with pytest.raises(TypeError, match=words):
             register("mine", given)  # pyright: ignore
@@ -394,7 +396,7 @@ def test_a_gymnasium_environment_is_no_family() -> None:
 
 
 def test_what_makes_no_family_is_not_registered() -> None:
-    from kshot.rl.control import register
+    from kshot.tasks.control.registry import register
 
     class Mine(Point):
         name = "mine"

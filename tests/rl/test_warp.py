@@ -11,8 +11,8 @@ import torch
 mujoco: Any = pytest.importorskip("mujoco", reason="needs kshot[rl]")
 pytest.importorskip("mujoco_warp", reason="needs kshot[warp]")
 
-from kshot import seeding  # noqa: E402
-from kshot.rl.control import family  # noqa: E402
+from kshot.numerics import seeding  # noqa: E402
+from kshot.tasks.control.registry import family  # noqa: E402
 
 
 def pair(name: str, rollouts: int = 2) -> tuple[Any, Any]:

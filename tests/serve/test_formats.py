@@ -7,7 +7,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
-from kshot.serve.session import Session
+from kshot.apps.classify.serve.session import Session
 
 
 def test_a_session_decodes_three_formats_alone():

@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from kshot.serve import Limits, bounded_log, create_app, server
-from kshot.serve import http as serving
+from kshot.apps.classify.serve import Limits, bounded_log, create_app, server
+from kshot.apps.classify.serve import http as serving
 
 LIMITS = Limits(connections=12, header_seconds=1, body_seconds=1, stalled_seconds=1)
 UNFINISHED = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: "

@@ -33,7 +33,7 @@ OTHER_CROSS = [[(0.25, 0.2), (0.75, 0.85)], [(0.8, 0.25), (0.25, 0.75)]]
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from kshot.serve import create_app, server
+    from kshot.apps.classify.serve import create_app, server
 
     formats = _pillow()
     with socket.socket() as free:
@@ -164,7 +164,7 @@ def test_draw_teach_ask_correct_save_and_load(visitor: Page, browser: Any, addre
     assert not other.errors
     other.context.close()
     # The command line reads it too.
-    from kshot.estimators import FewShotClassifier
+    from kshot.apps import FewShotClassifier
 
     assert FewShotClassifier.load(file).classes_.tolist() == ["corner", "cross"]
 
@@ -310,7 +310,7 @@ def test_what_was_taught_is_not_lost_by_an_accident(visitor: Page) -> None:
 
 
 def test_a_visit_that_was_forgotten_says_so(visitor: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kshot.serve import session
+    from kshot.apps.classify.serve import session
 
     visitor.draw("teach-pad", CORNER)
     visitor.teach("corner")
@@ -340,7 +340,7 @@ def test_gradio_takes_no_files_and_no_other_site_shows_the_page(address: str) ->
 def test_the_page_asks_for_the_token() -> None:
     from fastapi.testclient import TestClient
 
-    from kshot.serve import create_app
+    from kshot.apps.classify.serve import create_app
 
     back = _pillow()
     client = TestClient(create_app(token="secret"))

@@ -24,12 +24,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
-from kshot.checkpoint import packed as safetensors_of
+from kshot.apps import FewShotClassifier
+from kshot.apps.classify.serve import Limits, Session, create_app
+from kshot.apps.classify.serve import session as session_module
+from kshot.apps.classify.serve.session import Refused, Store
 from kshot.data import load
-from kshot.estimators import FewShotClassifier
-from kshot.serve import Limits, Session, create_app
-from kshot.serve import session as session_module
-from kshot.serve.session import Refused, Store
+from kshot.storage.checkpoint import packed as safetensors_of
 
 
 def png(picture: Any) -> bytes:
@@ -86,7 +86,7 @@ def test_from_pictures_to_answers_and_back_from_the_file() -> None:
 
 def test_none_and_the_classes_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """REST and the page give P(none) and P(class), which sum to 1; the page shows the best and the sum of the rest."""
-    from kshot.serve import page
+    from kshot.apps.classify.serve import page
 
     judge = FewShotClassifier.judge
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kshot import seeding
+from kshot.numerics import seeding
 from kshot.tasks import Augmentation, Curves, PredatorPrey, canadian, growth, lynx_hare, read_csv
 from kshot.testing import check_tasks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kshot.tasks import Sawtooth, Sinusoid, Step, TaskDistribution
-from kshot.tasks.functions import deal
+from kshot.tasks.functions.sinusoid import deal
 from kshot.testing import check_tasks
 
 

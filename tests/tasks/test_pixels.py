@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kshot import seeding
 from kshot.data.bank import Bank
+from kshot.numerics import seeding
 from kshot.tasks import ImageCompletion
 from kshot.testing import check_tasks
 

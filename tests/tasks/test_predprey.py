@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from kshot import seeding
+from kshot.numerics import seeding
 from kshot.tasks import PredatorPrey
 from kshot.testing import check_tasks
 

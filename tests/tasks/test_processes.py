@@ -12,9 +12,9 @@ from scipy.stats import multivariate_normal, norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, ExpSineSquared, Matern
 
-from kshot import seeding
-from kshot.tasks.functions import Step
-from kshot.tasks.processes import FunctionMixture, GaussianProcess
+from kshot.numerics import seeding
+from kshot.tasks.functions.processes import FunctionMixture, GaussianProcess
+from kshot.tasks.functions.sinusoid import Step
 from kshot.testing import Clusters, check_tasks
 
 KERNELS = {

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kshot import seeding
+from kshot.numerics import seeding
 from kshot.tasks import PUBLISHED, RANGES, FunctionMixture, GaussianProcess, Sawtooth, published
 from kshot.testing import check_tasks
 

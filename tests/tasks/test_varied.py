@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from kshot import functions, seeding
-from kshot.tasks.varied import Varied
+from kshot.numerics import seeding
+from kshot.tasks.functions import registry
+from kshot.tasks.functions.varied import Varied
 from kshot.testing import check_tasks
 
 
 def test_support_sets_are_standardised() -> None:
-    task = functions.make("varied").sample(seeding.generator(0), 64)
+    task = registry.make("varied").sample(seeding.generator(0), 64)
     y = task.support.y
     count = (~y.isnan()).sum(1)
     assert int(count.min()) < 10 < 50 < int(count.max())
@@ -24,7 +25,7 @@ def test_support_sets_are_standardised() -> None:
 
 def test_the_shipped_model() -> None:
     pytest.importorskip("sklearn", reason="needs kshot[sklearn]")
-    from kshot.estimators import FewShotRegressor
+    from kshot.apps import FewShotRegressor
 
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 365, 60))

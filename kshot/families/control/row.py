@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kshot import checkpoint, learners, seeding
+from kshot import learners
 from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, of_files, told
+from kshot.families.control import recipes
 from kshot.families.control.settings import ControlRecipe, begin, build, control, upgrade
-from kshot.families.recipes import control as recipes
-from kshot.rl.control import Mujoco, families
-from kshot.rl.score import evaluate
-from kshot.rl.train import PolicyStep, validation
-from kshot.scores import Scores, over_seeds
-from kshot.settings import Run
+from kshot.families.control.step import PolicyStep, validation
+from kshot.numerics import seeding
+from kshot.scoring.returns import evaluate
+from kshot.scoring.scores import Scores, over_seeds
+from kshot.storage import checkpoint
+from kshot.tasks.control.mujoco import Mujoco
+from kshot.tasks.control.registry import families
+from kshot.training.settings import Run
 
 ACROSS = "rounds of adapting (gradient steps; with a memory: rollouts)"
 
@@ -163,7 +166,7 @@ def film(
     Raises:
         ValueError: a goal that is none.
     """
-    from kshot.rl.video import film
+    from kshot.families.control.video import film
 
     recipe = run.recipe
     tasks = control(replace(recipe, backend=backend), on)

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from kshot import learners, seeding
+from kshot import learners
 from kshot.families import load_run
-from kshot.loop import Outer
-from kshot.rl.control import Control, Mujoco, Seen, family
-from kshot.rl.learner import PolicyLearner
-from kshot.rl.policy import GaussianMLP, check_sizes
-from kshot.rl.recurrent import GaussianGRU
-from kshot.rl.train import OUTER, Acting
-from kshot.settings import Recipe, at_least
+from kshot.families.control.step import OUTER, Acting
+from kshot.learners.policy.learner import PolicyLearner
+from kshot.learners.policy.policy import GaussianMLP, check_sizes
+from kshot.learners.policy.recurrent import GaussianGRU
+from kshot.numerics import seeding
+from kshot.tasks.control.control import Control
+from kshot.tasks.control.mujoco import Mujoco
+from kshot.tasks.control.observed import Seen
+from kshot.tasks.control.registry import family
+from kshot.training.loop import Outer
+from kshot.training.settings import Recipe, at_least
 
 __all__ = ["ControlRecipe", "begin", "build", "control"]
 

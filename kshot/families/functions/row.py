@@ -11,20 +11,22 @@ from typing import Any
 import torch
 
 from kshot import data as datasets
-from kshot import functions, learners, seeding, tree
+from kshot import learners
 from kshot.core import Task
-from kshot.evaluate import evaluate
 from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, of_files, told
 from kshot.families.functions import settings
+from kshot.families.functions.recipes import functions as curves
+from kshot.families.functions.recipes import sinusoid
 from kshot.families.functions.settings import FunctionRecipe, build, unused
 from kshot.families.meta import GradientMachine, gradient_job
-from kshot.families.recipes import functions as curves
-from kshot.families.recipes import sinusoid
-from kshot.likelihood import noise_of
-from kshot.scores import Scores
-from kshot.settings import Run
+from kshot.numerics import seeding, tree
+from kshot.scoring.density import noise_of
+from kshot.scoring.evaluate import evaluate
+from kshot.scoring.scores import Scores
 from kshot.tasks import ImageCompletion
 from kshot.tasks.base import WithOracle
+from kshot.tasks.functions import registry
+from kshot.training.settings import Run
 
 __all__ = ["FAMILY", "FunctionTest", "score"]
 
@@ -69,7 +71,7 @@ def score(runs: Sequence[Run], test: FunctionTest, progress: Progress) -> list[T
     for data, own in by_tasks(runs, test.on):
         for run in own:
             recipe = _recipe_of(run)
-            if functions.sizes(data, recipe.channels) != functions.sizes(recipe.data, recipe.channels):
+            if registry.sizes(data, recipe.channels) != registry.sizes(recipe.data, recipe.channels):
                 raise ValueError(f"--on {data}: its functions have other numbers of x or y than {recipe.data}")
         found.append(_table(own, test, data, progress))
     return found
@@ -82,7 +84,7 @@ def _recipe_of(run: Run) -> FunctionRecipe:
 def _table(runs: Sequence[Run], test: FunctionTest, data: str, progress: Progress) -> Table:
     first = _recipe_of(runs[0])
     tasks = settings.tasks(first, test.split, data=data, ragged=True, data_root=test.data_root)
-    exact = functions.ROWS[data].exact
+    exact = registry.ROWS[data].exact
     rows: list[Scores] = []
     usual = 600 if exact else 1000
     shown = []
@@ -103,7 +105,7 @@ def _table(runs: Sequence[Run], test: FunctionTest, data: str, progress: Progres
         )  # fmt: skip
         rows.append(result)
     notes = (_context(rows, test, data),) if test.context is not None else ()
-    points = first.shots if "shots" in functions.ROWS[data].takes else None
+    points = first.shots if "shots" in registry.ROWS[data].takes else None
     return Table(_title(data, points, rows[0]), rows, notes)
 
 
@@ -119,7 +121,7 @@ def _context(rows: list[Scores], test: FunctionTest, data: str) -> str:
 
 
 def _baselines(recipe: FunctionRecipe, data: str, most: int) -> list[Baseline]:
-    inputs, outputs = functions.sizes(data, recipe.channels)
+    inputs, outputs = registry.sizes(data, recipe.channels)
     labels = {"gp": "baseline: gp", "neighbours": "baseline: 3-nn"} if most > 1 else {}
     return [Baseline(labels[name], learners.process(name, inputs=inputs, outputs=outputs), most) for name in labels]
 
@@ -151,7 +153,7 @@ def draw(run: Run, test: FunctionTest, path: Path) -> None:
         plots.plot_function(learner, tree.index(task, 0), path, best=_best(tasks, task, truth), title=data)
     else:
         task = tree.index(tasks.sample(generator, 1), 0)
-        (plots.plot_sinusoid if functions.ROWS[data].exact else plots.plot_function)(learner, task, path, title=data)
+        (plots.plot_sinusoid if registry.ROWS[data].exact else plots.plot_function)(learner, task, path, title=data)
 
 
 def _best(tasks: WithOracle, task: Task, truth: Any) -> Any:
@@ -172,7 +174,7 @@ _FORMER = {"ways", "train_ways", "rotations", "pool", "features", "class_list", 
 
 
 def _upgrade(told: dict[str, Any]) -> dict[str, Any] | None:
-    if not functions.is_function(str(told.get("data"))) or "learner" not in told:
+    if not registry.is_function(str(told.get("data"))) or "learner" not in told:
         return None
     kept = {name: value for name, value in told.items() if name not in _FORMER}
     return {**kept, "network": "mlp"} if kept.get("network") == "conv4" else kept
@@ -190,8 +192,8 @@ FAMILY = Family(
     **of_files(sinusoid, curves),
     build=build,
     job=job,
-    knows=functions.is_function,
-    known=lambda: list(functions.ROWS),
+    knows=registry.is_function,
+    known=lambda: list(registry.ROWS),
     score=score,
     upgrade=_upgrade,
     test=FunctionTest,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from kshot import functions, learners
+from kshot import learners
 from kshot.core import Learner
-from kshot.seeding import seeded
-from kshot.settings import NetworkRecipe, given, in_precision, mlp
+from kshot.numerics.seeding import seeded
+from kshot.tasks.functions import registry
+from kshot.training.settings import NetworkRecipe, given, in_precision, mlp
 
 __all__ = ["FunctionRecipe", "build", "tasks"]
 
@@ -20,9 +21,9 @@ class FunctionRecipe(NetworkRecipe):
     """Everything that makes a run on functions.
 
     Attributes:
-        data: "sinusoid", "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.published`),
-            "predator-prey", "varied" (`kshot.tasks.varied`), or "pixels:DATA", the images of a data set as functions of
-            the place.
+        data: "sinusoid", "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.functions.published`),
+            "predator-prey", "varied" (`kshot.tasks.functions.varied`), or "pixels:DATA", the images of a data set as
+            functions of the place.
         shots: points of a curve ("sinusoid"; the others draw their numbers).
         queries: scored points of a curve ("sinusoid").
         train_shots: points in training; 0 means `shots`.
@@ -61,7 +62,7 @@ def build(recipe: FunctionRecipe) -> Learner:
     Raises:
         ValueError: a learner that takes no functions, or settings that it does not have.
     """
-    row, (inputs, outputs) = learners.row(recipe.learner, "values"), functions.sizes(recipe.data, recipe.channels)
+    row, (inputs, outputs) = learners.row(recipe.learner, "values"), registry.sizes(recipe.data, recipe.channels)
     settings = given(recipe, "inner_lr", "inner_steps", "later")
     with seeded(recipe.outer.seed, "weights"):
         if row.network == "own":
@@ -89,18 +90,18 @@ def tasks(
         split: of the classes whose images are functions.
         data: other functions than the recipe's.
         training: with the sizes of the training.
-        ragged: see `kshot.functions.make`.
+        ragged: see `kshot.tasks.functions.registry.make`.
         data_root: folder of the data sets.
     """
     own = {name: getattr(recipe, name) for name in ("size", "channels", "splits", "shots", "queries")}
     if training:
         own |= {name: found for name in ("shots", "queries") if (found := getattr(recipe, f"train_{name}"))}
-    return functions.make(data or recipe.data, split, data_root=data_root, ragged=ragged, **own)
+    return registry.make(data or recipe.data, split, data_root=data_root, ragged=ragged, **own)
 
 
 def unused(recipe: FunctionRecipe) -> set[str]:
     """The settings that say nothing for a recipe's functions and learner."""
-    takes = functions.row(recipe.data).takes
+    takes = registry.row(recipe.data).takes
     own = {"shots", "queries", "size", "channels", "splits"} - takes
     own |= {f"train_{name}" for name in ("shots", "queries") if name not in takes}
     own |= {"train_split"} - ({"train_split"} if "splits" in takes else set())

@@ -15,20 +15,23 @@ from typing import Any
 
 from torch import nn
 
-from kshot import checkpoint, data, learners, pretrain, seeding, tree
+from kshot import data, learners
 from kshot.core import Learner
 from kshot.data import folder, scripts, split_names
-from kshot.evaluate import evaluate_modes
 from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, of_files, told
 from kshot.families.images import settings
+from kshot.families.images.recipes import glyphs, grocery, omniglot
 from kshot.families.images.settings import ImageRecipe, build
 from kshot.families.meta import GradientMachine, gradient_job
-from kshot.families.recipes import glyphs, grocery, omniglot
-from kshot.learners.finetune import FineTune
+from kshot.learners.gradient.finetune import FineTune
 from kshot.nn import Conv4
-from kshot.scores import Scores
-from kshot.settings import Run, changed
+from kshot.numerics import seeding, tree
+from kshot.scoring.evaluate import evaluate_modes
+from kshot.scoring.scores import Scores
+from kshot.storage import checkpoint
 from kshot.tasks import Episodes
+from kshot.training import pretrain
+from kshot.training.settings import Run, changed
 
 __all__ = ["FAMILY", "ImageTest", "classes_of", "pixel_baseline", "score"]
 

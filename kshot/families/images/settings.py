@@ -14,9 +14,9 @@ from kshot import data, learners
 from kshot import nn as knn
 from kshot.core import Learner
 from kshot.data import Bank, scripts
-from kshot.seeding import seeded
-from kshot.settings import NetworkRecipe, given, in_precision, mlp
+from kshot.numerics.seeding import seeded
 from kshot.tasks import Augment, Episodes
+from kshot.training.settings import NetworkRecipe, given, in_precision, mlp
 
 __all__ = ["ImageRecipe", "body", "build", "episodes", "tasks"]
 
@@ -112,7 +112,7 @@ def build(recipe: ImageRecipe) -> Learner:
         own = {"body": body(recipe, row.network == "head"), "ways": recipe.trained_ways}
         learner = learners.made(recipe.learner, row, {**own, **given(recipe, "inner_lr", "inner_steps", "later")})
     if recipe.network == "conv4" and recipe.pool == "max" and not learners.REGISTRY[recipe.learner].baseline:
-        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.kernels wants it
+        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.nn.kernels wants it
     return in_precision(learner, recipe)
 
 

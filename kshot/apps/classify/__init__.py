@@ -1,0 +1,1 @@
+"""A classifier from a few examples, its files, report, backbones and page."""

@@ -1,0 +1,276 @@
+"""The REST interface, and the page beside it. OpenAPI at `/openapi.json`, shown at `/docs`.
+
+    POST   /v1/classifiers                  a new classifier: {"model": "auto", "open_set": true}
+    POST   /v1/classifiers/load             the one of a .kshot file
+    GET    /v1/classifiers/{id}             its classes, and how good it is on its own pictures
+    POST   /v1/classifiers/{id}/fit         teach pictures of one class (multipart: label, pictures)
+    POST   /v1/classifiers/{id}/predict     classify pictures (multipart: pictures)
+    GET    /v1/classifiers/{id}/file        the .kshot file
+    DELETE /v1/classifiers/{id}
+
+Classifiers live in memory under names that cannot be guessed, and go when they are unused for an hour. With a token,
+every request under /v1 but `/v1/health` needs `Authorization: Bearer TOKEN`, and the page asks for it.
+"""
+
+# Annotations are read by FastAPI inside a function, so they are not put off (no `from __future__ import annotations`).
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Path, Request, Response, UploadFile
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.formparsers import MultiPartParser
+
+from kshot import __version__
+from kshot.apps.classify import models
+from kshot.apps.classify.serve.guard import Guard
+from kshot.apps.classify.serve.session import LIMITS, Limits, Refused, Session, Store
+
+__all__ = ["create_app"]
+
+
+if TYPE_CHECKING:
+    _Bodies = str
+else:
+    _Bodies = Literal["auto", *models.shipped()]  # no word of a request is taken for a path
+
+
+class New(BaseModel):
+    """A classifier that is wished for."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: _Bodies = Field("auto", description='A shipped body, or "auto".')
+    open_set: bool = Field(True, description='Whether it may answer "none of these".', strict=True)
+
+
+class About(BaseModel):
+    """A classifier.
+
+    Attributes:
+        id: its name; keep it secret.
+        model: the body; "auto" before the first picture.
+        classes: name -> pictures.
+        left_out_accuracy: share of its pictures that the others classify right; None where that says nothing.
+        interval95: its 95 % interval.
+    """
+
+    id: str
+    model: str
+    classes: dict[str, int]
+    left_out_accuracy: float | None = None
+    interval95: list[float] | None = Field(None, min_length=2, max_length=2)
+
+
+class Taught(About):
+    """A classifier after pictures were taught.
+
+    Attributes:
+        refused: what is wrong with each picture that was left out, by its number in the request.
+    """
+
+    refused: dict[int, str]
+
+
+class Said(BaseModel):
+    """What is said of one image.
+
+    Attributes:
+        name: of the file, as it was sent.
+        label: as the classifier says it: a class, or its word for none of them where `none` is true; None where the
+            image cannot be read.
+        none: whether the answer is that it is of none of the classes.
+        probability: the largest of `probabilities`.
+        probabilities: of each class, given that it is of one of them: they sum to 1 without `p_none`.
+        p_none: probability that it is of none of the classes; 0 where the classifier has no threshold for that.
+        p_classes: probability of each class, (1 - p_none) times that of `probabilities`: they and `p_none` sum to 1.
+        nearest: the classes of the support images most similar to it.
+        error: why it cannot be read; "" where it can.
+    """
+
+    name: str
+    label: str | None
+    none: bool
+    probability: float | None
+    probabilities: dict[str, float]
+    p_none: float | None
+    p_classes: dict[str, float]
+    nearest: list[str]
+    error: str
+
+
+class Answers(BaseModel):
+    """What is said of the images of a request, in their order."""
+
+    answers: list[Said]
+
+
+class Problem(BaseModel):
+    """What went wrong, and how to fix it."""
+
+    detail: str
+
+
+_Pictures = Annotated[list[UploadFile], File(min_length=1, description="JPEG, PNG or WebP.")]
+_BEARER = HTTPBearer(auto_error=False)
+_Name = Annotated[str, Path(min_length=1, max_length=64, description="What POST /v1/classifiers gave.")]
+
+
+def create_app(
+    page: bool = True,
+    token: str | None = None,
+    limits: Limits = LIMITS,
+    begin: bytes | None = None,
+    hosts: tuple[str, ...] = (),
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        page: with the page at `/` (needs gradio).
+        token: that requests under /v1 need, and the password of the page (any user name).
+        limits: of a request, of a classifier, and of how many there are.
+        begin: a `.kshot` file that every visit of the page begins with.
+        hosts: names under which it may be asked ("127.0.0.1"); none: any.
+
+    Raises:
+        Refused: `begin` is damaged.
+    """
+    app = FastAPI(
+        title="kshot",
+        version=__version__,
+        description="Classifiers from a few pictures of each class.",
+        responses={
+            413: {"model": Problem, "description": "Larger than the limits."},
+            503: {"model": Problem, "description": "Too much at once: try again."},
+        },
+    )
+    app.add_middleware(Guard, limits=limits, token=token, hosts=hosts)
+    MultiPartParser.spool_max_size = limits.request + 1  # uploads stay in memory
+    sessions = Store[Session](limits)
+
+    problems: Any = {401: {"model": Problem, "description": "Without the token."}} if token is not None else {}
+    there: Any = {**problems, 404: {"model": Problem, "description": "No such classifier."}}
+    refused: Any = {409: {"model": Problem, "description": "It cannot be done now; the detail says why."}}
+    guard = [Depends(_BEARER)] if token is not None else []  # for OpenAPI; `Guard` looks at it
+
+    @app.exception_handler(Refused)
+    def _(_: Request, error: Refused) -> Response:
+        return Response(json.dumps({"detail": str(error)}), 409, media_type="application/json")
+
+    @app.get("/v1/health")
+    async def health() -> dict[str, str]:
+        """Whether it is up, and its version. Waits for no other request."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/v1/models", dependencies=guard, responses=problems)
+    def bodies() -> dict[str, str]:
+        """The bodies that there are, each in a line."""
+        return {name: models.told(name) for name in models.shipped()}
+
+    def find(name: str) -> Session:
+        found = sessions.get(name)
+        if found is None:
+            raise HTTPException(404, "there is no such classifier; one that is unused for long is forgotten")
+        return found
+
+    def bytes_of(pictures: list[UploadFile]) -> list[bytes]:
+        if long := [p.filename for p in pictures if p.filename and len(p.filename) > limits.file_name]:
+            raise Refused(
+                f"a file's name of {len(long[0])} characters ({long[0][:40]!r}...): at most {limits.file_name}"
+            )
+        return [picture.file.read() for picture in pictures]
+
+    def about(name: str, session: Session) -> dict[str, Any]:
+        found = session.left_out()
+        own = session.classifier.model_.name if session.classifier is not None else session.model
+        told = {"id": name, "model": own, "classes": session.classes}
+        return {**told, "left_out_accuracy": found[0], "interval95": list(found[1])} if found else told
+
+    @app.post("/v1/classifiers", status_code=201, dependencies=guard, responses=problems)
+    def create(new: New) -> About:
+        """A new classifier, without classes."""
+        session = Session(new.model, limits, new.open_set)
+        return About(**about(sessions.put(sessions.name(), session), session))
+
+    @app.post("/v1/classifiers/load", status_code=201, dependencies=guard, responses={**problems, **refused})
+    def load(file: Annotated[UploadFile, File(description="A .kshot file.")]) -> About:
+        """The classifier of a file that was saved."""
+        session = Session(limits=limits)
+        session.load(file.file.read())
+        return About(**about(sessions.put(sessions.name(), session), session))
+
+    @app.get("/v1/classifiers/{name}", dependencies=guard, responses=there)
+    def told(name: _Name) -> About:
+        """Its classes, and how good it is on its own pictures."""
+        session = find(name)
+        with session.lock:
+            return About(**about(name, session))
+
+    @app.delete("/v1/classifiers/{name}", status_code=204, dependencies=guard, responses=there)
+    def delete(name: _Name) -> None:
+        """Forget it."""
+        if not sessions.remove(name):
+            find(name)
+
+    @app.post("/v1/classifiers/{name}/fit", dependencies=guard, responses={**there, **refused})
+    def fit(
+        name: _Name,
+        label: Annotated[
+            str,
+            Form(
+                min_length=1,
+                max_length=limits.name,
+                pattern=r"[^\s\x00-\x20\x7f-\xa0]",
+                description="The class of all pictures of this request; it may be new.",
+            ),
+        ],
+        pictures: _Pictures,
+    ) -> Taught:
+        """Teach pictures of one class. Those that cannot be read are told and left out."""
+        session = find(name)
+        wrong = session.add(label, bytes_of(pictures))
+        with session.lock:
+            return Taught(**about(name, session), refused={i: text for i, text in enumerate(wrong) if text})
+
+    @app.post("/v1/classifiers/{name}/predict", dependencies=guard, responses={**there, **refused})
+    def predict(name: _Name, pictures: _Pictures) -> Answers:
+        """Classify pictures."""
+        session = find(name)
+        answers, _, own = session.judge(bytes_of(pictures))
+        names, labels = [str(c) for c in own.classes_], [str(label) for label in own.labels_]
+        said = []
+        for picture, answer in zip(pictures, answers, strict=True):
+            chance = {} if answer.error else dict(zip(names, map(float, answer.probabilities), strict=True))
+            said.append(
+                Said(
+                    name=picture.filename or "",
+                    label=None if answer.error else str(answer.label),
+                    none=answer.none,
+                    probability=max(chance.values()) if chance else None,
+                    probabilities=chance,
+                    p_none=None if answer.error else answer.p_none,
+                    p_classes={name: (1 - answer.p_none) * p for name, p in chance.items()},
+                    nearest=[labels[row] for row in answer.nearest],
+                    error=answer.error,
+                )
+            )
+        return Answers(answers=said)
+
+    @app.get(
+        "/v1/classifiers/{name}/file",
+        dependencies=guard,
+        response_class=Response,
+        responses={**there, **refused, 200: {"content": {"application/octet-stream": {}}}},
+    )
+    def file(name: _Name) -> Response:
+        """The `.kshot` file, for `kshot predict` and for `load`."""
+        session = find(name)
+        content = session.save()
+        headers = {"Content-Disposition": 'attachment; filename="classifier.kshot"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    if page:
+        from kshot.apps.classify.serve.page import mounted
+
+        return mounted(app, limits, token, begin)
+    return app

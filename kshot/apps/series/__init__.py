@@ -1,0 +1,1 @@
+"""Series: interpolation and regression with prediction intervals."""

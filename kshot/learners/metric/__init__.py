@@ -1,0 +1,1 @@
+"""Learners that compare features, or solve a head in closed form."""

@@ -1,0 +1,1 @@
+"""Policies: learners whose data are rollouts, with what acts, pays and updates them."""

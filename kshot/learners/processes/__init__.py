@@ -1,0 +1,1 @@
+"""Neural processes and what stands beside them: learners of functions."""

@@ -1,0 +1,1 @@
+"""Learners that use unlabelled examples."""

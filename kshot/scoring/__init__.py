@@ -1,0 +1,1 @@
+"""Scores of learners on tasks, with intervals."""

@@ -1,0 +1,1 @@
+"""Files: checkpoints with a digest, where data and caches are, downloads."""

@@ -1,0 +1,1 @@
+"""Training: the one outer loop and what it drives."""
