@@ -15,7 +15,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MOVED", "install"]
+__all__ = ["FUNCTIONS", "MOVED", "install"]
 
 MOVED: dict[str, tuple[str, ...]] = {
     "kshot.checkpoint": ("kshot.storage.checkpoint",),
@@ -118,10 +118,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "kshot.tree": ("kshot.numerics.tree",),
 }
 """Old path -> where its names are now, the first of them its own module; see CHANGELOG.md."""
+FUNCTIONS = ("kshot.evaluate", "kshot.train")
+"""Old modules whose names are those of functions now."""
 
 
 class _View(ModuleType):
-    """A module whose names are in several others."""
+    """A module whose names are in several others. Where kshot now has a function of its name it is called as that."""
 
     def __init__(self, name: str, parts: list[ModuleType]):
         super().__init__(name, f"Moved: see {', '.join(part.__name__ for part in parts)}.")
@@ -132,6 +134,9 @@ class _View(ModuleType):
             if hasattr(part, name):
                 return getattr(part, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return sys.modules["kshot"].__getattr__(self.__name__.rpartition(".")[2])(*args, **options)
 
     def __dir__(self) -> list[str]:
         return sorted({name for part in self._parts for name in dir(part)})
@@ -152,7 +157,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         warnings.warn(f"{old} has moved: import {' or '.join(new)}", DeprecationWarning, stacklevel=2)
         parts = [importlib.import_module(name) for name in new]
         # The import system takes what stands in sys.modules when this returns.
-        sys.modules[old] = parts[0] if len(parts) == 1 else _View(old, parts)
+        sys.modules[old] = parts[0] if len(parts) == 1 and old not in FUNCTIONS else _View(old, parts)
 
 
 def install() -> None:

@@ -40,7 +40,12 @@ ROWS = [
     ["storage"],
     ["core", "numerics"],
 ]
-ENTRANCES = {"__init__": {"core", "_moved"}, "__main__": {"cli"}, "_moved": set()}
+ENTRANCES = {
+    "__init__": {*(room for row in ROWS[1:] for room in row), "_moved", "api"},
+    "__main__": {"cli"},
+    "_moved": set(),
+    "api": {room for row in ROWS[2:] for room in row},
+}
 ORDER = [room for row in ROWS for room in row]
 MAY_IMPORT: dict[str, set[str]] = {**{room: set(ORDER[k + 1 :]) for k, room in enumerate(ORDER)}, **ENTRANCES}
 

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from kshot import cli, families
-from kshot.cli import listing, scores
+from kshot.cli import listing
 from kshot.cli._options import FEW, HIDDEN, MISSING, POSITIONAL, InputError, explained, options, read
 from kshot.cli.train import Train
+from kshot.scoring import progress
 from kshot.storage import checkpoint
 from kshot.training.settings import Recipe
 
@@ -366,11 +367,11 @@ def test_a_test_says_what_it_does_while_it_works(place: Path, monkeypatch: pytes
     assert code == 0
     assert err == "testing maml on sinusoid ...\n"
     assert "testing" not in out  # which may go into a file
-    monkeypatch.setattr(scores, "QUIET", 0)
+    monkeypatch.setattr(progress, "QUIET", 0)
     said = io.StringIO()
-    with contextlib.redirect_stderr(said), scores.counting("testing") as progress:
+    with contextlib.redirect_stderr(said), progress.counting("testing", lines=True) as told:
         for done in range(4):
-            progress(done, 3, doing="a long test")
+            told(done, 3, doing="a long test")
     assert said.getvalue().splitlines() == ["a long test ...", "a long test: 1 of 3", "a long test: 2 of 3"]
 
 

@@ -6,10 +6,8 @@ import contextlib
 import difflib
 import itertools
 import json
-import math
 import re
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,19 +16,18 @@ from kshot import families
 from kshot.cli._options import MISSING, POSITIONAL
 from kshot.cli._shared import InputError, console, writable, write_record
 from kshot.families import Table, Test
+from kshot.scoring.progress import counting
 from kshot.storage import checkpoint
 from kshot.training.settings import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
-__all__ = ["Compare", "Evaluate", "Figures", "counting", "defaults", "show"]
+__all__ = ["Compare", "Evaluate", "Figures", "defaults", "show"]
 
 FIRST = ("tasks", "on", "beside", "ways", "shots", "steps", "rollouts", "baselines", "baseline_tasks", "seed", "json",
          "plot", "picture")  # fmt: skip
 """What people change first."""
-QUIET = 30
-"""Seconds between two lines of a test whose output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +54,6 @@ class Figures:
         for path in filter(None, (self.plot, self.picture, self.learning_curve)):
             if path.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
                 raise InputError(f"{path}: pictures are files that end in .png, .svg or .pdf")
-
-
-@contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[..., object]]:
-    """What a test is doing, on the standard error: a bar on a terminal, else a line when something begins and then two
-    a minute. Yields `progress(done, total, what)`.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    say = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=say, disable=not say.is_terminal, transient=True) as bar:
-        row, told = bar.add_task(what, total=None), [what, -math.inf]
-
-        def progress(done: int, total: int, doing: str = what) -> None:
-            bar.update(row, completed=done, total=total, description=doing)
-            now = time.monotonic()
-            if not say.is_terminal and (doing != told[0] or now - told[1] > QUIET) and done < total:
-                told[:] = [doing, now]
-                say.print(f"{doing}: {done} of {total}" if done else f"{doing} ...")
-
-        yield progress
 
 
 def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None:
@@ -242,7 +216,7 @@ def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
         for run in group:
             families.check_takes(run, family)
         own = test if isinstance(test, family.test) else family.test(**_common(test))
-        with counting("testing") as progress:
+        with counting("testing", lines=True) as progress:
             tables += family.score(group, own, progress)
     show(runs, tables, figures)
     if figures.picture is not None and draw is not None:
