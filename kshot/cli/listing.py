@@ -127,9 +127,8 @@ class _Recipe(NamedTuple):
 
 def _recipes() -> dict[str, _Recipe]:
     from kshot import families
-    from kshot.families.images import recipes
 
-    taken = json.loads((Path(recipes.__file__).parent / "seconds.json").read_text("utf-8"))["recipes"]
+    taken = json.loads((Path(families.__file__).parent / "recipes" / "seconds.json").read_text("utf-8"))["recipes"]
     rows = {}
     for name in families.recipe_names():
         paper, quick = families.recipe(name), families.recipe(name, "quick")
