@@ -106,7 +106,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "kshot.serve.session": ("kshot.apps.classify.serve.session",),
     "kshot.settings": ("kshot.training.settings",),
     "kshot.tasks.augment": ("kshot.tasks.images.augment",),
-    "kshot.tasks.curves": ("kshot.tasks.functions.curves",),
+    "kshot.tasks.curves": ("kshot.tasks.functions.curves", "kshot.data.csv"),
     "kshot.tasks.episodes": ("kshot.tasks.images.episodes",),
     "kshot.tasks.pixels": ("kshot.tasks.functions.pixels",),
     "kshot.tasks.predprey": ("kshot.tasks.functions.predprey",),

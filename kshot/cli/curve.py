@@ -21,7 +21,7 @@ from kshot.storage.checkpoint import write_beside
 
 if TYPE_CHECKING:
     from kshot.apps.series.fitting import Fitted
-    from kshot.tasks.functions.curves import CurveTable
+    from kshot.data.csv import CurveTable
 
 __all__ = ["Curve"]
 
@@ -74,7 +74,7 @@ class Curve:
     @one_thread()
     def run(self) -> int:
         from kshot.apps.series.fitting import trained
-        from kshot.tasks.functions.curves import read_csv
+        from kshot.data.csv import read_csv
 
         if not self.file.is_file():
             what = "it is a folder: name a file in it" if self.file.is_dir() else "no such file"
@@ -348,24 +348,24 @@ def _word(table: CurveTable) -> Callable[[float], str]:
 
 def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     """The places `[M]` of a file, counted as the table counts."""
-    from kshot.tasks.functions import curves
+    from kshot.data import csv as tables
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    rows = curves.cells_of(path, delimiter)
+    rows = tables.cells_of(path, delimiter)
     header = rows[0][1] if rows else [""]
     at = header.index(table.x_name) if table.x_name in header else 0
-    if not header[at] and len(header) > 1 and table.x_name != curves.INDEX:
+    if not header[at] and len(header) > 1 and table.x_name != tables.INDEX:
         raise InputError(
             f"{path}: its first column has no name, as pandas writes an index, and none is {table.x_name!r}: call the "
             "column of the places so"
         )
-    if rows and not curves.is_place(header[at]):
+    if rows and not tables.is_place(header[at]):
         rows = rows[1:]
     if not rows:
         raise InputError(f"{path}: write a place in each row, below a header")
     cells = [(line, row[at] if at < len(row) else "") for line, row in rows]
-    days, means = curves.places_of(path, header[at], cells)
+    days, means = tables.places_of(path, header[at], cells)
     other = table._replace(x=torch.tensor(days, dtype=torch.float64), x_means=means)
     here, there, year = _start(table), _start(other), "day of the year"
     if here is not None and there is not None and (here.tzinfo is None) == (there.tzinfo is None):

@@ -1,7 +1,8 @@
 """Distributions of tasks: `sample(generator, num_tasks)` is all there is to one."""
 
+from kshot.data.csv import CurveTable, read_csv
 from kshot.tasks.base import TaskDistribution
-from kshot.tasks.functions.curves import Augmentation, Curves, CurveTable, Scale, canadian, growth, lynx_hare, read_csv
+from kshot.tasks.functions.curves import Augmentation, Curves, Scale, canadian, growth, lynx_hare
 from kshot.tasks.functions.pixels import ImageCompletion
 from kshot.tasks.functions.predprey import PredatorPrey
 from kshot.tasks.functions.processes import FunctionMixture, GaussianProcess
