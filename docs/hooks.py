@@ -1,41 +1,116 @@
-"""What mkdocs builds besides `docs/`: pages of the repository's own files, so that nothing is written twice.
+"""What mkdocs builds besides `docs/`: pages of the repository's own files, tables of the package's own lists, the notebook.
 
-Links between the files are turned into links between the pages; one to a file that is no page (code, results) becomes
-its path.
+Nothing is written twice: a page says `<!-- made when the site is built: NAME -->` where a table of `TABLES` stands. Links
+between files are turned into links between pages; one to a file that is no page (code, results) becomes its path.
+
+The site needs no network. The repository's address is not known here: KSHOT_REPOSITORY gives it (mkdocs.yml), and without it
+the site has no link to a repository.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+import kshot
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"ARCHITECTURE.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+NOTEBOOKS = {"examples/04_tour.ipynb": "tour.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?!https?:|#|mailto:)[^)\s]+)\)")
+MADE = re.compile(r"<!-- made when the site is built: ([\w-]+) -->")
+
+
+def on_config(config: Any) -> Any:
+    config.site_name = f"kshot {kshot.__version__}"
+    config.copyright = f"kshot {kshot.__version__}, MIT licence"
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=_turned((ROOT / source).read_text("utf-8"), ROOT)))
-    readme = (ROOT / "README.md").read_text("utf-8")
-    measured = readme[readme.index("## Measured results") : readme.index("## The files")]
-    limits = readme[readme.index("## Honest limits") :]
-    text = f"# Results\n\n{measured.split(chr(10), 1)[1]}\nMore: [the engine](engine.md), [robots](control.md), "
-    text += f"[the classifier](classifier.md).\n\n{limits}"
-    files.append(File.generated(config, "results.md", content=_turned(text, ROOT)))
+    for source, page in NOTEBOOKS.items():
+        text, pictures = notebook(json.loads((ROOT / source).read_text("utf-8")), Path(page).stem)
+        files.append(File.generated(config, page, content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    markdown = MADE.sub(lambda match: TABLES[match[1]](), markdown)
     source = page.file.abs_src_path
     return _turned(markdown, Path(source).parent) if source and (ROOT / "docs") in Path(source).parents else markdown
 
 
+def notebook(cells: Any, stem: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown with its saved outputs, and its pictures by name."""
+    parts, pictures = [], dict[str, bytes]()
+    for cell in cells["cells"]:
+        text = "".join(cell["source"]).rstrip()
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                name = f"{stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![Output of the cell above]({name})")
+            elif said := "".join(data.get("text/plain", "")).rstrip():
+                parts.append(f"```text\n{said}\n```")
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def learners() -> str:
+    """Every learner of the registry, by what its tasks are."""
+    from kshot.learners import REGISTRY
+
+    kinds = {"classes": "classes", "values": "functions", "rollouts": "robots"}
+    rows = ["| name | what it is | tasks | paper |", "|---|---|---|---|"]
+    for name, entry in REGISTRY.items():
+        own = next(iter(entry.takes.values())).path.partition(":")
+        link = f"[`{name}`][{own[0]}]" if own[0] in REFERENCE else f"`{name}`"
+        tasks = ", ".join(kinds[kind] for kind in entry.takes)
+        purpose = f"baseline: {entry.purpose}" if entry.baseline else entry.purpose
+        rows.append(f"| {link} | {purpose} | {tasks} | {entry.paper} |")
+    return "\n".join(rows)
+
+
+def times() -> str:
+    """About how long some recipes train, from the record that `kshot list recipes` reads."""
+    from kshot import families
+    from kshot.cli.listing import _recipes
+
+    rows = ["| recipe | needs | `--budget quick` | `--budget paper` |", "|---|---|---|---|"]
+    known = _recipes()
+    for name in SHOWN:
+        assert name in families.recipe_names()
+        rows.append(f"| `{name}` | {known[name].needs} | {known[name].quick} | {known[name].paper} |")
+    return "\n".join(rows)
+
+
+SHOWN = (
+    "glyphs-5way-1shot-protonet", "glyphs-5way-1shot-maml", "omniglot-5way-1shot-protonet", "omniglot-5way-1shot-maml",
+    "omniglot-20way-1shot-maml", "grocery-5way-1shot-protonet", "grocery-5way-1shot-r2d2", "sinusoid-maml",
+    "gp-rbf-cnp", "gp-rbf-convcnp", "gp-rbf-tnpd", "point-maml", "cheetah-direction-maml", "cheetah-direction-promp",
+    "ant-velocity-maml",
+)  # fmt: skip
+TABLES: dict[str, Callable[[], str]] = {"learners": learners, "times": times}
+REFERENCE = set(
+    re.findall(r"^::: (\S+)", "".join(p.read_text("utf-8") for p in (ROOT / "docs" / "reference").glob("*.md")), re.M)
+)
+"""Modules that the reference has."""
+
+
 def _turned(markdown: str, folder: Path) -> str:
     """Links of a file that lies in `folder`, as links between pages."""
+    made = {**PAGES, **NOTEBOOKS}
 
     def one(match: re.Match[str]) -> str:
         picture, words, target = match.groups()
@@ -44,8 +119,8 @@ def _turned(markdown: str, folder: Path) -> str:
         if not there.is_relative_to(ROOT):
             return match[0]
         inside = there.relative_to(ROOT).as_posix()
-        if inside in PAGES:
-            return f"{picture}[{words}]({PAGES[inside]}{'#' + anchor if anchor else ''})"
+        if inside in made:
+            return f"{picture}[{words}]({made[inside]}{'#' + anchor if anchor else ''})"
         if inside == "README.md":
             return f"[{words}](index.md)"
         if inside.startswith("docs/"):

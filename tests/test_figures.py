@@ -287,20 +287,22 @@ def test_every_measured_figure_of_the_text_has_a_record(page: str) -> None:
 
 OTHER_TABLES = {
     ("README.md", "Learners", 0): "years of papers",
-    ("docs/classifier.md", "Bodies", 0): "sizes of files and images, numbers of classes",
-    ("docs/control.md", "The sets of tasks", 0): "settings",
+    ("docs/classifier.md", "Backbones", 0): "sizes of files and images, numbers of classes",
+    ("docs/control.md", "Algorithms", 0): "years of papers",
+    ("docs/control.md", "Environments", 0): "settings",
     ("docs/kshot-file.md", "The `.kshot` file, format 2", 1): "settings",
     ("docs/own-learner.md", "A learner of your own", 0): "values that mean something",
     ("docs/processes.md", "Neural processes: functions from a few points", 1): "years of papers",
     ("docs/web.md", "What it does with what you give it", 0): "limits",
 }
 OTHER_PHRASES = {
-    "README.md": ["the interval is of the mean over tasks, 95 %"],
+    "README.md": ["600 test tasks and its 95 % interval", "The intervals are 95 %"],
     "docs/classifier.md": [
         "It keeps about 95 % of known images",  # what the threshold is set to
         "People: 95.5 %, a Siamese network 92.0 %",  # published
     ],
-    "docs/control.md": ["actions last 0.02 s", "goals 0..3 m/s", "the velocity up to 1 m/s"],
+    "docs/control-bodies.md": ["Actions of these ants last 0.02 s", "the velocity up to 1 m/s"],
+    "docs/control-results.md": ["goals 0..3 m/s"],
     "docs/engine.md": ["(0.43 MiB each)"],  # 111,936 weights of four bytes
     "docs/processes.md": ["a series below 99 % of them"],
     "docs/training.md": ["60 % of the classes", "15 % validate and 25 % test"],
@@ -337,7 +339,7 @@ def _baselines_tasks(name: str) -> list[float]:
 
 
 def _measured(label: str, name: str, learner: str, floors: str = "", modes: str = "", updates: str = "") -> Any:
-    """A row of README's table of results; `modes` in the order of the page, `updates`: what it says of the training."""
+    """A row of the table of results; `modes` in the order of the page, `updates`: what it says of the training."""
     ran = record(name)["training"]
     outer = ran["recipe"]["outer"] if ran else {}
     own = accuracy(name, *(f"{learner} {mode}".strip() for mode in modes.split("/")))
@@ -346,7 +348,7 @@ def _measured(label: str, name: str, learner: str, floors: str = "", modes: str 
     return label, [[float(outer[what]) for what in updates.split()], own, None, baselines[0], [count], baselines[1]]
 
 
-def _readme() -> list[Table]:
+def _results() -> list[Table]:
     two = "transductive/inductive"
     one, five = "omniglot-5way-1shot", "omniglot-5way-5shot"
     many, more = f"{one}-protonet-20way", f"{five}-protonet-20way"
@@ -447,14 +449,50 @@ def _readme() -> list[Table]:
         (label, [cell(data, variant) for data in ("omniglot", "glyphs", "grocery")])
         for variant, label in report.VARIANTS.items()
     ]
-    return [Table("Measured results", rows), Table("Measured results", augmented, 1)]
+    return [Table("Image classification", rows), Table("Augmentation", augmented)]
+
+
+def _readme() -> list[Table]:
+    sinusoid = {int(step): [mean, half] for step, mean, half in result("sinusoid-maml", "maml").per_step}
+    run = "cheetah-direction-maml"
+
+    def row(label: str, name: str, who: str) -> tuple[str, list[Values]]:
+        return label, [[], accuracy(name, who), None, [float(result(name, who).num_tasks)]]
+
+    return [
+        Table(
+            "Results",
+            [
+                row("Omniglot 5-way 1-shot, inductive", "omniglot-5way-1shot-protonet", "protonet"),
+                row("Omniglot 20-way 1-shot, inductive", "omniglot-5way-1shot-protonet-20way", "protonet"),
+                row(
+                    "Omniglot 5-way 1-shot, transductive, 1 query per class",
+                    "omniglot-5way-1shot-maml-1query",
+                    "maml transductive",
+                ),
+                row(
+                    "Omniglot 20-way 1-shot, transductive (a shortened run)",
+                    "omniglot-20way-1shot-maml",
+                    "maml transductive",
+                ),
+                (
+                    "sinusoid, 5 points, squared error after 1 / 5 / 10 steps",
+                    [[], [*sinusoid[1], *sinusoid[5], *sinusoid[10]], None, [600]],
+                ),
+                (
+                    "half-cheetah direction, return after one step, mean of 3 seeds",
+                    [[], returns(run, "maml-trpo, 3 seeds")[1], None, [result(run, "maml-trpo (seed 0)").num_tasks]],
+                ),
+            ],
+        )
+    ]
 
 
 def _bodies() -> list[Table]:
     def table(heading: str, index: int, *rows: tuple[str, str, str]) -> Table:
         return Table(heading, [(label, returns(name, who)) for label, name, who in rows], index)
 
-    ants = "Ants that lose or gain a leg"
+    ants, motors = "Ants that lose or gain a leg", "Half-cheetahs without a motor"
 
     def legs(index: int, ending: str, *slow: tuple[int, str, str, str]) -> Table:
         name = f"ant-body-maml{ending}"
@@ -462,7 +500,7 @@ def _bodies() -> list[Table]:
             ("MAML, seed 0", name, "maml-trpo"),
             ("MAML, seed 1", f"ant-body-maml-seed1{ending}", "maml-trpo"),
             ("Meta-SGD (a learned rate for each tensor)" if index == 0 else "Meta-SGD", name, "metasgd-trpo"),
-            ("RL2 (a rollout a round)" if index == 0 else "RL2", name, "rl2"),
+            ("RL2 (one rollout per step)" if index == 0 else "RL2", name, "rl2"),
             ("pretrained on all bodies, seed 0", name, "pretrained"),
             ("pretrained on all bodies, seed 1", f"ant-body-pretrained-seed1{ending}", "pretrained"),
             ("oracle (sees which legs there are)" if index == 0 else "oracle", name, "oracle"),
@@ -491,7 +529,7 @@ def _bodies() -> list[Table]:
     learned.append(("none, nearly six times the steps", [returns("ant-again-maml", "pretrained")[0], [], [], []]))
     return [
         table(
-            "Bodies",
+            motors,
             0,
             ("MAML", f"{cheetah}-lost", "maml-trpo"),
             ("pretrained on all bodies", f"{cheetah}-lost", "pretrained"),
@@ -499,7 +537,7 @@ def _bodies() -> list[Table]:
             ("untrained", f"{cheetah}-lost", "random"),
         ),
         table(
-            "Bodies",
+            motors,
             1,
             ("MAML", cheetah, "maml-trpo"),
             ("pretrained on all bodies", cheetah, "pretrained"),
@@ -514,7 +552,7 @@ def _bodies() -> list[Table]:
         ),
         legs(1, "-gained", (5, "the same, steps of rate 0.01", "ant-body-pretrained-gained-slow", "pretrained")),
         legs(2, ""),
-        Table("The leg is lost and the robot learns to walk again", learned),
+        Table("Learning to walk again after losing a leg", learned),
         table(
             walking,
             0,
@@ -617,8 +655,8 @@ def _control() -> list[Table]:
                 ("ours, untrained", returns("point-maml", "random")),
             ],
         ),
-        Table("The set `v5`: MAML, ProMP and RL2 with equal steps", goals),
-        Table("The set `v5`: MAML, ProMP and RL2 with equal steps", quick, 1),
+        Table("MAML, ProMP, RL2 and PEARL with equal steps", goals),
+        Table("MAML, ProMP, RL2 and PEARL with equal steps", quick, 1),
         Table(
             "Velocities",
             [
@@ -670,9 +708,8 @@ def _control() -> list[Table]:
                 ("the paper's, oracle", PAPER),
             ],
         ),
-        *_bodies(),
         Table(
-            "A GPU's simulation",
+            "GPU simulation",
             [
                 ("`mj_step` in a process for each core", speed("mj_step, all cores", simulated)),
                 ("kshot by MuJoCo, 800 simulations", speed("kshot, 800", simulated)),
@@ -924,7 +961,7 @@ def _classifier() -> list[Table]:
     def tuned(key: str) -> list[Values]:
         return [percent(fine[f"{key} 5 ways {shots} shots"]["accuracy"]) for shots in (1, 5)]
 
-    good = "How good it is on classes that the body never saw"
+    good = "Accuracy on classes that the backbone never saw"
     return [
         Table(
             good,
@@ -988,8 +1025,10 @@ def _how_many() -> list[Table]:
 
 TABLES = {
     "README.md": _readme,
+    "docs/results.md": _results,
     "docs/classifier.md": _classifier,
-    "docs/control.md": _control,
+    "docs/control-bodies.md": _bodies,
+    "docs/control-results.md": _control,
     "docs/engine.md": _engine,
     "docs/how-many.md": _how_many,
     "docs/processes.md": _processes,
@@ -997,6 +1036,11 @@ TABLES = {
 
 
 def _readme_phrases() -> list[Phrase]:
+    one = result("quickstart", "ProtoNet")
+    return [Phrase("ProtoNet (inductive): accuracy # ± # %, # tasks", [*percent(one), float(one.num_tasks)])]
+
+
+def _results_phrases() -> list[Phrase]:
     demo = "demo-glyphs-5way-1shot"
     shown = {
         "protonet inductive # ± # % #": "protonet",
@@ -1111,7 +1155,6 @@ def _faster(rows: Any, who: str) -> float:
 
 
 def _control_phrases() -> list[Phrase]:
-    slow = "cheetah-body-pretrained-lost-slow"
     fast, later = record("rl-simulation")["rows"], record("rl-simulation-one-step")["rows"]
     third = [row[0] for row in returns("cheetah-direction-maml", "maml-trpo (seed 2)")[1:] if row]
     ants = [row[0] for row in returns("ant-velocity-maml-seed1", "maml-trpo (seed 2)")[1:] if row]
@@ -1141,6 +1184,12 @@ def _control_phrases() -> list[Phrase]:
             ],
         ),
         Phrase("(# million environment steps;", [record("point-maml")["training"][0]["env_steps"] / 1e6]),
+    ]
+
+
+def _bodies_phrases() -> list[Phrase]:
+    slow = "cheetah-body-pretrained-lost-slow"
+    return [
         Phrase(
             "# ± # / # / # ± # after",
             [*_at(slow, "pretrained", 1), _at(slow, "pretrained", 2)[0], *_at(slow, "pretrained", 3)],
@@ -1301,7 +1350,9 @@ PHRASES = {
     "docs/how-many.md": _how_many_phrases,
     "docs/engine.md": _engine_phrases,
     "README.md": _readme_phrases,
-    "docs/control.md": _control_phrases,
+    "docs/results.md": _results_phrases,
+    "docs/control-bodies.md": _bodies_phrases,
+    "docs/control-results.md": _control_phrases,
     "docs/classifier.md": _classifier_phrases,
     "docs/processes.md": _processes_phrases,
 }

@@ -49,7 +49,17 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 PROGRAMS = ("kshot ", "torchrun ", "python examples/", "python benchmarks/", "make ")
-ELSEWHERE = ("git clone ", "cd ", "source ", "pip install ", "export ", "curl ", "at=", "id=")  # not run here
+ELSEWHERE = (
+    "git clone ",
+    "cd ",
+    "source ",
+    "pip install ",
+    "python3 -m venv ",
+    "export ",
+    "curl ",
+    "at=",
+    "id=",
+)  # not run here
 LANGUAGES = ("bash", "python", "text", "json")
 FOREIGN = {"--nproc-per-node"}  # options of other programs
 
@@ -344,7 +354,7 @@ class TestReading:
                 words = span.split()
                 assert words[0].split("=")[0] in options() | FOREIGN, f"{page}: there is no option {words[0]}"
                 if words[0] == "--data" and words[1:]:
-                    data._kind(words[1])
+                    data.options(words[1])
 
     def test_files_exist(self, page: str) -> None:
         """What is written as a path of the repository, or linked."""
@@ -534,6 +544,16 @@ def test_python_runs(page: str, given: dict[str, Any]) -> None:
     for block in of(page, "python"):
         if block.reason is None:
             exec(compile(block.text, f"{page}, line {block.line}", "exec"), given)
+
+
+def test_the_library_in_a_few_lines_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """README's block, shortened; `benchmarks/quickstart.py` runs all of it and its record is what the page prints."""
+    text = loaded("benchmarks/quickstart.py").block()
+    for whole, short in (("steps=100", "steps=2"), ("num_tasks=600", "num_tasks=2")):
+        assert whole in text
+        text = text.replace(whole, short)
+    exec(compile(text, "README.md", "exec"), {})
+    assert re.fullmatch(r"ProtoNet \(inductive\): accuracy \S+ ± \S+ %, 2 tasks\n", capsys.readouterr().out)
 
 
 def _episode() -> dict[str, Any]:

@@ -432,7 +432,7 @@ def test_the_speed_that_pages_tell_is_beside_the_fastest_of_the_others() -> None
     rows = json.loads((root / "benchmarks/results/rl-simulation.json").read_text("utf-8"))["rows"]
     name, times = program.fastest_peer(rows)
     assert name == "EnvPool, 800"
-    for page in ("README.md", "docs/control.md"):
+    for page in ("docs/results.md", "docs/control-results.md"):
         said = " ".join((root / page).read_text("utf-8").split())
         assert re.search(rf"{times:.2f} times (as fast as )?EnvPool", said), page
         ratio = rows["kshot, 800"]["steps_per_second"] / rows["SyncVectorEnv, 16"]["steps_per_second"]

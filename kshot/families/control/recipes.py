@@ -95,8 +95,8 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
 
 
 def _quick(outer: Outer, acting: Acting, recipe: ControlRecipe, learner: str) -> tuple[Outer, Acting, ControlRecipe]:
-    """Chosen by the returns of training tasks of cheetah direction, see docs/control.md; by those of the tasks, and of
-    training bodies of the ants, where these have settings of their own.
+    """Chosen by the returns of training tasks of cheetah direction, see docs/control-results.md; by those of the tasks,
+    and of training bodies of the ants, where these have settings of their own.
     """
     tasks, text, acting = recipe.tasks, "lambda 0.97", replace(acting, lam=0.97, kl=0.04)
     if learner != "rl2":

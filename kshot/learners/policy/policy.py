@@ -85,7 +85,7 @@ class GaussianMLP(nn.Module):
         least: the standard deviation does not go below it.
         activation: of the hidden layers, "relu" or "tanh".
         init: of the weights: "xavier", as in MAML's code, or "uniform", within 1 / sqrt(inputs), as torch has it, which
-            makes smaller actions at first (see docs/control.md).
+            makes smaller actions at first (see docs/control-results.md).
         last: factor of the last layer's initial weights. With 1 (MAML's code) the means of a robot's policy begin
             beyond -1..1, where actions are clipped and have no effect; with 0.01 they begin near 0.
     """

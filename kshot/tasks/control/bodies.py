@@ -186,9 +186,9 @@ _FIFTH = "fifth_leg"
 class Ant(Bodies):
     """The ant with up to five legs: a lost, shortened (0.7..1.3) or weakened (0.5..1.5) leg, mass 0.8..1.25, friction
     0.7..1.5. Observes height, rotation, joint angles (10), velocities (6 + 10): D = 31; 10 actions. Paid min(v, 1 m/s)
-    + 0.05 - 0.005 |a|^2: without a bound a leap at the start earns more than a gait (docs/control.md; Kumar et al.
-    2021, arXiv:2107.04034, bound it at 0.35 m/s). An action lasts 0.02 s, as for MAML's ants: with gymnasium's 0.05 s
-    policies learn far more slowly.
+    + 0.05 - 0.005 |a|^2: without a bound a leap at the start earns more than a gait (docs/control-bodies.md; Kumar
+    et al. 2021, arXiv:2107.04034, bound it at 0.35 m/s). An action lasts 0.02 s, as for MAML's ants: with gymnasium's
+    0.05 s policies learn far more slowly.
 
     Args:
         lost: how many of the four legs may be missing: the first `lost`, or none, with equal chances.
