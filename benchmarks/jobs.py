@@ -150,6 +150,7 @@ _AUGMENT_RUNS = {
 } | _trained(*_AUGMENTED["omniglot"], "--rotations 1", called="augment-omniglot-unrotated")
 
 _IMAGE_JOBS = [
+    Job("quickstart", "python benchmarks/quickstart.py", "a minute"),
     Job("demo-glyphs-5way-1shot", "kshot demo", "minutes"),
     _test("omniglot-5way-1shot-protonet", THOUSAND, about="half an hour"),
     *(

@@ -1,4 +1,4 @@
-"""What raw pixels give without any training: which classifier of them is the strongest, and its figures in the README.
+"""What raw pixels give without any training: which classifier of them is the strongest, and its figures.
 
     KSHOT_DATA=... python benchmarks/pixels.py --json benchmarks/results/pixels.json
 

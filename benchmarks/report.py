@@ -1,4 +1,4 @@
-"""Print the README's table of augmentation from the files that `reproduce.py` wrote.
+"""Print the table of augmentation of docs/results.md from the files that `reproduce.py` wrote.
 
 python benchmarks/report.py
 """

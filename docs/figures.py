@@ -1,4 +1,4 @@
-"""Make the charts of docs/results.md and docs/how-many.md from benchmarks/results, and the pictures of docs/gallery.md.
+"""Make the charts of docs/results.md and docs/how-many.md from benchmarks/results, and docs/series.png.
 
     python docs/figures.py
 

@@ -1,15 +1,17 @@
-"""What mkdocs builds besides `docs/`: pages of the repository's own files, tables of the package's own lists, the notebook.
+"""What mkdocs builds besides `docs/`: pages of the repository's own files, tables of the package's lists, the notebook.
 
-Nothing is written twice: a page says `<!-- made when the site is built: NAME -->` where a table of `TABLES` stands. Links
-between files are turned into links between pages; one to a file that is no page (code, results) becomes its path.
+Nothing is written twice: a page says `<!-- made when the site is built: NAME -->` where a table of `TABLES` stands.
+Links between files are turned into links between pages; one to a file that is no page (code, results) becomes its path.
 
-The site needs no network. The repository's address is not known here: KSHOT_REPOSITORY gives it (mkdocs.yml), and without it
-the site has no link to a repository.
+The site needs no network. The repository's address is not known here: KSHOT_REPOSITORY gives it (mkdocs.yml), and
+without it the site has no link to a repository.
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
+import functools
+import io
 import json
 import re
 from collections.abc import Callable
@@ -37,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=_turned((ROOT / source).read_text("utf-8"), ROOT)))
     for source, page in NOTEBOOKS.items():
-        text, pictures = notebook(json.loads((ROOT / source).read_text("utf-8")), Path(page).stem)
+        text, pictures = notebook((ROOT / source).read_text("utf-8"), Path(page).stem)
         files.append(File.generated(config, page, content=text))
         for name, content in pictures.items():
             files.append(File.generated(config, name, content=content))
@@ -50,20 +52,33 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _turned(markdown, Path(source).parent) if source and (ROOT / "docs") in Path(source).parents else markdown
 
 
-def notebook(cells: Any, stem: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown with its saved outputs, and its pictures by name."""
-    parts, pictures = [], dict[str, bytes]()
-    for cell in cells["cells"]:
-        text = "".join(cell["source"]).rstrip()
-        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {"text/plain": output.get("text", "")})
-            if "image/png" in data:
-                name = f"{stem}-{len(pictures) + 1}.png"
-                pictures[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![Output of the cell above]({name})")
-            elif said := "".join(data.get("text/plain", "")).rstrip():
-                parts.append(f"```text\n{said}\n```")
+@functools.cache
+def notebook(text: str, stem: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook, which is run, as Markdown with what its cells print and draw; and its pictures by name."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    parts, pictures, names = [], dict[str, bytes](), dict[str, Any]()
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"]).rstrip()
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(source, stem, "exec"), names)
+        if said.getvalue():
+            parts.append(f"```text\n{said.getvalue().rstrip()}\n```")
+        for figure in map(plt.figure, plt.get_fignums()):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png", dpi=100, bbox_inches="tight")
+            name = f"{stem}-{len(pictures) + 1}.png"
+            pictures[name] = drawn.getvalue()
+            parts.append(f"![What the cell above draws]({name})")
+        plt.close("all")
     return "\n\n".join(parts) + "\n", pictures
 
 

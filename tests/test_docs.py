@@ -1,5 +1,5 @@
-"""The documentation site builds, strictly: every link leads somewhere, every module of the reference is there. It needs no
-network, and is searched where it is opened from disk.
+"""The documentation site builds, strictly: every link leads somewhere, every module of the reference is there. It needs
+no network, and is searched where it is opened from disk.
 """
 
 from __future__ import annotations

@@ -62,6 +62,6 @@ def test_notebook(path: Path, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    right = re.search(r"(\d+) % right", run.stdout)
+    right = re.search(r"accuracy (\d+) %\n", run.stdout)
     assert right is not None
     assert int(right[1]) > 50

@@ -290,6 +290,7 @@ OTHER_TABLES = {
     ("docs/classifier.md", "Backbones", 0): "sizes of files and images, numbers of classes",
     ("docs/control.md", "Algorithms", 0): "years of papers",
     ("docs/control.md", "Environments", 0): "settings",
+    ("docs/glossary.md", "Glossary", 0): "definitions",
     ("docs/kshot-file.md", "The `.kshot` file, format 2", 1): "settings",
     ("docs/own-learner.md", "A learner of your own", 0): "values that mean something",
     ("docs/processes.md", "Neural processes: functions from a few points", 1): "years of papers",
@@ -303,6 +304,7 @@ OTHER_PHRASES = {
     ],
     "docs/control-bodies.md": ["Actions of these ants last 0.02 s", "the velocity up to 1 m/s"],
     "docs/control-results.md": ["goals 0..3 m/s"],
+    "docs/cookbook.md": ["60 % of the classes", "15 % for validation and 25 % for test"],
     "docs/engine.md": ["(0.43 MiB each)"],  # 111,936 weights of four bytes
     "docs/processes.md": ["a series below 99 % of them"],
     "docs/training.md": ["60 % of the classes", "15 % validate and 25 % test"],
