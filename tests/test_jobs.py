@@ -16,6 +16,7 @@ import pytest
 import tyro
 
 from kshot import cli, families
+from kshot.cli._options import MISSING, read
 from kshot.cli._shared import COUNTS, counted, write_record
 from kshot.cli.scores import Evaluate
 
@@ -82,7 +83,7 @@ def test_commands_of_before_are_compared_by_what_they_mean() -> None:
 def understood(family: str, words: str) -> None:
     """Read the words after `kshot evaluate` of a run of that family, whatever the run."""
     own = families.family(family).test()
-    cli._read(Evaluate, "kshot", shlex.split(words), default=Evaluate(tyro.MISSING, test=own))
+    read(Evaluate, "kshot evaluate", shlex.split(words), Evaluate(MISSING, test=own))
 
 
 @functools.cache
