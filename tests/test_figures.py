@@ -977,7 +977,7 @@ def _classifier() -> list[Table]:
             ],
         ),
         Table(
-            good,
+            "Images of other classes",
             [
                 ("Omniglot, 20 classes, 1 each", refused(drawn, 1, 20)),
                 ("Omniglot, 1 each", refused(drawn, 1)),
@@ -987,27 +987,24 @@ def _classifier() -> list[Table]:
                 ("groceries, 2 each", refused(photos, 2)),
                 ("groceries, 5 each", refused(photos, 5)),
             ],
-            1,
         ),
         Table(
-            good,
+            "Vectors",
             [
                 ("Omniglot's features, 1 each", vectors(drawn, 1)),
                 ("Omniglot's features, 5 each", vectors(drawn, 5)),
                 ("groceries' features, 1 each", vectors(photos, 1)),
                 ("groceries' features, 5 each", vectors(photos, 5)),
             ],
-            2,
         ),
         Table(
-            good,
+            "Fine-tuning",
             [
                 ("none (200 episodes)", tuned("accuracy")),
                 ("20 steps of 1e-3", tuned("fine-tuned 20 steps of 0.001,")),
                 ("50 steps of 1e-3", tuned("fine-tuned 50 steps of 0.001,")),
                 ("50 steps of 1e-4", tuned("fine-tuned 50 steps of 0.0001,")),
             ],
-            3,
         ),
     ]
 
@@ -1018,11 +1015,11 @@ def _how_many() -> list[Table]:
         return cells + [[]] * (5 - len(cells))
 
     sets = {
-        "hand-written characters (Omniglot)": "omniglot",
+        "handwritten characters (Omniglot)": "omniglot",
         "photos of groceries": "grocery",
     }
     rows = [(label, curve(record(f"classifier-{name}"))) for label, name in sets.items()]
-    return [Table("How many pictures do I need?", rows)]
+    return [Table("How many images do I need?", rows)]
 
 
 TABLES = {
