@@ -22,8 +22,8 @@ class Job(NamedTuple):
     Attributes:
         name: of its record.
         measure: the command, without the record's path.
-        about: how long it takes on two cores, trainings included, by order of magnitude.
-        extra: what has to be there beside kshot and the data of its trainings.
+        about: how long it takes on two cores, training runs included, by order of magnitude.
+        extra: what has to be there beside kshot and the data of its training runs.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
     @property
     def runs(self) -> list[str]:
-        """The trainings that have to be there, in their order: those that others start from come first."""
+        """The training runs that have to be there, in their order: those that others start from come first."""
         return needed(self.measure)
 
     @property
@@ -57,7 +57,7 @@ _KINDS = {
     "benchmarks/processes/full.py": "a GPU",
     **dict.fromkeys(("ant-", "cheetah-", "point-", "v5-", "walker-"), _CONTROL),
 }
-"""How the name of a training's recipe or script begins -> what it needs."""
+"""How the name of a training run's recipe or script begins -> what it needs."""
 
 
 def needed(command: str) -> list[str]:

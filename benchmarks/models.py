@@ -1,9 +1,10 @@
-"""Make the bodies that are shipped with kshot: train where they are not trained yet, then write them into the package.
+"""Make the backbones that are shipped with kshot: train where they are not trained yet, then write them into the
+package.
 
     KSHOT_DATA=... python benchmarks/models.py omniglot
     python benchmarks/models.py curves                   # minutes with a GPU
 
-A run lies under `runs/` and is gone on with where it was broken off; the same run gives the same file.
+A run lies under `runs/` and is resumed where it was interrupted; the same run gives the same file.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from kshot.tasks import Episodes
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure the floors of raw pixels."""
+    """Measure the baselines of raw pixels."""
 
     tasks: int = 1000
     """Test tasks of each row; a third of them on validation classes."""

@@ -4,8 +4,8 @@
     python benchmarks/reproduce.py omniglot-5way-1shot-protonet sinusoid-maml
     python benchmarks/reproduce.py --all --lanes 2          # hours; two at a time with one thread each
 
-A NAME is a job of `jobs.py`, and its record is `benchmarks/results/NAME.json`. A training lies under `runs/`; one that
-was interrupted is resumed, one that is complete is not trained again. Nothing is chosen on the test classes: the
+A NAME is a job of `jobs.py`, and its record is `benchmarks/results/NAME.json`. A training run lies under `runs/`; one
+that was interrupted is resumed, one that is complete is not trained again. Nothing is chosen on the test classes: the
 checkpoint is the best by validation. After a job its figures are compared with those that the record had.
 """
 
@@ -45,7 +45,7 @@ def call(command: str, log: str, threads: int) -> bool:
 
 
 class Trained:
-    """Trainings, each done once however many jobs test it."""
+    """Training runs, each done once however many jobs test it."""
 
     def __init__(self, threads: int):
         self.threads, self.done = threads, dict[str, bool]()
@@ -110,7 +110,7 @@ class Settings:
     threads: int = 0
     """Threads of each; 0 shares the cores among the lanes."""
     list: bool = False
-    """Show the names, about how long each takes (two cores, trainings included), and what it needs; then stop."""
+    """Show the names, about how long each takes (two cores, training runs included), and what it needs; then stop."""
 
 
 def listed() -> str:

@@ -1,4 +1,4 @@
-"""Your own folder of photos, one folder per class: learn to tell new classes apart from one photo each.
+"""Your own folder of photos, one folder per class: learn to distinguish new classes from one photo each.
 
     python examples/03_folder_of_photos.py [FOLDER] [--quick]
 

@@ -1,4 +1,4 @@
-"""Tasks of your own for meta reinforcement learning: gymnasium's hopper, to hop at a speed that it is not told.
+"""Tasks of your own for meta reinforcement learning: gymnasium's hopper, to hop at a speed that it is not given.
 
     python examples/05_own_robot.py            # a few minutes; --quick: seconds, and nothing is learned
     python examples/05_own_robot.py kshot train cheetah-velocity-promp --tasks hopper-velocity --out runs/hopper

@@ -12,10 +12,11 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-__all__ = ["FUNCTIONS", "MOVED", "install"]
+__all__ = ["FUNCTIONS", "MOVED", "install", "renamed"]
 
 MOVED: dict[str, tuple[str, ...]] = {
     "kshot.checkpoint": ("kshot.storage.checkpoint",),
@@ -164,3 +165,20 @@ def install() -> None:
     """Let old paths be imported; once."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that knows its old names: each gives what has the new name, with a DeprecationWarning.
+
+    Args:
+        module: its `__name__`.
+        names: old -> new.
+    """
+
+    def found(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now called {names[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
+
+    return found

@@ -84,7 +84,7 @@ def train(
         outer: the settings; None: the usual ones, or the recipe's. Single ones are given by name: `steps=600`.
         val: tasks of other classes; the best checkpoint by them is kept in `out`.
         out: the folder of the run, for `kshot.load`; None: nothing is written.
-        resume: go on with what is in `out`.
+        resume: resume from what is in `out`.
         options: of `kshot.meta_train`, and of `Outer`: steps, batch, meta_lr, ...
 
     Raises:

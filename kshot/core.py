@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     |---|---|---|
     | labelled: taught in a support set, scored in a query set | `0..W-1` | numbers |
     | unlabelled: an example of the task whose label is not given | `UNLABELLED` = -1, as in scikit-learn | none |
-    | padding: not there, so that tasks of unequal size have one shape | `PADDING` = -2 | NaN in all D |
+    | padding: a missing row, so that tasks of unequal size have one shape | `PADDING` = -2 | NaN in all D |
 
     A support row that is unlabelled changes a result only where a learner claims `uses_unlabelled`; a row of padding
     changes no result, whatever its x. Query rows that are not labelled are answered and not scored. Of values there are
@@ -98,7 +98,7 @@ class Batch(NamedTuple):
             x: `[N, ...]` numbers of numpy, torch or Python. uint8 is images `[N, C, H, Wd]` of one or three channels
                 and becomes 0..1; other integers become torch's default type, as numpy's and Python's floating numbers
                 do.
-            y: `[N]` integers, the class ids, with -1 for "not told"; or floating numbers `[N]` or `[N, D]`, the values
+            y: `[N]` integers, the class ids, with -1 for "not given"; or floating numbers `[N]` or `[N, D]`, the values
                 of a regression, NaN where one is not there.
 
         Raises:
@@ -169,7 +169,8 @@ class Stream:
             a new experience begins (class- and domain-incremental); "nothing" (task-free).
 
     Raises:
-        ValueError: a row number that is not there, a row that is tested and trained on, or a label that is no class id.
+        ValueError: a row number that is not there, a row that is tested and trained on, or a label that is not a class
+            id.
 
     >>> data = Batch(torch.zeros(6, 2), torch.tensor([0, 0, 1, 2, 2, 3]))
     >>> rows = torch.arange(6)

@@ -98,7 +98,7 @@ def test_weights_go_into_a_module_by_their_prefix() -> None:
         with pytest.raises(CheckpointError, match="x holds the weights of another learner or network") as caught:
             checkpoint.load_into(other, tensors, "x", "a.")
         assert "\n" not in str(caught.value)
-        with pytest.raises(CheckpointError, match="another learner or network than its settings tell"):
+        with pytest.raises(CheckpointError, match="another learner or network than its settings say"):
             checkpoint.rebuilt(lambda other=other: other, tensors, "x", "a.")
     made = checkpoint.rebuilt(lambda: nn.Linear(3, 2), tensors, "x", "a.")
     assert torch.equal(made.bias, torch.zeros(2))

@@ -260,7 +260,7 @@ def test_rates_are_numbers(value):
         ("maml", {"ways": 2.5}),
         ("maml", {"ways": "5"}),
         ("maml", {"inner_steps": -1}),
-        ("maml", {"later": -1}),
+        ("maml", {"later_lr_factor": -1}),
         ("maml", {"first_order": "False"}),
         ("maml", {"transductive": None}),
         ("maml", {"adapts": "head"}),

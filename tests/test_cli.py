@@ -473,7 +473,7 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
         (["train", "ant-body-lost-rl2", "--out", "x"], ["kshot train ant-body-rl2 --tasks ant-body-lost"]),
         (["train", "point-maml", "--out", "x", "--std", "0"], ["std=0.0", "above 0"]),
         (["train", "point-maml", "--out", "x", "--hidden", "0"], ["hidden=(0,)", "at least 1"]),
-        (["train", "point-maml", "--out", "x", "--later", "-3"], ["later=-3.0 must be positive"]),
+        (["train", "point-maml", "--out", "x", "--later", "-3"], ["later_lr_factor=-3.0 must be positive"]),
         (["train", "point-maml", "--out", "x", "--steps", "-1"], ["steps=-1 must be at least 0"]),
         (["train", "point-maml", "--out", "x", "--minutes", "-1"], ["--minutes -1"]),
         (["compare"], ["nothing to compare"]),
@@ -533,7 +533,7 @@ def test_a_damaged_or_foreign_run_is_told(proto: Path, tmp_path: Path, fails: Fa
     (tmp_path / "last.safetensors").write_bytes((proto / "last.safetensors").read_bytes()[:-7])
     assert "damaged" in fails("evaluate", tmp_path)
     checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"step": 1})
-    assert "does not tell its settings" in fails("evaluate", tmp_path)
+    assert "has no settings" in fails("evaluate", tmp_path)
     _, info = checkpoint.load(proto / "last.safetensors")
     settings = {**info["settings"], "wyas": 5}
     checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, {"settings": settings, "step": 1})

@@ -393,7 +393,7 @@ class Item(Good):
 BROKEN = [
     ("shapes", Transposed, r"shape \[3, 12\] for 12 queries.*one row per query"),
     ("shapes", Raises, "raised KeyError: 'no such thing'"),
-    ("state_is_tensors", NumberInState, "no tensors: .*steps.*int.*NamedTuple or dict"),
+    ("state_is_tensors", NumberInState, "not tensors: .*steps.*int.*NamedTuple or dict"),
     ("pure", StateInPlace, "adapt changed the state that it was given: .*counts.*in-place"),
     ("pure", SupportInPlace, r"adapt in eval\(\) mode changed the task: \.support\.x"),
     ("pure", running, r"adapt in train\(\) mode changed the module: .*running_mean.*kshot.nn.convert"),

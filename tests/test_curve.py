@@ -99,7 +99,7 @@ def test_a_model_of_a_file_and_places_of_another(call: Any, series: Path, tmp_pa
     given = series, "--y", "warm", "--model", model, "--at", at, "--samples", 2, "--out", tmp_path / "out.csv"
     code, said, err = call(*given)
     assert code == 0, err
-    assert said.splitlines()[0].endswith("3 places, answered in ascending order, each of 2 once")
+    assert said.splitlines()[0].endswith("3 x values, predicted in ascending order, each of 2 once")
     assert "unfamiliar" in said.splitlines()[2]
     assert said.splitlines()[3].startswith("warm: these points look unlike")
     rows = table(tmp_path / "out.csv")
@@ -123,7 +123,7 @@ def test_series_that_tell_too_little_for_a_verdict(call: Any, tmp_path: Path, va
     assert code == 0, err
     assert "unlike" not in said
     assert "unfamiliar" not in said
-    assert ("nothing tells how much it varies" in said) == (len(set(values)) == 1)
+    assert ("nothing shows how much it varies" in said) == (len(set(values)) == 1)
 
 
 def test_without_a_file_the_first_answers_are_shown(call: Any, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_picture(call: Any, series: Path, tmp_path: Path) -> None:
     line = torch.arange(3.0)
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_series([], tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"pictures end in \.png"):
+    with pytest.raises(ValueError, match=r"plots end in \.png"):
         plot_series([("a", (line, line), (line, line, line - 1, line + 1), None)], tmp_path / "b.docx")
     assert plots.plot_function  # beside it
 
@@ -192,8 +192,8 @@ def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
     whole = written(tmp_path / "whole.csv", "x,a,b\n1,2,\n2,3,\n")
     code, said, _ = call(whole, "--model", "neighbours")
     assert code == 0
-    assert "b: left out, no value of it is there" in said
-    assert "no cell is empty: say where to answer with --points or --at" in said
+    assert "b: skipped, it has no values" in said
+    assert "no cell is empty: say where to predict with --points or --at" in said
 
 
 @pytest.mark.parametrize(
@@ -201,26 +201,26 @@ def test_nothing_to_fill(call: Any, tmp_path: Path) -> None:
     [
         (None, (), "no such file"),
         ("", (), "is empty"),
-        ("x,a\n1,2\n2,cold\n", (), "line 3, column 'a': 'cold' is no finite number"),
-        ("x,a\n1,2\nsoon,3\n", (), "line 3, column 'x': 'soon' is no place"),
-        ("x,a\n1,2\n1,3\n", (), "has this place already"),
+        ("x,a\n1,2\n2,cold\n", (), "line 3, column 'a': 'cold' is not a finite number"),
+        ("x,a\n1,2\nsoon,3\n", (), "line 3, column 'x': 'soon' is not an x value"),
+        ("x,a\n1,2\n1,3\n", (), "has this x already"),
         ("x,a\n1,2\n2\n", (), "1 cells but 2 columns"),
         ("x,a\n1,\n2,\n", (), "no series has a value"),
         ("x,a\n1,2\n2,3\n", ("--y", "b"), "no column 'b'"),
         ("x,a\n1,2\n2,3\n", ("--id", "a"), "pass both"),
         ("x,a\n1,2\n2,3\n", ("--model", "nothing"), "unknown model 'nothing'"),
-        ("x,a\n1,2\n2,3\n", ("--level", "95"), "a chance between 0 and 1"),
+        ("x,a\n1,2\n2,3\n", ("--level", "95"), "a probability between 0 and 1"),
         ("x,a\n1,2\n2,3\n", ("--points", "-1"), "--points -1: give 1 or more"),
         ("x,a\n1,2\n2,3\n", ("--samples", "1000"), "--samples 1000: give 0 to 100"),
         ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/none.csv"), "none.csv: no such file"),
-        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write places as the data has them"),
-        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "write a place in each row, below a header"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/dates.csv"), "write x as the data has it"),
+        ("x,a\n1,2\n2,3\n", ("--at", "{tmp}/head.csv"), "write an x value in each row, below a header"),
         ("x,a\n1,2\n2,3\n", ("--out", "{tmp}/file/out.csv"), "cannot be written"),
-        ("x,a\n1,2\n2,3\n", ("--plot", "{tmp}/a.docx"), "pictures end in .png"),
+        ("x,a\n1,2\n2,3\n", ("--plot", "{tmp}/a.docx"), "plots end in .png"),
         ("x,a\n1,2\n2,3\n", ("--out", "{tmp}"), "is a folder: give the name of a file in it"),
         ("x,a\n1,2\n1,3\n", (), "name it and that of the values (--id and --value"),
         ("t;a\n1;1,5\n2;1.234\n", (), "a decimal comma"),
-        ("day,a\n31.12.2020,2\n", (), "is no place; write a number, an ISO date"),
+        ("day,a\n31.12.2020,2\n", (), "is not an x value; write a number, an ISO date"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -289,7 +289,7 @@ def test_places_far_from_the_known_ones_are_told(call: Any, tmp_path: Path, mode
     assert "beyond the known ones" not in call(data, "--at", near, "--model", model)[1]
     assert "beyond the known ones" not in call(data, "--at", far, "--model", "gp")[1]  # it has a prior everywhere
     told = call(data, "--at", far, "--model", model, "--out", tmp_path / "out.csv")[1]
-    assert "y: 1 of the places lies beyond the known ones" in " ".join(told.split())
+    assert "y: 1 of the x values lies beyond the known ones" in " ".join(told.split())
     assert [row["x"] for row in table(tmp_path / "out.csv")] == ["5.5", "15.1"]
 
 
@@ -300,8 +300,8 @@ def test_one_value_and_equal_values_are_told(call: Any, tmp_path: Path, model: P
         data = written(tmp_path / "in.csv", f"x,y,z\n0,,3\n{5 * unit},2,3\n{10 * unit},,\n")
         code, said, _ = call(data, "--model", model, "--out", tmp_path / "out.csv")
         assert code == 0
-        assert "y: it has one value, so nothing tells" in said
-        assert "z: all its values are equal, so nothing tells" in said
+        assert "y: it has one value, so nothing shows" in said
+        assert "z: all its values are equal, so nothing shows" in said
         rows.append([float(row["high"]) for row in table(tmp_path / "out.csv") if row["series"] == "y"])
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5)
 

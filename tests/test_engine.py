@@ -228,7 +228,7 @@ class Features(Learner):
 
 def test_calibrate_sets_population_statistics_of_these_tasks():
     learner = Features().double().eval()
-    engine.calibrate(learner, TASKS)
+    engine.set_population_statistics(learner, TASKS)
     batches = [x for i in range(5) for x in (TASKS.support.x[i], TASKS.query.x[i])]
     means = torch.stack([x.mean(0) for x in batches])
     variances = torch.stack([x.var(0, unbiased=False) for x in batches])
@@ -246,7 +246,7 @@ def test_calibrate_leaves_other_learners_alone():
         def loss(self, task):
             raise AssertionError("not to be called")
 
-    engine.calibrate(Refuses(knn.MLP(8, 3)), TASKS)
+    engine.set_population_statistics(Refuses(knn.MLP(8, 3)), TASKS)
 
 
 # ------------------------------------------------------------------------------------------- other people's networks

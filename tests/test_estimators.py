@@ -574,7 +574,7 @@ def test_what_cannot_be_learned_leaves_the_classifier_as_it_was() -> None:
             act([b"nothing"], ["a"])
         np.testing.assert_array_equal(classifier.predict_proba(Q), before)
     classifier.set_params(model="photos-small", learner="maml")
-    with pytest.raises(ValueError, match="cannot take a body"):
+    with pytest.raises(ValueError, match="cannot take a backbone"):
         classifier.fit(X, y)
     np.testing.assert_array_equal(classifier.predict_proba(Q), before)
 
@@ -669,7 +669,7 @@ def test_bad_input_is_told() -> None:
     with pytest.raises(ValueError, match="unknown model 'nothing': choose from features, "):
         FewShotClassifier("nothing").fit(X, y)
     with pytest.raises(ValueError, match="example 1 cannot be read as an image: not a"):
-        FewShotClassifier("omniglot").fit([X[0], b"no picture"], ["a", "b"])
+        FewShotClassifier("omniglot").fit([X[0], b"not an image"], ["a", "b"])
     with pytest.raises(ValueError, match="learner 'maml' cannot take a body of features"):
         FewShotClassifier("omniglot", "maml").fit(X, y)
     with pytest.raises(ValueError, match="all examples are unlabelled"):
@@ -706,7 +706,7 @@ def test_the_report_shows_what_there_is_and_runs_nothing() -> None:
     assert mistakes.index("image 1'") < 900
     one = page(FewShotClassifier("omniglot").fit(X[:1], ["a"]))
     assert "cannot be estimated without a second one" in one
-    with pytest.raises(ValueError, match="of numbers, not of pictures"):
+    with pytest.raises(ValueError, match="of numbers, not of images"):
         page(FewShotClassifier("features").fit([[0.0], [1.0]], ["a", "b"]))
 
 
@@ -724,12 +724,12 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     for k, x in enumerate(Q):
         Image.fromarray(x).save(tmp_path / "others" / f"{k:02d}.png")
-    (tmp_path / "others" / "text.png").write_text("no picture")
+    (tmp_path / "others" / "text.png").write_text("not an image")
     out, table = tmp_path / "a.kshot", tmp_path / "a.csv"
     done = kshot("fit", str(tmp_path / "support"), "--out", str(out), "--json", str(tmp_path / "fit.json"))
     assert done.returncode == 0, done.stderr
     assert "bad.png" in done.stdout
-    assert "the same picture twice" in done.stdout
+    assert "the same image twice" in done.stdout
     found = json.loads((tmp_path / "fit.json").read_text())
     assert sum(found["classes"].values()) == 3 * SHOTS + 1
     assert found["duplicates"]
@@ -770,8 +770,8 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
     assert report.read_text(encoding="utf-8").count("<image ") == 3 * SHOTS + 1
     for arguments, words in {
         ("predict", str(out), str(tmp_path / "nowhere")): "no such file",
-        ("fit", str(tmp_path / "nowhere"), "--out", str(out)): "is no folder",
-        ("predict", str(tmp_path / "others" / "text.png"), str(tmp_path / "others")): "no .kshot file",
+        ("fit", str(tmp_path / "nowhere"), "--out", str(out)): "is not there",
+        ("predict", str(tmp_path / "others" / "text.png"), str(tmp_path / "others")): "not a .kshot file",
     }.items():
         wrong = kshot(*arguments)
         assert wrong.returncode == 2
@@ -902,7 +902,7 @@ def test_words_of_the_caller_are_copied_and_old_files_keep_a_trained_temperature
     assert classifier.labels_.tolist() == ["a", "b"] * 3
     X, y, _, _ = drawings(ways=4)
     FewShotClassifier("omniglot").fit(X[::SHOTS], y[::SHOTS]).save(tmp_path / "new.kshot")
-    manifest, parts = files.unpacked((tmp_path / "new.kshot").read_bytes(), "new", files.MOST_BYTES)
+    manifest, parts = files.unpacked((tmp_path / "new.kshot").read_bytes(), "new", files.MAX_BYTES)
     manifest["kshot"] = 1
     with pytest.warns(OldRules):
         old = FewShotClassifier.from_bytes(

@@ -126,7 +126,7 @@ def test_a_part_of_another_size_than_it_tells_is_refused(whole: bytes, more: int
     size = len(parts_of(whole)["support.safetensors"])
     told, lie = size.to_bytes(4, "little"), (size + more).to_bytes(4, "little")
     assert whole.count(told) >= 2
-    with pytest.raises(FileError, match="has another size than it tells" if more > 0 else "damaged one: BadZipFile"):
+    with pytest.raises(FileError, match="has another size than it states" if more > 0 else "damaged one: BadZipFile"):
         FewShotClassifier.from_bytes(whole.replace(told, lie))
 
 
@@ -136,12 +136,12 @@ def test_names_that_are_not_a_files_own_are_refused(whole: bytes) -> None:
         with pytest.raises(FileError, match="it holds"):
             FewShotClassifier.from_bytes(zipped({**parts, strange: b"x"}))
     for missing in ("manifest.json", "support.safetensors"):
-        with pytest.raises(FileError, match=r"is no \.kshot file: it holds \["):
+        with pytest.raises(FileError, match=r"is not a \.kshot file: it holds \["):
             FewShotClassifier.from_bytes(zipped({n: c for n, c in parts.items() if n != missing}))
     out = io.BytesIO(whole)
     with zipfile.ZipFile(out, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("manifest.json", parts["manifest.json"])
-    with pytest.raises(FileError, match=r"is no \.kshot file: it holds \["):
+    with pytest.raises(FileError, match=r"is not a \.kshot file: it holds \["):
         FewShotClassifier.from_bytes(out.getvalue())
 
 
@@ -157,7 +157,7 @@ def test_versions_up_to_this_one_are_read(whole: bytes) -> None:
 def test_what_is_no_file_is_not_read(tmp_path: Path, whole: bytes) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(FileError, match="is no file"):
+        with pytest.raises(FileError, match="is not a file"):
             FewShotClassifier.load(path)
     with pytest.raises(FileNotFoundError):
         FewShotClassifier.load(tmp_path / "none.kshot")

@@ -90,7 +90,7 @@ assert tree is kshot.numerics.tree
 assert Mujoco is kshot.tasks.control.mujoco.Mujoco
 assert kshot.rl.train is kshot.families.control.step
 assert {one.filename for one in said} == {"<string>"}, said
-from kshot.engine import calibrate, meta_gradient
+from kshot.engine import meta_gradient
 from kshot.nn import BatchNorm, Conv4, convert
 from kshot.tasks.functions import Sawtooth, Sinusoid, Step
 try:
@@ -124,3 +124,20 @@ def test_kshot_itself_imports_no_old_path():
     command = [sys.executable, "-W", "error:kshot:DeprecationWarning", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_old_names_of_functions_and_classes_still_work():
+    from kshot import engine
+    from kshot.tasks.control import observed
+    from kshot.training import pretrain
+
+    for module, old, new in (
+        (engine, "calibrate", "set_population_statistics"),
+        (pretrain, "calibrate", "set_population_statistics"),
+        (observed, "Seen", "GoalObserved"),
+        (observed, "Telling", "GoalObservedSimulator"),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf"{module.__name__}.{old} is now called {new}"):
+            assert getattr(module, old) is getattr(module, new)
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = module.nothing

@@ -147,10 +147,10 @@ def test_shots(tmp_path, texts):
     plot_shots(iter(points), tmp_path / "shots.png")
     whole(tmp_path / "shots.png")
     assert "protonet" in texts
-    with pytest.raises(ValueError, match="does not tell its shots"):
+    with pytest.raises(ValueError, match="does not say its shots"):
         plot_shots([Scores("x", {"accuracy": Column(1.0)}, "accuracy", 2, 0)], tmp_path / "no.png")
     plot_shots(points, tmp_path / "again.png", setting="shots")
-    with pytest.raises(ValueError, match="does not tell its ways"):
+    with pytest.raises(ValueError, match="does not say its ways"):
         plot_shots(points, tmp_path / "no.png", setting="ways")
 
 
@@ -159,7 +159,7 @@ def test_returns_are_steps_too(tmp_path, texts, monkeypatch):
     found = levels(monkeypatch)
     results = [result("maml", [-90.0, -60.0], "", "return"), result("oracle", [-20.0], "", "return")]
     results.append(result("baseline: random", [-95.0, -96.0], "", "return"))
-    plot_steps(results, tmp_path / "returns.png", across="rounds of adapting")
+    plot_steps(results, tmp_path / "returns.png", across="adaptation steps")
     whole(tmp_path / "returns.png")
     assert found == [-20.0]
     assert {"maml", "oracle", "baseline: random"} <= set(texts)
@@ -181,7 +181,7 @@ def test_context(tmp_path, texts):
     )
     plot_context([own], tmp_path / "context.png", "gp-rbf")
     whole(tmp_path / "context.png")
-    assert {"convcnp", "best possible"} <= set(texts)
+    assert {"convcnp", "oracle"} <= set(texts)
     one = Scores("gp", {"log_likelihood": Column(-0.5, **SHOWN["log_likelihood"])}, "log_likelihood", 4, 0)
     plot_steps([one], tmp_path / "context.png")  # of one draw: no interval, and no steps
     whole(tmp_path / "context.png")

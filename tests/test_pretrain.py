@@ -22,7 +22,7 @@ from kshot.storage.checkpoint import CheckpointError, load
 from kshot.tasks import Episodes
 from kshot.training import pretrain as module
 from kshot.training.meta import NonFiniteLoss
-from kshot.training.pretrain import Classifier, calibrate, feature_mean, pretrain, restore, save
+from kshot.training.pretrain import Classifier, feature_mean, pretrain, restore, save, set_population_statistics
 
 SIZE = 16
 
@@ -83,7 +83,7 @@ def trained() -> knn.Conv4:
 
 def test_features_beat_pixels_and_an_untrained_body_on_new_classes(trained: knn.Conv4):
     fresh = conv(seed=3)
-    calibrate(fresh, TRAIN)
+    set_population_statistics(fresh, TRAIN)
     pixels = score(Pixels(None, ways=5), NEW)
     untrained = score(SimpleShot.pretrained(fresh, feature_mean(fresh, TRAIN), ways=5), NEW)
     simple = score(SimpleShot.pretrained(trained, feature_mean(trained, TRAIN), ways=5), NEW)

@@ -453,7 +453,7 @@ def test_what_cannot_be_is_refused(small: FewShotRegressor) -> None:
         clone(small).fit(np.hstack([X, X]), y)
     with pytest.raises(ValueError, match="unknown model 'nothing': choose from curves, gp, neighbours"):
         FewShotRegressor("nothing").fit(X, y)
-    with pytest.raises(ValueError, match="Pixels is no learner of functions"):
+    with pytest.raises(ValueError, match="Pixels is not a learner of functions"):
         FewShotRegressor(build("pixels", None, 2)).fit(X, y)  # type: ignore[arg-type]
     for model in (3, None):
         with pytest.raises(ValueError, match=f"model={model}: pass one of curves, gp, neighbours"):

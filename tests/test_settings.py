@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from kshot import families
+from kshot import cli, families
 from kshot.apps.classify import models
 from kshot.apps.series import fitting
 from kshot.families.control.settings import ControlRecipe
 from kshot.families.functions.settings import FunctionRecipe
 from kshot.families.images.settings import ImageRecipe
+from kshot.learners.gradient.maml import MAML
 from kshot.storage import checkpoint
 from kshot.storage.checkpoint import CheckpointError
 from kshot.training import settings
+from kshot.training.loop import _refuse_another_run
 
 TINY = ImageRecipe(learner="maml", data="glyphs", width=2, size=16, ways=2)
 CURVE = FunctionRecipe(learner="cnp", data="gp-rbf")
@@ -152,7 +154,7 @@ def test_a_file_of_a_stranger_is_refused_in_a_line(place: str, learners: dict[st
 
 
 def test_a_run_without_its_numbers_is_refused(learners: dict[str, Any], tmp_path: Path) -> None:
-    for missing, said in {"step": "'step' is missing", "settings": "does not tell its settings", "best": ""}.items():
+    for missing, said in {"step": "'step' is missing", "settings": "has no settings", "best": ""}.items():
         folder = written(tmp_path / missing, learners["classes"], asdict(TINY))
         tensors, info = checkpoint.load(folder / "last.safetensors")
         del info[missing]
@@ -228,3 +230,29 @@ def test_every_recipe_is_within_the_limits() -> None:
             settings.check_limits({name: 0}, "")
     with pytest.raises(ValueError, match="size=225"):
         settings.check_limits({"size": 225}, "", size=224)
+
+
+def test_settings_by_their_former_names_are_read(learners: dict[str, torch.nn.Module], tmp_path: Path) -> None:
+    told = asdict(TINY)
+    del told["later_lr_factor"]
+    run = families.load_run(written(tmp_path / "old", learners["classes"], {**told, "later": 0.25}))
+    assert run.recipe.later_lr_factor == run.learner.later_lr_factor == 0.25
+    with pytest.raises(ValueError, match="later"):  # both names: which of the two is meant cannot be known
+        families.load_run(written(tmp_path / "both", learners["classes"], {**asdict(TINY), "later": 0.25}))
+    with pytest.warns(DeprecationWarning, match="later_lr_factor"):
+        assert MAML(torch.nn.Linear(2, 2), ways=2, later=0.25).later_lr_factor == 0.25
+
+
+def test_a_run_with_former_names_is_resumed(tmp_path: Path) -> None:
+    def changes(then: dict[str, Any], now: dict[str, Any]) -> None:
+        _refuse_another_run({"settings": now, "outer": {}}, {"settings": then, "outer": {}}, tmp_path, {})
+
+    changes({"later": 0.5}, {"later_lr_factor": 0.5})
+    with pytest.raises(CheckpointError, match=r"later_lr_factor=0\.5 and not 0\.25"):
+        changes({"later": 0.5}, {"later_lr_factor": 0.25})
+
+
+def test_former_flags_are_read() -> None:
+    for words in (["--later", "0.25"], ["--later=0.25"]):
+        command = cli._parse(["train", "sinusoid-maml", *words])
+        assert command.settings.later_lr_factor == 0.25

@@ -423,7 +423,7 @@ def test_the_statistics_saved_are_those_of_the_weights_saved(tmp_path: Path) -> 
     assert restore(loaded, tmp_path / "last.safetensors")["step"] == 7
     twin = Metric(dropout=0.0)
     twin.load_state_dict(weights(learner), strict=False)
-    engine.calibrate(twin, Clusters().sample(seeding.generator(3, "calibrate"), 5))
+    engine.set_population_statistics(twin, Clusters().sample(seeding.generator(3, "calibrate"), 5))
     assert float(twin.norm.population_var.min()) != 1
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value)

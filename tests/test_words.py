@@ -269,7 +269,7 @@ MISTAKES = {
     "curve": "FILE is missing",
     "curve empty": "empty: it is a folder",
     "curve nosuch.csv": "nosuch.csv: no such file",
-    "curve t.csv --level 95": "--level 95: give a chance between 0 and 1",
+    "curve t.csv --level 95": "--level 95: give a probability between 0 and 1",
     "evaluate": "FOLDER is missing: type 'kshot evaluate FOLDER [settings]'",
     "evaluate mine.kshot": "mine.kshot is a classifier of 'kshot fit': type 'kshot report mine.kshot'",
     "evaluate runs/onne": "no checkpoint at runs/onne: did you mean runs/one?",
@@ -284,7 +284,7 @@ MISTAKES = {
     "evaluate runs/one runs/one": "'runs/one' is one too many",
     "compare runs/one mine.kshot": "mine.kshot is a classifier of 'kshot fit'",
     "compare": "nothing to compare: type 'kshot compare FOLDER FOLDER'",
-    "video runs/one": "only policies can be filmed",
+    "video runs/one": "only policies can be recorded",
     "video photos": "no checkpoint at photos",
     "list recipe": "'recipe': did you mean 'recipes'?",
     "list recipes omniglto": "none of the recipes has 'omniglto': did you mean omniglot?",
@@ -338,7 +338,7 @@ def test_a_run_without_a_folder_has_one_of_its_recipe_and_the_date(
     assert checkpoint.header(f"runs/{day}-2/last.safetensors")["step"] == 2
     assert checkpoint.header(f"runs/{day}/last.safetensors")["step"] == 1
     assert "nothing to do" in kshot(*run, 2, "--resume")[1]
-    assert "holds no run yet, so one is begun" in kshot(*run, 1, "--resume", "--out", "new")[1]
+    assert "holds no run yet, so a new one is started" in kshot(*run, 1, "--resume", "--out", "new")[1]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "--out is missing: several processes" in kshot(*run, 1)[2]
 

@@ -76,7 +76,7 @@ def test_a_table_on_a_full_disk_keeps_what_was_classified(tmp_path: Path) -> Non
     with files_of_at_most(2000), pytest.raises(CheckpointError) as caught:
         table.add([row(str(k)) for k in range(3, 40)])
     assert str(caught.value).startswith(f"{path} was not saved: the file would be too large")
-    assert f"kept in {tmp_path / '.table.csv.part'}, and --resume goes on with it" in str(caught.value)
+    assert f"kept in {tmp_path / '.table.csv.part'}, and --resume continues it" in str(caught.value)
     again = _Table(path, head, True, list(COLUMNS))
     assert again.done == {"1", "2"}
     again.add([row("3")])

@@ -1,4 +1,5 @@
-"""A folder of class folders through `kshot fit` and `kshot predict`, as a user has it, on classes the body never saw.
+"""A folder of class folders through `kshot fit` and `kshot predict`, as a user has it, on classes the backbone never
+saw.
 
     KSHOT_DATA=... python benchmarks/classifier/folder.py --json benchmarks/results/classifier-folder.json
 
@@ -26,7 +27,7 @@ from kshot.data import load
 from kshot.scoring.intervals import interval95
 
 TASKS = {"omniglot": (20, 1, 10), "grocery": (5, 5, 40)}
-"""Data -> classes, pictures of each, others of each (as far as there are so many)."""
+"""Data -> classes, images of each, others of each (as far as there are so many)."""
 
 
 @dataclass(frozen=True)

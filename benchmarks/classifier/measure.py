@@ -1,13 +1,13 @@
-"""What FewShotClassifier gives on classes that its body never saw: accuracy, calibration, "none of these", unlabelled
-pictures, how many pictures are enough, fine-tuning, seconds.
+"""What FewShotClassifier gives on classes that its backbone never saw: accuracy, calibration, "none of these",
+unlabelled images, how many images are enough, fine-tuning, seconds.
 
     python benchmarks/classifier/measure.py --data grocery --json benchmarks/results/classifier-grocery.json
 
-and the same with omniglot and glyphs. Every episode draws classes of the test split; pictures are given as a user has
+and the same with omniglot and glyphs. Every episode draws classes of the test split; images are given as a user has
 them (characters black on white). Omniglot's classes are those of Lake's evaluation alphabets (for "val": validation),
-as far as the body was trained on no character of them, glyphs' those of scripts that it was not trained on in any form.
-The floors are the strongest classifier of the same pictures' raw pixels (`pixel_baseline`), and a small network
-(Conv4) trained on the support set alone.
+as far as the backbone was trained on no character of them, glyphs' those of scripts that it was not trained on in any
+form. The baselines are the strongest classifier of the same pictures' raw pixels (`pixel_baseline`), and a small
+network (Conv4) trained on the support set alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Settings:
 
 
 class Data(NamedTuple):
-    """A set of pictures, the body for it, and what is asked of it."""
+    """A set of images, the backbone for it, and what is asked of it."""
 
     bank: Bank
     model: str
@@ -83,7 +83,7 @@ def data(settings: Settings) -> Data:
 
 
 def draw(of: Data, rng: np.random.Generator, ways: int, least: int, most: int) -> list[tuple[str, Pictures]]:
-    """At least `least` pictures of each of `ways` classes, at most `most`."""
+    """At least `least` images of each of `ways` classes, at most `most`."""
     bank = of.bank
     enough = [c for c in range(len(bank.classes)) if bank.counts[c] >= least]
     found = []
@@ -95,7 +95,7 @@ def draw(of: Data, rng: np.random.Generator, ways: int, least: int, most: int) -
 
 
 def split(classes: list[tuple[str, Pictures]], first: int, last: int) -> tuple[Pictures, list[str]]:
-    """Pictures first..last of each class, and their labels."""
+    """Images first..last of each class, and their labels."""
     return [x for _, xs in classes for x in xs[first:last]], [c for c, xs in classes for _ in xs[first:last]]
 
 
@@ -163,7 +163,7 @@ def curve(of: Data, settings: Settings) -> list[dict[str, Any]]:
 
 
 def pixels(ink: bool, X: Pictures, y: list[str], Q: Pictures, truth: list[str]) -> float:
-    """Of the strongest classifier of raw pixels; drawings are 1 for ink and 0 for paper, as a body has them."""
+    """Of the strongest classifier of raw pixels; drawings are 1 for ink and 0 for paper, as a backbone has them."""
     names = sorted(set(y))
     x, q = (torch.from_numpy(np.stack(some)).float().flatten(1) / 255 for some in (X, Q))
     x, q = (1 - x, 1 - q) if ink else (x, q)
@@ -202,7 +202,7 @@ def open_set(of: Data, settings: Settings, ways: int, shots: int) -> dict[str, A
 
 
 def vectors(of: Data, settings: Settings, shots: int, learner: str) -> dict[str, Any]:
-    """The body's features given as plain vectors, as those of any encoder."""
+    """The backbone's features given as plain vectors, as those of any encoder."""
     rng, hits, sure, means = np.random.default_rng(settings.seed), [], [], []
     model, known = models.get(of.model), {}
 

@@ -1,4 +1,4 @@
-"""How time and memory of a meta-gradient grow: with tasks, inner steps, graphs kept or not, and processes.
+"""How time and memory of a meta-gradient grow: with tasks, inner steps, inner loop stored or recomputed, and processes.
 
     python benchmarks/engine/scaling.py --json benchmarks/results/engine-scaling.json
     python benchmarks/engine/scaling.py processes --repeats 9
@@ -74,7 +74,7 @@ def by_tasks(repeats: int) -> list[dict[str, Any]]:
 
 
 def by_steps(repeats: int) -> list[dict[str, Any]]:
-    """1 to 20 inner steps, graphs kept and made anew, with few queries and with many."""
+    """1 to 20 inner steps, inner loop stored and recomputed, with few queries and with many."""
     found = []
     for queries in (1, 15):
         for steps in (1, 2, 5, 10, 20):

@@ -1,4 +1,4 @@
-"""Neural processes beside the best possible answer: trained for equal times, tested on functions of several sorts.
+"""Neural processes beside the optimal posterior: trained for equal times, tested on functions of several sorts.
 
     python benchmarks/processes/compare.py --minutes 5 --json benchmarks/results/processes-gp.json
     python benchmarks/processes/compare.py --train np-sawtooth --on np-sawtooth np-sawtooth:extrapolation

@@ -6,7 +6,7 @@
 
 An update (the draw's rows, the loss of 16 tasks mapped over them, its gradient, clipping, Adam) is recorded once as a
 CUDA graph and replayed: these networks are so small that a GPU waits for their launches otherwise. Tasks are drawn by
-the thousand on the GPU, with rows that are not there to a common size, so that one recording serves all; sizes
+the thousand on the GPU, with padding rows to a common size, so that one recording serves all; sizes
 differ among the tasks of a batch, where the published code has one size for a batch. Without a GPU the updates run one
 by one (a test of this file, no more).
 

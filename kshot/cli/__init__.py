@@ -1,7 +1,7 @@
 """The command `kshot`: `COMMANDS` names what there is, `main` reads the words and runs it.
 
 Settings are dataclasses whose docstrings are the help. Bad input ends with one clear line and exit code 2; an
-interrupted training saves, says how to go on and ends with 130 (SIGINT) or 143 (SIGTERM). Nothing but the standard
+interrupted training saves, says how to resume and ends with 130 (SIGINT) or 143 (SIGTERM). Nothing but the standard
 library is imported before a command needs it, so that help and version are there at once.
 """
 
@@ -33,7 +33,7 @@ class _Command(NamedTuple):
     Attributes:
         module: of this folder, with its settings, a dataclass of the command's name. It is imported when the command is
             called: what the others need is none of its business.
-        want: whoever wants this uses it.
+        want: what it is for; commands for one purpose are listed together.
         about: what it does.
         loads: it needs torch already for its settings.
     """
@@ -44,20 +44,20 @@ class _Command(NamedTuple):
     loads: bool = False
 
 
-_OWN, _SERIES, _META = "Classify your own images", "Fill the gaps of your series", "Meta-learning: train and test"
+_OWN, _SERIES, _META = "Classify your own images", "Fill gaps in your series", "Meta-learning: train and test"
 _COMMANDS = {
     "demo": _Command("demo", "See it work", "Learn letters of unseen scripts from one example each; no download", True),
     "fit": _Command("classify", _OWN, "Make a classifier from a folder with one folder of images per class"),
     "predict": _Command("classify", _OWN, "Classify files and folders with it"),
     "report": _Command("classify", _OWN, "Show on one page how good it is, and what it confuses"),
     "serve": _Command("serve", _OWN, "Open a web page to teach classes by drawing or dropping images; and REST"),
-    "curve": _Command("curve", _SERIES, "Fill gaps of a CSV file, with intervals", True),
+    "curve": _Command("curve", _SERIES, "Fill gaps in a CSV file, with prediction intervals", True),
     "list": _Command("listing", _META, "Show learners, recipes, data sets, tasks and models"),
     "data": _Command("listing", _META, "Get a data set, or check that it is complete"),
     "train": _Command("train", _META, "Meta-train a recipe", True),
     "evaluate": _Command("scores", _META, "Test a trained learner beside its baselines", True),
     "compare": _Command("scores", _META, "Test several trained learners on the same tasks", True),
-    "video": _Command("video", _META, "Film a trained policy before and after it adapted"),
+    "video": _Command("video", _META, "Record a video of a trained policy before and after it adapted"),
 }
 
 
@@ -81,6 +81,8 @@ def _usage() -> str:
 _HELP = {"-h": False, "--help": False, "--help-all": True}
 _FORMER = {"--data": "--on", "--floors": "--baselines", "--no-floors": "--no-baselines"}
 """Flags of tests as they were called before."""
+_FORMER_OF_TRAIN = {"--later": "--later-lr-factor"}
+"""Flags of training as they were called before."""
 
 
 def _asks_for_help(words: list[str]) -> bool | None:
@@ -98,6 +100,8 @@ def _parse(arguments: list[str]) -> Any:
     if command == "train":
         from kshot.cli.train import explained_recipe, parsed
 
+        for old, new in _FORMER_OF_TRAIN.items():
+            words = [f"{new}{word.removeprefix(old)}" if word.partition("=")[0] == old else word for word in words]
         return parsed(words) if every is None else print(explained_recipe(words, every))
     given: dict[str, Any] = {}
     if command in ("evaluate", "compare"):
@@ -171,7 +175,7 @@ def main() -> None:
         raise SystemExit(128 + signal.SIGPIPE) from None
     except _refusals() as error:
         print(f"kshot: {_said(error)}", file=sys.stderr)
-        with contextlib.suppress(OSError):  # a full disk below the output, which is told already
+        with contextlib.suppress(OSError):  # a full disk below the output, which is reported already
             sys.stdout.flush()
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -50,7 +50,7 @@ def command() -> str:
 
 def again(resumed: bool, out: Path) -> str:
     """The command that continues a run in a folder."""
-    if sys.argv[1:2] == ["demo"]:  # the demo is short: it starts anew
+    if sys.argv[1:2] == ["demo"]:  # the demo is short: it restarts
         return command()
     named = any(word.split("=")[0] == "--out" for word in sys.argv)
     return command() + ("" if named else f" --out {shlex.quote(str(out))}") + ("" if resumed else " --resume")
@@ -80,7 +80,7 @@ def interruptible() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Inside the `with`, an operation of torch has one thread: small ones take longer with several, and many times as
-    long where other programs want the processors.
+    long where other programs need the processors.
     """
     import torch
 
@@ -106,7 +106,7 @@ def tensorboard(folder: Path) -> Any:
 
 
 def machine() -> str:
-    """The processor and its cores, as a result has to tell."""
+    """The processor and its cores, as a result has to report."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -131,7 +131,7 @@ def writable(*paths: Path | None) -> None:
     """Refuse files that cannot be written, before the work is done; None are passed over.
 
     Raises:
-        InputError: a folder, or a file below what is no folder or may not be written.
+        InputError: a folder, or a file below what is not a folder or may not be written.
     """
     for path in paths:
         if path is None:
@@ -146,7 +146,7 @@ def writable(*paths: Path | None) -> None:
 
 
 def a_file(path: Path, what: str, made_by: str) -> None:
-    """Refuse what is no file, before something is read from it.
+    """Refuse what is not a file, before something is read from it.
 
     Raises:
         InputError: a folder, or nothing.
@@ -181,7 +181,7 @@ def write_record(
         figures: of the measurement; a row says by one of `COUNTS` how many tasks it is of.
         seeds: each by what it is of; empty where nothing is drawn.
         on: another device than the processor, by its name.
-        packages: others whose versions matter; None is told of those that are not installed.
+        packages: others whose versions matter; those that are not installed are None.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""`kshot fit`, `kshot predict`, `kshot report`: a classifier from folders of pictures, and what it says of others."""
+"""`kshot fit`, `kshot predict`, `kshot report`: a classifier from folders of images, and its predictions."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ COLUMNS: tuple[str, ...] = ("file", "label", "probability", "runner_up", "runner
 
 @dataclass(frozen=True)
 class Fit:
-    """Make a classifier from a folder with one folder of pictures per class, 1 to 50 each."""
+    """Make a classifier from a folder with one folder of images per class, 1 to 50 each."""
 
     support: Annotated[Path, POSITIONAL]
     """The folder: support/<class>/*.jpg, .png, .heic (needs kshot[heic]) and whatever else Pillow reads."""
     out: Path | None = None
     """The classifier, a .kshot file; None: SUPPORT.kshot here, which must not be there yet."""
     model: str = "auto"
-    """A body of 'kshot list models', or the folder of a 'kshot train'; "auto": the one for photos or for drawings."""
+    """A backbone of 'kshot list models', or the folder of a 'kshot train'; "auto": the one for photos or for drawings.
+    """
     learner: str | None = None
     """"protonet", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was trained with."""
     open_set: bool = True
-    """Let 'kshot predict' answer "none of these", where each class has two images or more."""
+    """Let 'kshot predict' answer "none of these", where each class has at least two images."""
     finetune: int = 0
-    """Steps by which the body itself is fitted to the pictures (needs kshot[augment]); small bodies lose by it."""
+    """Steps of fine-tuning the backbone on the images (needs kshot[augment]); small backbones get worse.
+    """
     on_bad: Literal["skip", "refuse"] = "skip"
     """Skip what cannot be read (it is named), or stop."""
     json: Path | None = None
@@ -87,7 +89,7 @@ class Fit:
         for text in found.doubts():
             say.print(f"warning: {text}")
         if several:
-            say.print(f"warning: the first page or frame alone is used of {', '.join(several)}")
+            say.print(f"warning: only the first page or frame is used of {', '.join(several)}")
         if not X:
             raise InputError(f"{self.support}: no image can be read")
         if len(set(y)) == 1:
@@ -130,7 +132,7 @@ class Fit:
             say.print("one image per class: its accuracy cannot be estimated without a second one")
         same, odd = _duplicates(classifier, X), _odd(classifier, X)
         for a, b in same:
-            say.print(f"the same picture twice: {a} and {b}")
+            say.print(f"the same image twice: {a} and {b}")
         for file in odd:
             say.print(f"looks unlike its class: {file}")
         values |= {"duplicates": same, "odd": odd}
@@ -141,7 +143,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Predict:
-    """Classify pictures: file, label, probability, runner-up; "none of these" where the classifier may say so."""
+    """Classify images: file, label, probability, runner-up; "none of these" where the classifier may say so."""
 
     classifier: Annotated[Path, POSITIONAL]
     """A .kshot file of 'kshot fit'."""
@@ -180,7 +182,7 @@ class Predict:
             writable(self.sort_into / "CLASS")
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
-            raise InputError("this classifier takes tables of numbers, not pictures: use it in Python")
+            raise InputError("this classifier takes tables of numbers, not images: use it in Python")
         files, problems = gather(self.paths)
         if problems and self.on_bad == "refuse":
             raise InputError(f"{'; '.join(problems)}. Fix or remove them, or --on-bad skip")
@@ -217,7 +219,7 @@ class Predict:
                         say.print(f"{row['file']}: {row['label']} ({row['probability']}){after}")
                     if self.sort_into is not None and not row["error"]:
                         self._copy(Path(row["file"]), row["label"])
-                table.add(rows)  # after the copies: what is broken off in between is copied again, and found there
+                table.add(rows)  # after the copies: what is interrupted in between is copied again, and found there
                 count += len(chunk)
                 bar.advance(task, len(chunk))
             if bad < len(files):
@@ -253,7 +255,7 @@ class Predict:
 
 @dataclass(frozen=True)
 class Report:
-    """Show a classifier on one page of HTML: its pictures, confusions, worst mistakes, calibration, a map."""
+    """Show a classifier on one page of HTML: its images, confusions, worst mistakes, calibration, a map."""
 
     classifier: Annotated[Path, POSITIONAL]
     """A .kshot file of 'kshot fit'."""
@@ -270,7 +272,7 @@ class Report:
         writable(html)
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
-            raise InputError("this classifier takes tables of numbers, not pictures: there is nothing to show")
+            raise InputError("this classifier takes tables of numbers, not images: there is nothing to show")
         from kshot.apps.classify.report import page
 
         text = page(classifier, self.classifier.stem)
@@ -305,7 +307,7 @@ def _estimator() -> type[FewShotClassifier]:
 
 class _Table:
     """Rows that are written beside the CSV's place as they come, and become the CSV at the end; a table that was
-    broken off is gone on with.
+    interrupted is continued.
 
     Attributes:
         done: the files whose rows are there.
@@ -339,10 +341,10 @@ class _Table:
                 except (ValueError, TypeError, RecursionError) as error:
                     raise InputError(
                         f"{part}: line {number + 1} is damaged, so the table cannot be continued: leave --resume out "
-                        "to begin anew"
+                        "to start again"
                     ) from error
                 if not number and row != head:
-                    raise InputError(f"{part} was begun with another classifier: leave --resume out to begin anew")
+                    raise InputError(f"{part} was begun with another classifier: leave --resume out to start again")
                 whole += len(line)
         os.truncate(part, whole)
 
@@ -351,7 +353,7 @@ class _Table:
 
         if self.part is None or self.path is None:
             return
-        with writing(self.path, lambda: f"what was classified is kept in {self.part}, and --resume goes on with it"):
+        with writing(self.path, lambda: f"the rows so far are kept in {self.part}, and --resume continues it"):
             append(self.part, "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self, files: set[str]) -> None:
@@ -378,7 +380,7 @@ class _Table:
 
 
 def _plain(row: dict[str, str]) -> dict[str, str]:
-    """A row in which no spreadsheet finds a formula."""
+    """A row that no spreadsheet takes for a formula."""
     row = dict(row)
     for key in ("label", "runner_up"):
         if row[key][:1] in tuple("=+-@\t\r"):
@@ -412,7 +414,7 @@ def _rows(classifier: FewShotClassifier, files: list[str], all_classes: bool) ->
 
 
 def _duplicates(classifier: FewShotClassifier, files: list[str]) -> list[list[str]]:
-    """Pairs of files that are one picture after resizing."""
+    """Pairs of files that are one image after resizing."""
     seen: dict[bytes, str] = {}
     found = []
     for file, image in zip(files, classifier.images_ if classifier.images_ is not None else [], strict=False):

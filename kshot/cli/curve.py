@@ -1,4 +1,4 @@
-"""`kshot curve`: the gaps of series filled, with intervals, from a CSV file to a CSV file and a picture."""
+"""`kshot curve`: gaps in series filled with prediction intervals, from a CSV file to a CSV file and a plot."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve"]
 
-GRID = 400  # places of a picture's lines
-DRAWN = 100  # places of a picture's samples, which are drawn one value after another
+GRID = 400  # points of a plot's lines
+DRAWN = 100  # points of a plot's samples, which are drawn autoregressively
 SHOWN = 20  # answers, where no file takes them
 PANELS = 6
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Fill the gaps of series, with intervals: a CSV file with a column of places and a column per series."""
+    """Fill gaps in series, with prediction intervals: a CSV file with an x column and a column per series."""
 
     first: ClassVar[tuple[str, ...]] = ("out", "plot", "x", "y", "points", "at", "level", "model", "id", "value")
 
     file: Annotated[Path, POSITIONAL]
-    """The CSV file, with a header; missing cells are empty. Places are numbers, ISO dates (1900-12-31, 1900-12 or
+    """The CSV file, with a header; missing cells are empty. x values are numbers, ISO dates (1900-12-31, 1900-12 or
     19001231; not 31.12.1900 nor 12/31/1900) or days of the year (jan01)."""
     x: str | None = None
-    """The column of the places; None: the first. A first column without a name, as pandas writes its index, is called
-    index; where it counts the rows, dates in the second column are the places."""
+    """The x column; None: the first. A first column without a name, as pandas writes its index, is called
+    index; where it counts the rows, dates in the second column are x."""
     y: tuple[str, ...] = ()
     """The columns of the series; none: all others."""
     id: str | None = None
@@ -50,24 +50,24 @@ class Curve:
     value: str | None = None
     """With --id: the column of the values."""
     delimiter: str | None = None
-    """What separates the cells; None: a comma, semicolon or tab, whichever is most in the header. Where it is no comma,
-    numbers may have decimal commas."""
+    """What separates the cells; None: a comma, semicolon or tab, whichever is most in the header. Where it is not a
+    comma, numbers may have decimal commas."""
     model: str = "curves"
     """"curves", "gp", "neighbours", a folder of 'kshot train', or a file of FewShotRegressor.save."""
     at: Path | None = None
-    """A CSV file whose column of places (of the same name, else the first; a header is not needed) says where to
-    answer: not at the gaps."""
+    """A CSV file whose x column (of the same name, else the first; a header is not needed) says where to predict, in
+    place of the gaps."""
     points: int = 0
-    """Answer at this many places, evenly over the range of the file, in place of the gaps."""
+    """Predict at this many x values, evenly over the range of the file, in place of the gaps."""
     level: float = 0.95
-    """The chance that a value lies between low and high."""
+    """Coverage of the intervals: the probability that a value lies between low and high."""
     samples: int = 0
-    """Whole functions that are drawn as well, at most 100: columns of the CSV, thin lines of the plot. At 60 places
-    (with gp 60 / samples) one value is drawn after another, at any others each given these."""
+    """Functions to draw as well, at most 100: columns of the CSV, thin lines of the plot. At 60 x values (gp: 60 /
+    samples) values are drawn autoregressively, at any others each given these."""
     out: Path | None = None
-    """Write a CSV file: series, place, what was seen, mean, low, high."""
+    """Write a CSV file: series, x, the observed value, mean, low, high."""
     plot: Path | None = None
-    """Write a picture of the first 6 series."""
+    """Write a plot of the first 6 series."""
     seed: int = 0
     """Of the samples and of the points that are left out to choose a scale."""
 
@@ -86,11 +86,11 @@ class Curve:
             raise InputError(f"--delimiter {self.delimiter!r}: give one character, for instance ';', or \\t for a tab")
         delimiter = self.delimiter and self.delimiter.replace("\\t", "\t")
         if not 0 < self.level < 1:
-            raise InputError(f"--level {self.level:g}: give a chance between 0 and 1, for instance 0.95")
+            raise InputError(f"--level {self.level:g}: give a probability between 0 and 1, for instance 0.95")
         if self.points < 0:
             raise InputError(f"--points {self.points}: give 1 or more")
         if self.points and self.at is not None:
-            raise InputError("--points and --at both say where to answer: give one of them")
+            raise InputError("--points and --at both say where to predict: give one of them")
         if not 0 <= self.samples <= 100:
             raise InputError(f"--samples {self.samples}: give 0 to 100")
         if self.samples and self.out is None and self.plot is None:
@@ -98,13 +98,13 @@ class Curve:
         writable(self.out, self.plot)
         for path, kinds in ((self.out, ()), (self.plot, (".png", ".svg", ".pdf"))):
             if path is not None and kinds and path.suffix.lower() not in kinds:
-                raise InputError(f"{path.name}: pictures end in .png, .svg or .pdf")
+                raise InputError(f"{path.name}: plots end in .png, .svg or .pdf")
         table = read_csv(self.file, self.x, self.y or None, self.id, self.value, delimiter)
         model, found, say = trained(self.model), list[_Answered](), console()
         asked = self._asked(table, delimiter, say)
         for name, y, there in zip(table.names, table.y, table.there, strict=True):
             if y.isnan().all():
-                say.print(f"{name}: left out, no value of it is there")
+                say.print(f"{name}: skipped, it has no values")
                 continue
             found.append(_answered(model, name, table, y, there, asked, self.level, self.samples, self.seed))
         if not found:
@@ -113,7 +113,7 @@ class Curve:
         if self.model in _CAUTIONS and (caution := _CAUTIONS[self.model](found)):
             say.print(f"{self.model}: {caution}")
         if asked is None and not any(bool(s.new.any()) for s in found) and self.plot is None:
-            say.print("no cell is empty: say where to answer with --points or --at")
+            say.print("no cell is empty: say where to predict with --points or --at")
         elif self.out is None and self.plot is None:
             _show(say, found, table, asked is not None)
         if self.out is not None:
@@ -136,19 +136,19 @@ class Curve:
         found = _places(self.at, table, delimiter)
         once = found.unique()
         if len(once) < len(found) or not torch.equal(once, found):
-            say.print(f"{self.at}: {len(found)} places, answered in ascending order, each of {len(once)} once")
+            say.print(f"{self.at}: {len(found)} x values, predicted in ascending order, each of {len(once)} once")
         return once
 
 
 class _Answered(NamedTuple):
-    """A series and what is said of it: rows are places `[M]`.
+    """A series and what is said of it: rows are x values `[M]`.
 
     Attributes:
-        x, seen: places, and the value that is there or NaN.
+        x, seen: x values, and the value that is there or NaN.
         new: `[M]` bool, where it was asked: at the gaps, or everywhere.
         mean, low, high: `[M]`; samples `[S, M]`, NaN where it was not asked.
         fitted: the model adapted to it.
-        points: of the file, places and values `[n]`.
+        points: of the file, x and values `[n]`.
         unlike: None, or why not to trust it.
     """
 
@@ -196,13 +196,13 @@ def _answered(
 
 
 def _band(fitted: Fitted, places: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, low and high `[M]` at places `[M]`."""
+    """Mean, low and high `[M]` at x `[M]`."""
     mean, low, high = (part[:, 0] for part in fitted.band(places[:, None], level))
     return mean, low, high
 
 
 def _looked_up(places: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The values y at those of the places that are in x, else NaN."""
+    """The values y at those places that are in x, else NaN."""
     at = torch.searchsorted(x, places).clamp_max(len(x) - 1)
     return torch.where(x[at] == places, y[at], torch.nan)
 
@@ -226,13 +226,13 @@ def _tell(say: Any, found: list[_Answered], asked: bool) -> None:
             size = abs(float(s.points[1][0])) or 1.0
             say.print(
                 f"{s.name}: {'all its values are equal' if len(s.points[1]) > 1 else 'it has one value'}, so nothing "
-                f"tells how much it varies: its interval is that of a deviation of {size:g}, their size"
+                f"shows how much it varies: its interval is that of a standard deviation of {size:g}, their size"
             )
         if count := _far(s):
             say.print(
-                f"{s.name}: {count} of the places {'lies' if count == 1 else 'lie'} beyond the known ones by more than "
-                "half of their range; there the answer of that edge is repeated, with an interval that widens, and a "
-                "trend is not continued"
+                f"{s.name}: {count} of the x values {'lies' if count == 1 else 'lie'} beyond the known ones by more "
+                "than half of their range; there the prediction at that edge is repeated, with a widening interval: a "
+                "trend is not extrapolated"
             )
 
 
@@ -240,14 +240,16 @@ def _few_values(found: list[_Answered]) -> str:
     if all(s.fitted.count >= 20 for s in found):
         return ""
     return (
-        "a Gaussian process that is fitted to few values is too sure of itself; on real series its 95 % intervals held "
+        "a Gaussian process that is fitted to few values is overconfident; on real series its 95 % intervals covered "
         "60 % of the values with 5 known, 80 % with 10 and 88 % with 20"
     )
 
 
 def _beyond(found: list[_Answered]) -> str:
     outside = sum(int((s.new & ((s.x < s.points[0].min()) | (s.x > s.points[0].max()))).sum()) for s in found)
-    return f"{outside} of the places lie beyond the known ones; there it repeats the nearest values" if outside else ""
+    return (
+        f"{outside} of the x values lie beyond the known ones; there it repeats the nearest values" if outside else ""
+    )
 
 
 _CAUTIONS = {"gp": _few_values, "neighbours": _beyond}
@@ -255,7 +257,7 @@ _CAUTIONS = {"gp": _few_values, "neighbours": _beyond}
 
 
 def _show(say: Any, found: list[_Answered], table: CurveTable, asked: bool) -> None:
-    """The first answers, where no file takes them: of the gaps, or of all places that were asked about."""
+    """The first answers, where no file takes them: of the gaps, or of all x values that were asked about."""
     rows = [row for row in _rows(found, table, 0) if asked or row[2] in ("", "seen")]
     shown = [[*row[:2], *row[3:]] for row in rows[: SHOWN + 1]]
     wide = [max(len(row[k]) for row in shown) for k in range(len(shown[0]))]
@@ -273,7 +275,7 @@ def _percent(level: float) -> str:
 
 
 def _far(s: _Answered) -> int:
-    """How many places were asked about that lie outside of what a trained model knows of."""
+    """How many x values were asked about that lie outside of what a trained model knows of."""
     return int((s.new & (s.fitted.beyond(s.x[:, None])[1] != 0).any(1)).sum())
 
 
@@ -281,7 +283,7 @@ def _far(s: _Answered) -> int:
 
 
 def _rows(found: list[_Answered], table: CurveTable, samples: int) -> list[list[str]]:
-    """The CSV: a row for each series and place."""
+    """The CSV: a row for each series and x."""
     own = [f"sample{k + 1}" for k in range(samples)]
     names = ["series", "seen", "mean", "low", "high", *own]
     rows = [["series", _safe(table.x_name) if table.x_name not in names else "x", "seen", "mean", "low", "high", *own]]
@@ -297,7 +299,7 @@ def _rows(found: list[_Answered], table: CurveTable, samples: int) -> list[list[
 
 
 def _exact(value: float) -> str:
-    """A number with all digits that tell it from others."""
+    """A number with all digits that distinguish it from others."""
     return repr(value).removesuffix(".0")
 
 
@@ -312,21 +314,21 @@ def _write(path: Path, rows: list[list[str]]) -> None:
 
 
 def _safe(name: str) -> str:
-    """A cell in which no spreadsheet finds a formula."""
+    """A cell that no spreadsheet takes for a formula."""
     return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name
 
 
 def _start(table: CurveTable) -> datetime.datetime | None:
-    """The date that the places count from; None where they are no dates."""
+    """The date that x counts from; None where they are not dates."""
     match = re.fullmatch(r"days since (\S+)", table.x_means)
     return datetime.datetime.fromisoformat(match[1]) if match else None
 
 
 def _word(table: CurveTable) -> Callable[[float], str]:
-    """A place as the file writes it: a number, a date, or a month and a day."""
+    """An x value as the file writes it: a number, a date, or a month and a day."""
     start, leap = _start(table), "feb29" in table.x_means
     seconds = table.x * 86400
-    fine = bool(((seconds - seconds.round()).abs() > 1e-4).any())  # places below a second
+    fine = bool(((seconds - seconds.round()).abs() > 1e-4).any())  # times below a second
 
     def date(place: float) -> str:
         assert start is not None
@@ -347,7 +349,7 @@ def _word(table: CurveTable) -> Callable[[float], str]:
 
 
 def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
-    """The places `[M]` of a file, counted as the table counts."""
+    """The x values `[M]` of a file, counted as the table counts."""
     from kshot.data import csv as tables
 
     if not path.is_file():
@@ -358,12 +360,12 @@ def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     if not header[at] and len(header) > 1 and table.x_name != tables.INDEX:
         raise InputError(
             f"{path}: its first column has no name, as pandas writes an index, and none is {table.x_name!r}: call the "
-            "column of the places so"
+            "x column that"
         )
     if rows and not tables.is_place(header[at]):
         rows = rows[1:]
     if not rows:
-        raise InputError(f"{path}: write a place in each row, below a header")
+        raise InputError(f"{path}: write an x value in each row, below a header")
     cells = [(line, row[at] if at < len(row) else "") for line, row in rows]
     days, means = tables.places_of(path, header[at], cells)
     other = table._replace(x=torch.tensor(days, dtype=torch.float64), x_means=means)
@@ -375,7 +377,7 @@ def _places(path: Path, table: CurveTable, delimiter: str | None) -> Tensor:
     elif table.x_means == means:
         found = other.x
     else:
-        raise InputError(f"{path} has {means} and the data has {table.x_means}: write places as the data has them")
+        raise InputError(f"{path} has {means} and the data has {table.x_means}: write x as the data has it")
     return found
 
 

@@ -20,7 +20,7 @@ class Demo:
     """Learn letters of scripts never trained on, from one example each: embedded glyphs, no download."""
 
     out: Path = Path("runs/demo")
-    """Folder for the checkpoint, the table and the pictures."""
+    """Folder for the checkpoint, the table and the plots."""
     steps: int = 450
     """Meta-updates."""
     tasks: int = 600
@@ -28,7 +28,7 @@ class Demo:
     pretrain: int = 300
     """Steps of the pre-trained baseline; 0 leaves it out."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything."""
     json: Path | None = None
     """Write the results to this file."""
 
@@ -55,5 +55,5 @@ class Demo:
         if code:
             return code
         tested((self.out,), test, Figures(json=self.json or self.out / "demo.json", picture=self.out / "episode.png"))
-        console().print(f"all of it in {time.monotonic() - began:.0f} s")
+        console().print(f"total time: {time.monotonic() - began:.0f} s")
         return 0

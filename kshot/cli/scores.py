@@ -38,7 +38,7 @@ class Figures:
         json: write the results to this file.
         plot: write the metric against adaptation steps (or against shots, where there are several) to this PNG.
         picture: write one task with the learner's answers to this PNG.
-        learning_curve: write the metrics of the training against its steps to this PNG.
+        learning_curve: write the training metrics against the meta-updates to this PNG.
     """
 
     heading: ClassVar[str] = "Files"
@@ -53,7 +53,7 @@ class Figures:
         writable(self.json, self.plot, self.picture, self.learning_curve)
         for path in filter(None, (self.plot, self.picture, self.learning_curve)):
             if path.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
-                raise InputError(f"{path}: pictures are files that end in .png, .svg or .pdf")
+                raise InputError(f"{path}: plots are files that end in .png, .svg or .pdf")
 
 
 def show(runs: Sequence[Run], tables: Sequence[Table], figures: Figures) -> None:
@@ -109,7 +109,7 @@ def _plot(tables: Sequence[Table], path: Path) -> None:
 
 
 def _draw_training(runs: Sequence[Run], path: Path) -> None:
-    """A picture of the training of the runs of each family."""
+    """A plot of the training of the runs of each family."""
     from kshot import plots
 
     groups: dict[str, list[Run]] = {}
@@ -139,7 +139,7 @@ def _counted(run: Run) -> dict[str, Any]:
 
 
 def _records(run: Run) -> list[dict[str, Any]]:
-    """The records of a training.
+    """The records of a training run.
 
     Raises:
         InputError: it has none.
@@ -209,7 +209,7 @@ def tested(folders: Sequence[Path], test: Test, figures: Figures) -> int:
         groups.setdefault(_tasks_of(run, test), []).append(run)
     draw = families.family(next(iter(groups))).draw
     if figures.picture is not None and draw is None:
-        raise InputError(f"--picture: there is no picture of tasks of {next(iter(groups))}")
+        raise InputError(f"--picture: tasks of {next(iter(groups))} cannot be drawn")
     tables: list[Table] = []
     for name, group in groups.items():
         family = families.family(name)
@@ -236,7 +236,7 @@ def _common(test: Test) -> dict[str, Any]:
 
 
 def defaults(kind: type, words: Sequence[str], helps: bool) -> dict[str, Any]:
-    """What a command of these words may be told: the settings of their tasks' family; of several families the common
+    """What a command of these words takes: the settings of their tasks' family; of several families the common
     ones.
 
     Args:
@@ -277,12 +277,12 @@ def refuse_device(name: str) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a training."""
+    """Whether a folder holds a training run."""
     return any((folder / name).is_file() for name in ("last.safetensors", "best.safetensors"))
 
 
 def refuse_no_run(folder: Path) -> None:
-    """Refuse what is not the folder of a training, with the command that is meant.
+    """Refuse what is not the folder of a training run, with the command that is meant.
 
     Raises:
         InputError: nothing, a file, or a folder without a checkpoint.
@@ -293,7 +293,9 @@ def refuse_no_run(folder: Path) -> None:
             "evaluate' tests folders of 'kshot train'"
         )
     if folder.is_file():
-        inside = f": type its folder, {folder.parent}" if is_run(folder.parent) else ", not the folder of a training"
+        inside = (
+            f": type its folder, {folder.parent}" if is_run(folder.parent) else ", not the folder of a training run"
+        )
         raise InputError(f"{folder} is a file{inside}")
     if is_run(folder):
         return

@@ -15,7 +15,7 @@ __all__ = ["Serve"]
 
 @dataclass(frozen=True)
 class Serve:
-    """Open the page: teach classes by drawing or dropping pictures, ask, correct, save; and REST under /v1."""
+    """Open the page: teach classes by drawing or dropping images, ask, correct, save; and REST under /v1."""
 
     classifier: Annotated[Path | None, POSITIONAL] = None
     """A .kshot file that every visit begins with."""

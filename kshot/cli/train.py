@@ -52,7 +52,7 @@ class Train:
     out: Path | None = None
     """Folder for the checkpoints (last, best by validation) and the records; None: runs/RECIPE-DATE, a new one."""
     budget: Literal["paper", "quick"] = "paper"
-    """The recipe's settings as in its paper, or its quick form for two cores."""
+    """The recipe's settings as in its paper, or a quick version for two cores."""
     resume: bool = False
     """Continue from the last checkpoint in --out (None: of the newest run of this recipe in runs/); with more --steps
     also after the end."""
@@ -67,7 +67,7 @@ class Train:
     name: Annotated[str, HIDDEN] = ""
     """Of the recipe."""
     asked: Annotated[tuple[str, ...], HIDDEN] = ()
-    """Settings that were given by hand."""
+    """Settings that were given on the command line."""
     before: Annotated[Recipe | None, HIDDEN] = None
     """The recipe without them."""
 
@@ -85,7 +85,7 @@ class Train:
                 raise InputError(f"--out {out} is a file: give a folder")
             resume = self.resume or _started_again(out)
             if self.resume and not (out / "last.safetensors").is_file():
-                say.print(f"--resume: {out} holds no run yet, so one is begun")
+                say.print(f"--resume: {out} holds no run yet, so a new one is started")
             if leads and not resume:  # at once, and again when it has the folder to itself
                 refuse_a_run_in(out)
             recipe = family.fitted(self.settings, set(self.asked), self.before or self.settings, self.where, say.print)
@@ -227,7 +227,7 @@ def explained_recipe(words: list[str], every: bool) -> str:
 
 
 def parsed(words: list[str]) -> Train:
-    """The settings of a training.
+    """The settings of a training run.
 
     Raises:
         InputError, ValueError: words that say nothing.
@@ -251,6 +251,6 @@ def _after(flag: str, words: list[str]) -> str | None:
 
 
 def _options(learner: str, family: families.Family, unused: set[str]) -> dict[str, Any]:
-    """The learner's own settings that are no settings of every recipe: each is an option of the command line."""
+    """The learner's own settings that are not settings of every recipe: each is an option of the command line."""
     taken = {f.name for kind in (family.settings, Outer, Train, family.machine) for f in fields(kind)} - unused
     return {name: v for name, v in learners.options(learner, family.payload).items() if name not in taken}

@@ -14,28 +14,28 @@ __all__ = ["Video"]
 
 @dataclass(frozen=True)
 class Video:
-    """Film a trained policy in one task: a rollout before and one after it adapted, side by side."""
+    """Record a video of a trained policy in one task: a rollout before and one after it adapted, side by side."""
 
     folder: Annotated[Path, POSITIONAL]
     """The folder that `kshot train --out` wrote."""
     out: Path | None = None
-    """The film: .mp4 or .gif; None: video.mp4 in the folder."""
+    """The video: .mp4 or .gif; None: video.mp4 in the folder."""
     task: tuple[float, ...] = ()
-    """The goal: a direction (-1 or 1), a velocity, a place; none: drawn from the seed."""
+    """The goal: a direction (-1 or 1), a velocity, a position; none: drawn from the seed."""
     steps: int = 1
-    """Rounds of adapting between the two rollouts."""
+    """Adaptation steps between the two rollouts."""
     backend: Literal["mujoco", "warp"] = "mujoco"
-    """Of the simulation, whatever the policy was trained on."""
+    """The simulator, whatever the policy was trained with."""
     rollouts: int = 20
-    """That each step is taken on."""
+    """Rollouts that each adaptation step is taken on."""
     on: str | None = None
-    """Another family of tasks with equal observations and actions, for instance bodies that were held out."""
+    """Another family of tasks with equal observations and actions, for instance held-out bodies."""
     width: int = 480
-    """Of each half, pixels."""
+    """Width of each half in pixels."""
     height: int = 360
-    """In pixels."""
+    """Height in pixels."""
     seed: int = 1
-    """Of the rollouts."""
+    """Seed of the rollouts."""
 
     def run(self) -> int:
         load_torch()
@@ -47,13 +47,13 @@ class Video:
         out = self.out or self.folder / "video.mp4"
         writable(out)
         if out.suffix.lower() not in (".mp4", ".gif"):
-            raise InputError(f"--out {out}: films end in .mp4 or .gif")
+            raise InputError(f"--out {out}: videos end in .mp4 or .gif")
         if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
             raise InputError(f"--width {self.width} --height {self.height}: give even numbers of at least 16")
         run = families.load_run(self.folder)
         film = families.family(run.recipe.family).film
         if film is None:
-            raise InputError(f"{self.folder} holds a learner of {run.recipe.family}: only policies can be filmed")
+            raise InputError(f"{self.folder} holds a learner of {run.recipe.family}: only policies can be recorded")
         console().print(
             film(
                 run, out, on=self.on, task=self.task, backend=self.backend, steps=self.steps,

@@ -78,7 +78,7 @@ def from_dataset(
         classes, name, split, ink: see `from_arrays`.
 
     Raises:
-        DataError: if it is no dataset (a `DataLoader`, which gives batches), if examples are not pairs or differ in
+        DataError: if it is not a dataset (a `DataLoader`, which gives batches), if examples are not pairs or differ in
             shape, and as `from_arrays`.
 
     >>> from_dataset(torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])))
@@ -93,7 +93,7 @@ def from_dataset(
     elif hasattr(dataset, "__iter__"):
         pairs = iter(dataset)
     else:
-        raise DataError(f"{name}: a {type(dataset).__name__} is no dataset; expected one that yields pairs (x, y)")
+        raise DataError(f"{name}: a {type(dataset).__name__} is not a dataset; expected one that yields pairs (x, y)")
     xs: list[np.ndarray] = []
     ys = []
     for i, pair in enumerate(pairs):
@@ -124,7 +124,7 @@ def from_dataset(
 
 
 def _array(x: Any, what: str) -> np.ndarray:
-    """The numbers of an array, a tensor, or an image of Pillow as it looks (a palette's numbers are no colours)."""
+    """The numbers of an array, a tensor, or an image of Pillow as it looks (a palette's numbers are not colours)."""
     from PIL import Image
 
     try:

@@ -36,7 +36,7 @@ FORMAT = 2  # of the cache files; raise it when decoding changes
 
 
 class DataError(ValueError):
-    """Data was found but is not what it should be; the message says what, where and how to mend it."""
+    """Data was found but is not what it should be; the message says what, where and how to fix it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +221,7 @@ def split_names(
 
 
 def identity(*paths: Path) -> list[list[Any]]:
-    """What tells one version of files from another: path, size, time of change."""
+    """What distinguishes one version of files from another: path, size, time of change."""
     return [[str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns] for p in paths]
 
 
@@ -233,7 +233,7 @@ def cached(name: str, key: Mapping[str, Any], build: Callable[[], tuple[Bank, di
         try:
             return _read(path)
         except Exception as error:  # whatever is wrong with a cache file, it can be rebuilt
-            warnings.warn(f"the cache file {path} is damaged ({error}); it is built anew", stacklevel=2)
+            warnings.warn(f"the cache file {path} is damaged ({error}); it is rebuilt", stacklevel=2)
     bank, extra = build()
     try:
         _write(path, bank, extra)

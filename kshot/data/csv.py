@@ -33,7 +33,7 @@ class CurveTable(NamedTuple):
         names: of the curves.
         x_name: the header of x.
         x_means: what the numbers of x are: "numbers", "days since 1900-01-01", "day of the year, jan01 = 1".
-        written: `[K]` the places as the file has them.
+        written: `[K]` the x values as the file has them.
         there: `[C, K]` bool, the cells that the file has, empty ones too: all of the wide form, the rows of the long.
     """
 
@@ -82,7 +82,7 @@ def read_csv(
     """Curves from a CSV file, UTF-8, with a header.
 
     Wide: a column of x and a column for each curve. Long: a row for each value, with the name of its curve (`id`), x
-    and the value; the curves' places are put together, and what a curve lacks is missing. Empty lines are passed
+    and the value; the curves' x values are merged, and what a curve lacks is missing. Empty lines are passed
     over, and comments: lines that begin with # above the header (that may begin with # itself, as numpy.savetxt writes
     it), and below it those that have not as many cells as the header. Empty cells, NA, <NA>, N/A, #N/A, NaN, NaT, null,
     none, - and . are missing values.
@@ -107,9 +107,9 @@ def read_csv(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty file, doubles among headers or places, columns without a name that are not left out,
+        ValueError: an empty file, repeated headers or x values, columns without a name that are not left out,
             unequal rows, words where numbers should be, names of columns that are not there: with file, line and
-            column, and how to mend it.
+            column, and how to fix it.
     """
     path = Path(path)
     header, rows = _rows(path, delimiter)
@@ -182,8 +182,8 @@ def read_csv(
     for c, place, line, n, cell in entries:
         if (c, place) in seen:
             raise ValueError(
-                f"{path}, line {line}, column {header[of_x]!r}: {names[c]} has this place already in line "
-                f"{seen[c, place]}; take one of the lines out, or, where another column tells the series apart, name "
+                f"{path}, line {line}, column {header[of_x]!r}: {names[c]} has this x already in line "
+                f"{seen[c, place]}; take one of the lines out, or, where another column distinguishes the series, name "
                 "it and that of the values (--id and --value, id= and value=)"
             )
         seen[c, place] = line
@@ -247,7 +247,7 @@ def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[s
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}): save it as CSV in UTF-8") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as CSV in UTF-8") from error
     lines = text.splitlines(keepends=True)
     told = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
     if told:
@@ -337,11 +337,11 @@ def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int,
     """The header, and the rows with their lines."""
     rows = cells_of(path, delimiter)
     if not rows:
-        raise ValueError(f"{path} is empty: write a header and a row for each place of x")
+        raise ValueError(f"{path} is empty: write a header and a row for each value of x")
     (first, header), *rows = rows
     if len(header) == 1:
         other = next((d for d in ";\t|:," if d in header[0]), None)
-        hint = f"its cells seem to be separated by {other!r}: tell it as the delimiter" if other else "add columns"
+        hint = f"its cells seem to be separated by {other!r}: pass it as the delimiter" if other else "add columns"
         raise ValueError(f"{path}, line {first}: one column, {header[0]!r}; {hint}")
     if all(_NUMBER.fullmatch(name) for name in header):
         raise ValueError(f"{path}, line {first}: numbers where the header should be: write a row of names above them")
@@ -359,7 +359,7 @@ def _rows(path: Path, delimiter: str | None) -> tuple[list[str], list[tuple[int,
                 f"{header.index(name) + 1} too; rename one of them"
             )
     if not rows:
-        raise ValueError(f"{path} has a header and no rows: write a row for each place of x")
+        raise ValueError(f"{path} has a header and no rows: write a row for each value of x")
     for line, row in rows:
         if len(row) != len(header):
             at = f"column {header[len(row)]!r} and on are not there" if len(row) < len(header) else "too many"
@@ -379,13 +379,14 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         number = math.inf
     if math.isinf(number):
         raise ValueError(
-            f"{path}, line {line}, column {column!r}: {cell!r} is no finite number; {_mending(cell)}, or leave the "
-            "cell empty where the value is missing; a column of words is left out by naming the others (--y, columns=)"
+            f"{path}, line {line}, column {column!r}: {cell!r} is not a finite number; {_how_to_fix(cell)}, or leave "
+            "the cell empty where the value is missing; a column of words is left out by naming the others (--y, "
+            "columns=)"
         )
     return number
 
 
-def _mending(cell: str) -> str:
+def _how_to_fix(cell: str) -> str:
     """What to do with a cell that is nearly a number."""
     if _NUMBER.fullmatch(cell.replace("\u2212", "-")):
         return "write an ordinary minus" if "\u2212" in cell else "write it with a decimal point"
@@ -397,7 +398,7 @@ def _mending(cell: str) -> str:
 
 
 def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list[float], str]:
-    """Numbers of the cells of a column of places, all of the kind of the first, and what the numbers mean.
+    """Numbers of the cells of an x column, all of the kind of the first, and what the numbers mean.
 
     Args:
         path, name: of the file and the column, for errors.
@@ -407,7 +408,7 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         Numbers as they are; dates as days since the first; months and days as days of the year.
 
     Raises:
-        ValueError: a cell that is no place, or one of another kind; with its line.
+        ValueError: a cell that is not an x value, or one of another kind; with its line.
     """
     kind, places = "", []
     several = len({cell for _, cell in cells})
@@ -419,7 +420,7 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
         found = ("date", _day(text)) if compact or months else _place(cell)
         if found is None or found[1] is None:
             raise ValueError(
-                f"{here}: {cell!r} is no place; write {_FORMS} in every row, or name the column of places (--x, x=)"
+                f"{here}: {cell!r} is not an x value; write {_FORMS} in every row, or name the x column (--x, x=)"
             )
         if kind and found[0] != kind:
             raise ValueError(f"{here}: {cell!r} is a {found[0]} but the cells before are each a {kind}; write one kind")
@@ -428,7 +429,7 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
     if kind == "number":
         if len(set(places)) < several and max(map(abs, places)) > 2**53:
             raise ValueError(
-                f"{path}, column {name!r}: whole numbers beyond 2^53 cannot be told from each other; subtract the first"
+                f"{path}, column {name!r}: whole numbers beyond 2^53 cannot be distinguished; subtract the first"
             )
         return places, "numbers"
     if kind == "month and day":
@@ -444,7 +445,7 @@ def places_of(path: Path, name: str, cells: list[tuple[int, str]]) -> tuple[list
 
 
 def is_place(cell: str) -> bool:
-    """Whether a cell can be read as a place, and so is no header."""
+    """Whether a cell can be read as an x value, and so is not a header."""
     return _place(cell) is not None
 
 

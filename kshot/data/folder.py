@@ -43,7 +43,7 @@ class Survey(NamedTuple):
         parts: split -> its classes, where folders of that name lie above the classes; else empty.
         empty: class folders that hold no image.
         loose: image files in no class folder.
-        others: (file, class) of files in class folders that are no images.
+        others: (file, class) of files in class folders that are not images.
         skipped: what was not looked at.
     """
 

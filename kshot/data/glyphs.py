@@ -221,7 +221,7 @@ def _distort(renders: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _widest(x: Tensor) -> Tensor:
-    """The largest value in each 3 x 3 window of a picture with a margin; faster than max_pool2d on a CPU."""
+    """The largest value in each 3 x 3 window of an image with a margin; faster than max_pool2d on a CPU."""
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     x = torch.maximum(torch.maximum(x[..., :-2], x[..., 1:-1]), x[..., 2:])
     return torch.maximum(torch.maximum(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])

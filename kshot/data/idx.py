@@ -115,7 +115,7 @@ def read_idx(path: Path | str) -> np.ndarray:
         DataError: if the file is truncated, too long, or not idx of bytes.
     """
     path = Path(path)
-    mend = "Delete it and fetch it again."
+    fix = "Delete it and fetch it again."
     try:
         raw = read_file(path)
         if raw[:2] == b"\x1f\x8b":
@@ -123,17 +123,17 @@ def read_idx(path: Path | str) -> np.ndarray:
                 raw = packed.read(MAX_BYTES + 1)
             if len(raw) > MAX_BYTES:
                 raise DataError(
-                    f"{path} unpacks to more than {MAX_BYTES >> 20} MiB, which no file of this kind does. {mend}"
+                    f"{path} unpacks to more than {MAX_BYTES >> 20} MiB, which no file of this kind does. {fix}"
                 )
     except (EOFError, zlib.error, gzip.BadGzipFile, ImageError) as error:
-        raise DataError(f"{path} is damaged or truncated ({error}). {mend}") from error
+        raise DataError(f"{path} is damaged or truncated ({error}). {fix}") from error
     if len(raw) < 8 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4 or len(raw) < 4 + 4 * raw[3]:
         raise DataError(
             f"{path} is not an idx file of bytes: it begins with {raw[:4].hex(' ')!r}, expected '00 00 08' and "
-            f"the number of axes. {mend}"
+            f"the number of axes. {fix}"
         )
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if len(data) != np.prod(shape, dtype=np.int64):
-        raise DataError(f"{path} is truncated or too long: {len(data)} bytes of data for shape {shape}. {mend}")
+        raise DataError(f"{path} is truncated or too long: {len(data)} bytes of data for shape {shape}. {fix}")
     return data.reshape(shape).copy()

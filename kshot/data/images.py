@@ -44,7 +44,7 @@ __all__ = [
     "square",
 ]
 
-FORMATS = ["JPEG", "PNG", "WEBP"]  # of strangers: decoders that are attacked and mended most
+FORMATS = ["JPEG", "PNG", "WEBP"]  # of strangers: decoders that are attacked and fixed most
 LOCAL = [
     *FORMATS, "GIF", "AVIF", "JPEG2000", "BMP", "TIFF", "PSD", "QOI", "DDS", "ICNS", "PPM", "ICO", "PCX", "SGI", "HEIF"
 ]  # fmt: skip
@@ -311,7 +311,7 @@ def _turn(image: Any) -> Any:
              6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}  # fmt: skip
     try:
         return known.get(image.getexif().get(0x0112))
-    except Exception:  # a damaged EXIF block is no reason to refuse a picture
+    except Exception:  # a damaged EXIF block is no reason to refuse an image
         return None
 
 
@@ -391,9 +391,9 @@ def eight_bits(values: NDArray[Any], top: int | None = None) -> NDArray[np.uint8
         )
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= 0 and high <= top):  # also true for NaN
-        mend = "scale them to 0..1" if values.dtype.kind == "f" else "divide them by their largest possible value"
+        fix = "scale them to 0..1" if values.dtype.kind == "f" else "divide them by their largest possible value"
         raise ImageError(
-            f"{values.dtype} images run from {low:g} to {high:g}; expected 0..{top}: {mend} (floats 0..1), undo a "
+            f"{values.dtype} images run from {low:g} to {high:g}; expected 0..{top}: {fix} (floats 0..1), undo a "
             "normalisation first"
         )
     if top > 255 and 0 < high <= top // 16:

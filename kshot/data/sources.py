@@ -5,9 +5,9 @@
     source.read("cat/1.jpg")
     source.skipped                      # Skipped("cat/pipe", "a FIFO, not a regular file"), ...
 
-Folders are told apart by device and inode, so that links that lead back, or twice to one place, end. Real folders come
-before links to them. Regular files alone are read, up to `MAX_BYTES` each. Hidden files are named, but for those that
-systems and tools leave everywhere (`LITTER`). Of a zip nothing is unpacked to the disk.
+Folders are distinguished by device and inode, so that links that lead back, or twice to one place, end. Real folders
+come before links to them. Regular files alone are read, up to `MAX_BYTES` each. Hidden files are named, but for those
+that systems and tools leave everywhere (`LITTER`). Of a zip nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Source:
             self._archive.close()
             raise DataError(
                 f"{self.path} of {size:,} bytes unpacks to {total:,}, more than {MAX_RATIO_OF_ALL} times as many: "
-                "that is no zip of images. Unpack it yourself if you trust it"
+                "that is not a zip of images. Unpack it yourself if you trust it"
             )
         locked = 0
         for info in infos:
@@ -200,7 +200,7 @@ class Source:
                 locked += 1
                 self._skip(name, "encrypted")
             elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others have no bound
-                self._skip(name, f"packed by method {info.compress_type}, not stored or deflated: pack it anew")
+                self._skip(name, f"packed by method {info.compress_type}, not stored or deflated: pack it again")
             elif stat.S_IFMT(mode) and not stat.S_ISREG(mode):
                 self._skip(name, f"{kind_of_file(mode)}, not a regular file")
             else:
@@ -244,7 +244,7 @@ class Source:
         if length > images.MAX_BYTES:
             raise ImageError(f"{length >> 20} MiB, larger than {images.MAX_BYTES >> 20} MiB")
         if length > SMALL and length > MAX_RATIO * packed:
-            raise ImageError(f"{packed:,} bytes that unpack to {length:,}: that is no image")
+            raise ImageError(f"{packed:,} bytes that unpack to {length:,}: that is not an image")
         return self._unpacked(file, length + 1)
 
     def head(self, file: str) -> bytes:
@@ -261,7 +261,7 @@ class Source:
         assert self._archive is not None
         try:
             with self._archive.open(self._members[file]) as member:
-                return member.read(most)  # a bound, whatever sizes the zip tells
+                return member.read(most)  # a bound, whatever sizes the zip states
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise ImageError(f"damaged in the zip: {error or type(error).__name__}") from None
 
@@ -274,7 +274,7 @@ class Source:
         return kinds
 
     def stamp(self, files: Sequence[str]) -> Any:
-        """What tells one version of these files from another, for a cache."""
+        """What distinguishes one version of these files from another, for a cache."""
         if self._archive is not None:
             return identity(self.path)
         lines = []

@@ -1,9 +1,10 @@
 """Tasks x learner -> loss, metrics, meta-gradient; folds; plans; processes.
 
 gradients = engine.meta_gradient(learner, tasks)
-engine.calibrate(learner, tasks)
+engine.set_population_statistics(learner, tasks)
 """
 
+from kshot._moved import renamed
 from kshot.engine.gradients import (
     ANSWERS,
     Outcome,
@@ -13,17 +14,17 @@ from kshot.engine.gradients import (
     Trial,
     answers,
     assign,
-    calibrate,
     checked,
     choose,
     clock,
     draws_numbers,
     in_threads,
-    mend,
     meta_gradient,
     meta_loss,
+    remedy,
     resolve,
     say,
+    set_population_statistics,
     spread,
     unmappable,
 )
@@ -37,17 +38,19 @@ __all__ = [
     "Trial",
     "answers",
     "assign",
-    "calibrate",
     "checked",
     "choose",
     "clock",
     "draws_numbers",
     "in_threads",
-    "mend",
     "meta_gradient",
     "meta_loss",
+    "remedy",
     "resolve",
     "say",
+    "set_population_statistics",
     "spread",
     "unmappable",
 ]
+
+__getattr__ = renamed(__name__, {"calibrate": "set_population_statistics"})

@@ -53,16 +53,16 @@ __all__ = [
     "Strategy",
     "Trial",
     "answers",
-    "calibrate",
     "checked",
     "choose",
     "clock",
     "draws_numbers",
     "in_threads",
-    "mend",
     "meta_gradient",
     "meta_loss",
+    "remedy",
     "resolve",
+    "set_population_statistics",
     "spread",
     "unmappable",
 ]
@@ -103,7 +103,8 @@ class Plan:
         strategy: see the module.
         chunk_size: "vmap": tasks mapped at a time; None is all.
         threads: "threads": no more than these; None is torch's number.
-        frugal: keep no graphs of inner steps (`kshot.engine.rematerialise.frugal`).
+        frugal: recompute the inner loop in the backward pass (gradient checkpointing)
+            (`kshot.engine.rematerialise.frugal`).
         why: how this plan was chosen.
         tried: what was measured.
         key: of the cache; equal for equal learners, sizes, machine and versions.
@@ -252,7 +253,7 @@ def unmappable(learner: Learner, tasks: Task, gradient: bool = True, frugal: boo
         learner: in the mode that it will be in.
         tasks: a leading T on every leaf.
         gradient: compare meta-gradients, else losses.
-        frugal: without kept graphs of inner steps.
+        frugal: with the inner loop recomputed (gradient checkpointing).
     """
     strange = knn.unknown(learner)
     if not strange:
@@ -395,7 +396,7 @@ def meta_gradient(
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise OutOfMemory(
                 f"a meta-gradient of {num_tasks(tasks)} tasks ({how.name}) does not fit: "
-                f"{' '.join(str(error).split())[:300]}. {mend(how)}"
+                f"{' '.join(str(error).split())[:300]}. {remedy(how)}"
             ) from error
         raise
 
@@ -417,10 +418,10 @@ def assign(learner: Learner, gradients: dict[str, Tensor]) -> None:
             param.grad = gradients[name]
 
 
-def mend(how: Plan) -> str:
+def remedy(how: Plan) -> str:
     """What to change where a plan does not fit into the memory."""
     choices = [
-        *([] if how.strategy == "loop" else ["a memory limit below what is free (--memory-limit)"]),
+        *([] if how.strategy == "loop" else ["a memory limit below the memory available (--memory-limit)"]),
         *([] if how.frugal else ["fewer inner steps"]),
         "fewer queries or shots",
         "smaller images",
@@ -433,7 +434,7 @@ def _meta_gradient(learner: Learner, tasks: Task, how: Plan) -> tuple[dict[str, 
     count = num_tasks(tasks)
     if how.frugal and draws_numbers(learner, tree.index(tasks, 0)):
         raise ValueError(
-            f"{type(learner).__name__} draws random numbers in its loss (dropout?): graphs that are made anew would "
+            f"{type(learner).__name__} draws random numbers in its loss (dropout?): graphs that are made again would "
             "draw others. Use a plan that keeps them (frugal=False)"
         )
     if how.strategy == "vmap":
@@ -635,7 +636,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def calibrate(learner: Learner, tasks: Task) -> None:
+def set_population_statistics(learner: Learner, tasks: Task) -> None:
     """Set the population statistics (`kshot.nn.BatchNorm(population=True)`) of a learner, in place.
 
     They become the mean over the tasks (a leading T on every leaf) of what the learner's loss in `train()` mode sees. A

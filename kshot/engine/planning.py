@@ -23,7 +23,7 @@ from torch import nn
 from kshot import nn as knn
 from kshot.core import Learner, Task, num_tasks
 from kshot.engine import gradients, rematerialise
-from kshot.engine.gradients import ANSWERS, OutOfMemory, Plan, Strategy, Trial, clock, mend
+from kshot.engine.gradients import ANSWERS, OutOfMemory, Plan, Strategy, Trial, clock, remedy
 from kshot.nn import kernels
 from kshot.numerics import tree
 from kshot.storage import checkpoint, places
@@ -31,7 +31,7 @@ from kshot.storage import checkpoint, places
 __all__ = ["HEADROOM", "bytes_of_one", "key", "plan"]
 
 HEADROOM = 0.8
-"""The share of the free memory that a meta-gradient may take where no limit is told."""
+"""The share of the free memory that a meta-gradient may take where no limit is given."""
 Candidate = tuple[Plan, int]  # a plan and the bytes that it takes
 
 
@@ -50,8 +50,8 @@ def plan(
         tasks: a batch as it will come, a leading T on every leaf.
         strategy: "auto", or the only one to be considered.
         chunk_size: of "vmap"; None: as many tasks as fit.
-        memory_limit: bytes that a meta-gradient may take beside weights and data; None: most of what is free on the
-            device (`HEADROOM`), shared with the processes that torchrun started on this machine.
+        memory_limit: bytes that a meta-gradient may take beside weights and data; None: most of the memory available on
+            the device (`HEADROOM`), shared with the processes that torchrun started on this machine.
         measure: try the candidates, unless the cache folder (`engine/` in it) knows the answer. False: take the first
             that fits, in the order of `kshot.engine.choose`.
 
@@ -105,9 +105,9 @@ def _read(file: Path, limit: int | None) -> Plan | None:
 def _candidates(
     learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | None, limit: int | None
 ) -> tuple[list[Candidate], list[Trial], bool]:
-    """Plans that fit, that of `engine.choose` first; what cannot be taken, with the reason; whether the limit told.
+    """Plans that fit, that of `engine.choose` first; what cannot be taken, with the reason; whether the limit mattered.
 
-    Plans without kept graphs come where no other fits, and not for learners that draw random numbers.
+    Plans with the inner loop recomputed come where no other fits, and not for learners that draw random numbers.
     """
     count, first = num_tasks(tasks), gradients.choose(learner, strategy)
     on_cpu = tree.leaves(tasks)[0].device.type == "cpu"
@@ -157,7 +157,7 @@ def _candidates(
             return found, left_out, restricted
     raise OutOfMemory(
         f"the meta-gradient of one task takes {rematerialise.shown(smallest or 0)} beside weights and data, and "
-        f"{rematerialise.shown(limit or 0)} may be used. {mend(Plan('loop', frugal=not draws))}"
+        f"{rematerialise.shown(limit or 0)} may be used. {remedy(Plan('loop', frugal=not draws))}"
         if smallest is not None
         else left_out[0].note
     )

@@ -30,7 +30,7 @@ Found = TypeVar("Found")
 
 
 class RankLost(RuntimeError):
-    """Another process of the run is gone; the message says how to go on."""
+    """Another process of the run is gone; the message says how to resume."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class World:
         except (RuntimeError, ValueError) as error:  # gloo's and nccl's are RuntimeErrors
             raise RankLost(
                 f"another process of this run is gone (seen by rank {self.rank} of {self.size}: "
-                f"{' '.join(str(error).split())[:200]}). Where it told an error, mend that. The last checkpoint is "
+                f"{' '.join(str(error).split())[:200]}). Where it reported an error, fix that. The last checkpoint is "
                 "intact: start the command again with --resume, or let torchrun do it with --max-restarts"
             ) from error
 

@@ -2,7 +2,7 @@
 
 A second-order meta-gradient keeps the graph of every inner step until the end. It need not: backwards through one step
 of gradient descent, `phi' = phi - lr * dL(phi)`, is one Hessian-vector product, `v <- v - lr * H(phi) v`, and `phi` is
-all it takes to make that graph anew. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
+all it takes to recompute that graph. Inside `with frugal():` a function that is called by `recomputed` keeps its inputs
 alone, and is run again when its gradient is wanted. So k steps take the memory of one beside their weights (which are
 small where the network shares them among positions, as convolutions do), for 1.2 to 1.8 times the time. Such functions
 can be nested: `recomputed` over two steps that are each `recomputed` keeps the weights before every second step alone
@@ -52,12 +52,12 @@ def is_frugal() -> bool:
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; inside `frugal` its graph is made anew when its gradient is wanted.
+    """`function(*arguments)`; inside `frugal` its graph is recomputed when its gradient is wanted.
 
     Args:
         function: pure, from pytrees of tensors (and numbers) to a pytree of floating tensors, none of them an argument
             itself. Whatever has a gradient must be an argument: what the function merely mentions gets none. What it
-            calls by `recomputed` is made anew within it. It draws no random numbers, which would be others the second
+            calls by `recomputed` is recomputed within it. It draws no random numbers, which would be others the second
             time (the engine refuses such learners).
         arguments: its arguments.
 
@@ -117,7 +117,7 @@ class _Recomputed(torch.autograd.Function):
                 slopes = torch.func.vjp(again, *(leaves[i] for i in wanted))[1](gradients)
             elif torch.is_grad_enabled():
                 raise RuntimeError(
-                    "a gradient without kept graphs cannot be differentiated again: take it outside "
+                    "a gradient with the inner loop recomputed cannot be differentiated again: take it outside "
                     "kshot.engine.rematerialise.frugal"
                 )
             else:

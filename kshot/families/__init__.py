@@ -112,7 +112,7 @@ class Baseline(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What `kshot.training.loop.loop` needs for a training.
+    """What `kshot.training.loop.loop` needs for a training run.
 
     Attributes:
         family: the name of its row.
@@ -162,18 +162,18 @@ class Family(NamedTuple):
         recipes: the names of its recipes.
         recipe: the one of that name, in that budget.
         build: the learner of a recipe, its weights drawn from the seed.
-        job: what a training of a recipe needs; `say` prints a line.
+        job: what a training run of a recipe needs; `say` prints a line.
         knows: whether tasks of that name are the family's.
-        known: names to be told where none is meant.
+        known: names to list where none is meant.
         score: tables of a test of some runs, in their order; `progress`: see there.
         upgrade: the settings of a checkpoint from before families, as they are now; None: of another family.
         test: the dataclass of a test's settings, a `Test`.
-        machine: the dataclass of what a training needs beside the recipe, a `Machine`.
-        draw: a picture of one test task with a run's answers, to a file.
+        machine: the dataclass of what a training run needs beside the recipe, a `Machine`.
+        draw: a plot of one test task with a run's answers, to a file.
         film: see `kshot video`.
-        hint: what to say to a name that is no recipe, or "".
+        hint: what to say to a name that is not a recipe, or "".
         fitted: the recipe for other data than its own, given the settings that were asked for and the recipe of before.
-        learned: the metrics of a training that its picture shows, the last of them thick.
+        learned: the metrics of a training run that its plot shows, the last of them thick.
         unused: the settings of a recipe that say nothing for its tasks and learner; `--help` leaves them out.
         needs: the data set or extra that a recipe needs, as `kshot list recipes` shows it; "" where it needs none.
     """
@@ -317,7 +317,7 @@ def of_checkpoint(info: dict[str, Any], path: Path | str) -> tuple[Family, dict[
     """The family of a checkpoint, and its settings as they are now.
 
     Raises:
-        ValueError: it does not tell its settings, or is of a family that there is not.
+        ValueError: it has no settings, or is of a family that there is not.
     """
     kept = info.get("settings") or {}
     if isinstance(kept, dict) and "family" in info and "learner" in kept:
@@ -325,7 +325,7 @@ def of_checkpoint(info: dict[str, Any], path: Path | str) -> tuple[Family, dict[
     for own in map(family, FAMILIES) if isinstance(kept, dict) else ():
         if (now := own.upgrade(kept)) is not None:
             return own, now
-    raise ValueError(f"{path} does not tell its settings: it was written by a script that gave none to meta_train")
+    raise ValueError(f"{path} has no settings: it was written by a script that gave none to meta_train")
 
 
 _BESIDE = ("train_classes", "job")  # what settings hold beside the recipe
@@ -350,7 +350,7 @@ def rebuild(
 
     Raises:
         CheckpointError: weights of another learner or network.
-        ValueError: a checkpoint that does not tell its settings, settings that this version does not know, or that ask
+        ValueError: a checkpoint that has no settings, settings that this version does not know, or that ask
             for too much.
     """
     whose, kept = of_checkpoint(info, path)

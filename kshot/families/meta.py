@@ -28,11 +28,11 @@ class GradientMachine(Machine):
         data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
         device: "cpu", "cuda", ...
         memory_limit: GiB that a meta-gradient may take beside weights and data, in each process: fewer tasks at a time,
-            and if need be no kept graphs of inner steps (slower). 0: where the engine chooses the strategy, what is
-            free.
-        deterministic: let torch use deterministic algorithms alone, and refuse what has none (on a GPU; a CPU's are).
-        explain_engine: show which strategies of the engine were tried, what they took, and which was chosen (also in a
-            run so short that it would go by a rule without a trial).
+            and if need be the inner loop recomputed in the backward pass (gradient checkpointing, slower). 0: the
+            memory available, where the engine chooses the strategy.
+        deterministic: use deterministic algorithms only, and fail on operations without one (on a GPU; a CPU's are).
+        explain_engine: show which strategies of the engine were tried, what they took, and which was chosen (also in
+            runs too short to be benchmarked).
     """
 
     data_root: Path | None = None

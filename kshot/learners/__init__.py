@@ -163,10 +163,14 @@ REGISTRY: dict[str, Entry] = {
         "MAML with proximal outer steps", "Rothfuss et al. 2019, arXiv:1810.06784", _maml("ProMP", by_method=False)
     ),
     "rl2": _policy(
-        "a memory", "Duan et al. 2016, arXiv:1611.02779", Row("kshot.learners.policy.recurrent:RL2", "recurrent")
+        "a recurrent policy",
+        "Duan et al. 2016, arXiv:1611.02779",
+        Row("kshot.learners.policy.recurrent:RL2", "recurrent"),
     ),
     "pearl": _policy(
-        "a belief", "Rakelly et al. 2019, arXiv:1903.08254", Row("kshot.learners.policy.pearl:PEARL", "own")
+        "a context-based policy",
+        "Rakelly et al. 2019, arXiv:1903.08254",
+        Row("kshot.learners.policy.pearl:PEARL", "own"),
     ),
     "pretrained": _policy("one policy for all tasks", "a lower bound", _maml(by_method=False, adapts=False)),
     "oracle": _policy(
@@ -232,7 +236,7 @@ def build(name: str, body: nn.Module | None, ways: int, **settings: Any) -> Lear
         settings: keyword arguments of the learner's class, over the row's own `settings`.
 
     Raises:
-        ValueError: an unknown name (the nearest are given), a setting that the learner does not have, or a body or
+        ValueError: an unknown name (the nearest are given), a setting that the learner does not have, or a network or
             a value that it refuses.
     """
     own = row(name)

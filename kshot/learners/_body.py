@@ -1,4 +1,4 @@
-"""A body at work inside a learner: `kshot.nn.call`, with a clear error where the body has a side effect.
+"""A network at work inside a learner: `kshot.nn.call`, with a clear error where the network has a side effect.
 
 No input is known when a learner is made, so a side effect shows at the first call. Inside a transform of
 `torch.func` most of them are RuntimeErrors that speak of "captured tensors"; outside they would pass in silence, and
@@ -15,18 +15,18 @@ from kshot import nn as knn
 
 __all__ = ["call"]
 
-_MEND = (
+_FIX = (
     "a side effect that is not allowed inside a task. Keep no state in forward() and change no tensor in place there "
     "that was not made there (nn.ReLU(inplace=False)); kshot.nn.convert(body) replaces batch norms"
 )
 
 
 def call(body: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`kshot.nn.call(body, params, x, mask)` of a body without side effects.
+    """`kshot.nn.call(body, params, x, mask)` of a network without side effects.
 
     Raises:
         ValueError: `forward` changed a buffer, a plain tensor attribute or its input. Not found: a change of anything
-            that is no tensor; of the input, under vmap alone.
+            that is not a tensor; of the input, under vmap alone.
     """
     before = _kept(body)
     version = _version(x)
@@ -37,16 +37,16 @@ def call(body: nn.Module, params: Mapping[str, Tensor] | None, x: Tensor, mask: 
             buffers = f"one of its buffers ({', '.join(before)}), " if before else ""
             raise ValueError(
                 f"{type(body).__name__} changes a tensor in place in forward() ({buffers}a plain tensor attribute, or "
-                f"its own input), {_MEND}"
+                f"its own input), {_FIX}"
             ) from error
         raise
     if _version(x) != version:
-        raise ValueError(f"{type(body).__name__} changes its own input in place in forward(), {_MEND}")
+        raise ValueError(f"{type(body).__name__} changes its own input in place in forward(), {_FIX}")
     if before:
         after = _kept(body)
         changed = [name for name, (buffer, version) in before.items() if not _same(after.get(name), buffer, version)]
         if changed:
-            raise ValueError(f"{type(body).__name__} changed its {', '.join(changed)} in forward(), {_MEND}")
+            raise ValueError(f"{type(body).__name__} changed its {', '.join(changed)} in forward(), {_FIX}")
     return outputs
 
 

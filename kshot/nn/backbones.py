@@ -1,7 +1,7 @@
 """Networks that can be adapted: pure, mappable over tasks, right to the second derivative.
 
-Any `nn.Module` that works under `torch.func.functional_call` can be a learner's body. What is here are the field's
-standard bodies; their batch normalisation is `kshot.nn.normalisation`'s.
+Any `nn.Module` that works under `torch.func.functional_call` can be a learner's network. What is here are the field's
+standard networks; their batch normalisation is `kshot.nn.normalisation`'s.
 """
 
 from __future__ import annotations

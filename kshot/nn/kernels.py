@@ -370,7 +370,7 @@ def _compile(compiler: list[str], path: Path) -> None:
 
 
 def processor() -> str:
-    """What tells this processor from another one: with which the cache folder may be shared, say."""
+    """What distinguishes this processor from another one: with which the cache folder may be shared, say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

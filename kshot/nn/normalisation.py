@@ -6,7 +6,7 @@ A batch normalisation of our own has these reasons:
    pytorch/functorch #534); a normalisation composed of primitive operations is right. `tests/test_nn.py` holds both.
 2. Statistics over a *masked* part of the batch: padded and unlabelled rows don't leak into anybody's statistics, and
    normalising queries by the support set's statistics (the inductive score of a MAML) is a mask, nothing more.
-3. No running statistics in the module, which are a side effect. A body whose scores need population statistics
+3. No running statistics in the module, which are a side effect. A network whose scores need population statistics
    (`BatchNorm(population=True)`, for metric learners) gets them from `recording`, between steps and never inside one;
    those of a fold (`BatchNorm(running=0.1)`) live in its state and come back from `call_with`.
 

@@ -70,7 +70,7 @@ def whole(name: str, value: Any, lowest: int, exact: bool = False) -> int:
     """The number as an int of Python's: numpy's int64 is one, and so is 7.0 of a settings file unless `exact`.
 
     Raises:
-        ValueError: it is no whole number, or below `lowest`.
+        ValueError: it is not a whole number, or below `lowest`.
 
     >>> whole("inner_steps", 7.0, 0)
     7
@@ -100,7 +100,7 @@ def number(name: str, value: Any, lowest: float = 0.0, above: bool = False, most
     """The number as a float.
 
     Raises:
-        ValueError: it is no finite number, below `lowest` (with `above`: not above it), or larger than `most`.
+        ValueError: it is not a finite number, below `lowest` (with `above`: not above it), or larger than `most`.
 
     >>> number("inner_lr", 0.4)
     0.4

@@ -1,4 +1,4 @@
-"""Answers that are distributions: each tells its mean and standard deviation, densities, quantiles and samples.
+"""Predictive distributions: each gives its mean and standard deviation, densities, quantiles and samples.
 
     answer = learner.predict(state, x)                 # x [M, ...]
     answer.mean, answer.std                            # [M, D]

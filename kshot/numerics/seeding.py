@@ -1,4 +1,4 @@
-"""Every random number of kshot comes from a `torch.Generator` made here, so that a run can be told by its seed."""
+"""Every random number of kshot comes from a `torch.Generator` made here, so that a seed determines a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, axes, names beside lines, files that are written whole."""
+"""What the plots share: colours, axes, names beside lines, files that are written whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ __all__ = [
     "whole_numbers",
 ]
 
-# Okabe and Ito's colours (2008, "Color universal design"), told apart with any colour vision; the first for the first.
+# Okabe and Ito's colours (2008, "Color universal design"), distinguished with any colour vision; the first for the
+# first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # once the colours are used up
 INK, GREY, FAINT = "#222222", "#767676", "#D9D9D9"
@@ -102,7 +103,7 @@ def save(figure: Figure, path: Path | str) -> None:
     path = Path(path)
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"{path.name}: pictures end in .png, .svg or .pdf")
-    # No date inside, so that equal pictures are equal files.
+        raise ValueError(f"{path.name}: plots end in .png, .svg or .pdf")
+    # No date inside, so that equal plots are equal files.
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     checkpoint.write_beside(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))

@@ -1,4 +1,4 @@
-"""Pictures of functions: an answer with its band beside the points and the best possible one, completed images.
+"""Plots of functions: an answer with its band beside the points and the optimal one, completed images.
 
 plot_function(learner, task, "curve.png")             # one task
 plot_completion(learner, tasks, "images.png", 28, 28)
@@ -37,7 +37,7 @@ def plot_function(
     Args:
         learner: its predictions are distributions (`kshot.numerics.distributions`).
         task: ONE task: x `[N, 1]`, y `[N, D]`.
-        path: of the picture.
+        path: of the plot.
         best: the oracle's places `[G]`, mean `[G]` and standard deviation `[G]`, drawn as dashed lines.
         samples: whole functions that are drawn where the answer is a joint one.
         seed: of the samples.
@@ -79,7 +79,7 @@ def plot_function(
                       label="samples" if k == 0 else None)  # fmt: skip
         if best is not None and panels == 1:
             at, mean, std = (values.tolist() for values in best)
-            axes.plot(at, mean, color=INK, linewidth=1, linestyle="--", label="best possible: mean, 95 % band")
+            axes.plot(at, mean, color=INK, linewidth=1, linestyle="--", label="oracle: mean, 95 % band")
             for sign in (-1.96, 1.96):
                 edge = [m + sign * s for m, s in zip(mean, std, strict=True)]
                 axes.plot(at, edge, color=INK, linewidth=0.8, linestyle=":")
@@ -95,13 +95,13 @@ def plot_function(
 def plot_completion(
     learner: Learner, tasks: Task[Batch], path: Path | str, height: int, width: int, title: str | None = None
 ) -> None:
-    """Pictures of which some pixels are known: a column each; known pixels, mean and spread of the answer, the truth.
+    """Images of which some pixels are known: a column each; known pixels, mean and spread of the answer, the truth.
 
     Args:
         learner: its predictions are distributions.
         tasks: T tasks: x `[T, N, 2]` places in -1..1; the queries are all pixels, row by row.
-        path: of the picture.
-        height, width: of the pictures.
+        path: of the plot.
+        height, width: of the images.
         title: above it.
 
     Raises:
@@ -111,7 +111,7 @@ def plot_completion(
 
     count = num_tasks(tasks)
     if tasks.query.x.shape[1] != height * width:
-        raise ValueError(f"{tasks.query.x.shape[1]} queries are not the {height} x {width} pixels of a picture")
+        raise ValueError(f"{tasks.query.x.shape[1]} queries are not the {height} x {width} pixels of an image")
     figure = Figure((1.1 * count + 0.9, 4 * 1.1 + 0.5), dpi=160, facecolor="white")
     axes = figure.subplots(4, count, squeeze=False)
     with knn.evaluating(learner), torch.no_grad():
@@ -158,7 +158,7 @@ def plot_series(
     Args:
         panels: (name; places and values that were seen `[n]`; places `[G]` with mean, low and high; None, or places
             `[S]` with whole functions `[K, S]`).
-        path: of the picture.
+        path: of the plot.
         across: what the places are.
         title: above it.
         word: how a place is written, for instance a date.

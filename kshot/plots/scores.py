@@ -1,10 +1,10 @@
-"""Pictures of scores: against adaptation steps and against shots, one episode with its guesses, one fitted curve.
+"""Plots of scores: against adaptation steps and against shots, one episode with its guesses, one fitted curve.
 
     plot_steps(results, "steps.png")                      # scores of `kshot.scoring.evaluate`
     draw_episode(learner, task, "episode.png", ink=True)  # one task, for instance tree.index(tasks.sample(g, 1), 0)
 
-matplotlib is imported when a picture is made and no sooner; no window system is needed and pyplot's global state is
-left alone. A picture is written beside its place and then moved there. The format follows the name (.png, .svg, .pdf).
+matplotlib is imported when a plot is made and no sooner; no window system is needed and pyplot's global state is
+left alone. A plot is written beside its place and then moved there. The format follows the name (.png, .svg, .pdf).
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def plot_steps(
 
     Args:
         results: of one primary column.
-        path: of the picture.
+        path: of the plot.
         title: above it.
-        across: what the steps are: rounds of adapting of a policy, ...
+        across: what the steps are: adaptation steps of a policy, ...
 
     Raises:
         ValueError: no results, or accuracies and squared errors in one plot.
@@ -102,13 +102,13 @@ def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = N
     """The primary column against the number of shots, or another setting, with 95 % intervals as bands.
 
     Args:
-        points: scores that tell the setting (`settings["shots"]`), a number; those of one name and mode make a line.
-        path: of the picture.
+        points: scores with the setting (`settings["shots"]`), a number; those of one name and mode make a line.
+        path: of the plot.
         title: above it.
         setting: its name.
 
     Raises:
-        ValueError: no results, mixed metrics, or a result that does not tell its shots.
+        ValueError: no results, mixed metrics, or a result without its shots.
         CheckpointError: the disk is full or not writable.
     """
     points = list(points)
@@ -117,7 +117,7 @@ def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = N
     for r in points:
         if not isinstance(r.settings.get(setting), int | float):
             raise ValueError(
-                f"the result of {r.name!r} does not tell its {setting}: evaluate(..., settings={{{setting!r}: 5}})"
+                f"the result of {r.name!r} does not say its {setting}: evaluate(..., settings={{{setting!r}: 5}})"
             )
         together.setdefault((r.name, r.mode), []).append(r)
     lines = []
@@ -137,11 +137,11 @@ def plot_shots(points: Iterable[Scores], path: Path | str, title: str | None = N
 
 
 def plot_context(results: Sequence[Scores], path: Path | str, title: str | None = None) -> None:
-    """Log-density of a value against the size of the support set, beside the best possible where that is known.
+    """Log-density of a value against the size of the support set, compared with the oracle where it is known.
 
     Args:
         results: of tests of densities (`details["by_context"]`).
-        path: the picture.
+        path: the plot.
         title: above it.
 
     Raises:
@@ -155,7 +155,7 @@ def plot_context(results: Sequence[Scores], path: Path | str, title: str | None 
 
     lines = [_Line(r.name, rows(r), COLOURS[i % len(COLOURS)]) for i, r in enumerate(results)]
     best = [(0.5 * (a + b), o, 0.0) for a, b, _, _, _, o in results[0].details["by_context"] if o is not None]
-    lines += [_Line("best possible", best, COLOURS[len(lines) % len(COLOURS)])] if best else []
+    lines += [_Line("oracle", best, COLOURS[len(lines) % len(COLOURS)])] if best else []
     _plot([line for line in lines if line.rows], results, path, title, "support points")
 
 
@@ -196,12 +196,12 @@ def plot_learning(
     title: str | None = None,
     metrics: Sequence[str] = ("loss",),
 ) -> None:
-    """Metrics of a training against its steps, those of the environment where there are any. Where several curves have
-    one name (seeds), their mean over the steps that all have, with its 95 % interval where they are three or more.
+    """Metrics of a training run against its steps, those of the environment where there are any. Where several curves
+    have one name (seeds), their mean over the steps that all have, with its 95 % interval where they are three or more.
 
     Args:
         curves: (name, records of a run); of many records the means of blocks of neighbours are shown.
-        path: the picture.
+        path: the plot.
         title: above it.
         metrics: "loss" or names of a record's metrics; the last is the thick line.
 
@@ -265,7 +265,7 @@ def draw_episode(
     max_shots: int = 10,
     max_queries: int = 15,
 ) -> None:
-    """One episode as a picture: a row per class, its support images on the left, its queries on the right.
+    """One episode as a plot: a row per class, its support images on the left, its queries on the right.
 
     A thin green frame is a right guess. A wrong one has a thick red frame and says "guess → truth" in the letters of
     the rows. Classes without a support image (padding) and queries with y < 0 are left out.
@@ -273,14 +273,14 @@ def draw_episode(
     Args:
         learner: adapts to the task in `eval()` mode; its training flags are put back.
         task: ONE task of images in 0..1: x `[N, C, H, Wd]` with C = 1 (grey) or 3 (red, green, blue).
-        path: of the picture.
+        path: of the plot.
         class_names: `[W]` names of the classes, in the order of their ids.
-        ink: True: 0 is paper and 1 is ink, and the picture shows dark strokes on white.
+        ink: True: 0 is paper and 1 is ink, and the plot shows dark strokes on white.
         title: in place of "5-way 1-shot: 71 of 75 right (94.7 %)", which also says where the guesses are transductive.
         max_shots, max_queries: the most images per class that are drawn; the title counts all of them.
 
     Raises:
-        ValueError: the task is no classification of such images, or is a batch of tasks.
+        ValueError: the task is not a classification of such images, or is a batch of tasks.
         CheckpointError: the disk is full or not writable.
     """
     from matplotlib.figure import Figure
@@ -368,11 +368,11 @@ def plot_sinusoid(
         learner: adapts to the task in `eval()` mode; its training flags are put back.
         task: ONE task: x `[N, 1]`, y `[N, 1]`. Where its points lie on a sine wave of period 2 pi (`Sinusoid`), the
             wave is drawn; else the queries are shown as points.
-        path: of the picture.
+        path: of the plot.
         steps: which fits to draw. A learner whose `adapt_path` takes no `steps` shows those that it has.
 
     Raises:
-        ValueError: the task is no such regression.
+        ValueError: the task is not such a regression.
         CheckpointError: the disk is full or not writable.
     """
     from matplotlib.lines import Line2D

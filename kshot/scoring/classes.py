@@ -50,7 +50,7 @@ class Measure(Protocol):
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = _BINS) -> float:
-    """Expected calibration error: by how much a learner's confidence differs from its accuracy, 0 (honest) to 1.
+    """Expected calibration error: by how much a learner's confidence differs from its accuracy, 0 (calibrated) to 1.
 
     `ECE = sum over bins b of n_b / n * |accuracy_b - mean confidence_b|`, the bins being `((b - 1) / B, b / B]`.
 
@@ -75,7 +75,8 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = _BINS) ->
 
 
 class Answers:
-    """Class ids and values: the metric of each task after each step, and of class ids how honest the confidence is.
+    """Class ids and values: the metric of each task after each step, and of class ids how well calibrated the
+    confidence is.
 
     Args:
         primary: "accuracy" (a share, 0..1, of the queries) or "mse" (mean squared error).
@@ -156,7 +157,7 @@ def _depends(learner: Learner[Any], task: Task[Any]) -> bool:
     state = learner.adapt(learner.init(), task.support)
     among, alone = learner.predict(state, x)[:half], learner.predict(state, x[:half])
     if not torch.isfinite(among).all() or not torch.isfinite(alone).all():
-        # Infinities of equal sign are equal; a diverged learner's NaNs tell nothing.
+        # Infinities of equal sign are equal; a diverged learner's NaNs say nothing.
         return learner.transductive if among.isnan().any() else not torch.equal(among, alone)
     if not task.query.y.is_floating_point():  # probabilities: scores of absent classes are huge and would hide the rest
         return bool((among.softmax(-1) - alone.softmax(-1)).abs().max() > 1e-4)

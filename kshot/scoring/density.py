@@ -1,4 +1,4 @@
-"""Tests of learners of functions: how likely they find the values, and how far that is from the best possible answer.
+"""Tests of learners of functions: log-likelihood of the values, and how far that is from the optimal posterior.
 
     result = evaluate(learner, GaussianProcess("matern52"), num_tasks=1000)       # kshot.scoring.evaluate
     print(result)              # convcnp: log_likelihood 0.47 ± 0.05 nats, 1000 tasks in 63 draws
@@ -10,9 +10,9 @@ seed is the same for every learner.
 
 Intervals are 95 % over draws. The published families give all tasks of a draw one number of points, or one kernel, so
 these tasks are not independent and count as one cluster (`kshot.scoring.intervals.interval95`): 320 tasks in 20 draws
-can tell little more than 20 values. A family whose attribute `independent` is True (`ragged=True`: a number of points
-for each task) has a cluster for each task, and narrower intervals from as many tasks; `kshot evaluate` tests with
-those.
+hold little more information than 20 values. A family whose attribute `independent` is True (`ragged=True`: a number of
+points for each task) has a cluster for each task, and narrower intervals from as many tasks; `kshot evaluate` tests
+with those.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     print(scores)                                   # protonet (inductive): accuracy 97.53 ± 0.21 %, 600 tasks
 
 What is measured follows from the tasks and the answers: class ids -> accuracy and its calibration; values -> squared
-error; distributions -> densities, beside the best possible ones where these are known (`kshot.scoring.density`); of
+error; distributions -> densities, beside the optimal ones where these are known (`kshot.scoring.density`); of
 other tasks the loss of the learner. Policies are scored by `kshot.scoring.returns`, tasks that score a learner
 themselves (`ScoresItself`) do that.
 
@@ -17,7 +17,7 @@ It counts independent draws, not tasks: where the tasks of one `sample` share so
 family; no attribute `independent = True`), they are drawn one by one, or, of densities, count as one cluster.
 
 Task `i` of a seed is the same whatever the learner, the number of tasks, the batch size and the device, so learners
-are compared on equal tasks (`paired_difference`), which tells far smaller differences apart than two intervals do.
+are compared on equal tasks (`paired_difference`), which resolves far smaller differences than two intervals do.
 Memory does not grow with the number of tasks, and no graph is kept.
 """
 
@@ -104,7 +104,7 @@ def evaluate(
         name: for tables; None: the class's name.
         baseline: whether it is what others have to beat, for tables.
         settings: what to keep in the result about the tasks; ways, shots, queries, data and split are added where
-            `tasks` tells them.
+            `tasks` gives them.
         progress: called as `progress(tasks done, num_tasks)` after each batch.
         own: for tasks that score a learner themselves.
 
@@ -197,9 +197,9 @@ def evaluate_modes(
 ) -> dict[Mode, Scores]:
     """`evaluate` in both modes where they differ: `{"inductive": ..., "transductive": ...}`, else the one there is.
 
-    They differ for learners with an instance attribute `transductive` (the gradient-based ones) whose body has batch
-    normalisation: True takes its statistics over the queries, as most papers' code does; False uses the support set's.
-    The attribute is put back afterwards.
+    They differ for learners with an instance attribute `transductive` (the gradient-based ones) whose network has
+    batch normalisation: True takes its statistics over the queries, as most papers' code does; False uses the support
+    set's. The attribute is put back afterwards.
 
     Args and errors: as `evaluate`.
     """
@@ -312,7 +312,7 @@ def _shapes(part: Any) -> list[tuple[int, ...]]:
 
 
 def _described(tasks: TaskDistribution) -> dict[str, Any]:
-    """What a task distribution tells of itself."""
+    """How a task distribution describes itself."""
     found = {key: getattr(tasks, key) for key in ("ways", "shots", "queries") if hasattr(tasks, key)}
     if isinstance(tasks, FromBank):
         return {**found, "data": tasks.bank.name, "split": tasks.bank.split}

@@ -38,7 +38,7 @@ def interval95(
     the same without cluster g. For clusters of equal weight that is the interval of the G means of the clusters. For
     unequal ones V is not too small on average, whether the values of a cluster are independent or all equal, and t has
     `1 / sum(h^2) - 1` degrees of freedom, where h are the clusters' shares of the weight: G - 1 for equal ones, fewer
-    for others, since one large cluster among small ones tells little. Where all values are equal it is 0, which for
+    for others, since one large cluster among small ones says little. Where all values are equal it is 0, which for
     shares of 0 or 1 is too little (see `proportion95`).
 
     Args:
@@ -48,7 +48,7 @@ def interval95(
             0.5 with the weights 4 and 10, and their mean is 8 / 14. None: 1 each.
 
     Raises:
-        ValueError: fewer than 2 values, or all of one cluster (nothing tells how much others differ), or other shapes.
+        ValueError: fewer than 2 values, or all of one cluster (nothing shows how much others differ), or other shapes.
 
     Source: MacKinnon, Nielsen and Webb, "Fast and reliable jackknife and bootstrap methods for cluster-robust
     inference", Journal of Applied Econometrics 38, 2023, CV3 for a mean; the effective number of clusters is that of
@@ -126,7 +126,7 @@ def _clusters(
     if groups < 2:
         raise ValueError(
             f"{len(w)} values of {groups} cluster{'s' * (groups != 1)} (draws): an interval needs at least 2, since "
-            "nothing tells how much others would differ; draw more"
+            "nothing shows how much others would differ; draw more"
         )
     return present, w, drawn, torch.zeros(groups, dtype=torch.float64).index_add_(0, drawn, w / w.sum())
 
@@ -138,7 +138,7 @@ def _half(moved: Tensor, share: Tensor) -> float:
 
 
 def proportion95(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share of `of` single answers, honest where all are right too: 25 of 25 is 87 % or more.
+    """95 % interval of a share of `of` single answers, valid where all are right, too: 25 of 25 is 87 % or more.
 
     For a leave-one-out accuracy it is about classifiers that were taught one example fewer, of which it holds the
     accuracy in 92 to 94 % of simulations. With two or three examples in a class the one taught with all is better: by

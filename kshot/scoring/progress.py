@@ -1,4 +1,4 @@
-"""What a test or a training is doing, on the standard error."""
+"""What a test or a training run is doing, on the standard error."""
 
 from __future__ import annotations
 

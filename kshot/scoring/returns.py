@@ -1,4 +1,4 @@
-"""The test of policies: returns after 0, 1, 2, 3 rounds of adapting, on tasks drawn for the test.
+"""The test of policies: returns after 0, 1, 2, 3 adaptation steps, on tasks drawn for the test.
 
 scores = evaluate(learner, family, num_tasks=40)
 for step, mean, half in scores.per_step: ...
@@ -34,7 +34,7 @@ def evaluate(
     steps: int = 3,
     seed: int = 1,
     *,
-    later: float = 0.5,
+    later_lr_factor: float = 0.5,
     discount: float = 0.99,
     lam: float = 1.0,
     name: str | None = None,
@@ -43,7 +43,7 @@ def evaluate(
 ) -> Scores:
     """Act, adapt, act, ... in tasks drawn from the seed's own stream. The learner is left as it was.
 
-    Tasks are velocities, places or bodies that training did not draw. Of a family with few tasks, as the two
+    Tasks are velocities, places or backbones that training did not draw. Of a family with few tasks, as the two
     directions, the draws are repetitions of tasks that training had (`which_tasks`).
 
     Args:
@@ -53,7 +53,7 @@ def evaluate(
         rollouts: R of each task, after each step; the steps are taken on these.
         steps: gradient steps; of a policy with a memory rounds of rollouts.
         seed: of tasks and rollouts.
-        later: factor of the rate after the first step (MAML's code halves it).
+        later_lr_factor: factor of the rate after the first step (MAML's code halves it).
         discount, lam: of the advantages.
         name: for tables; None: the class's name.
         baseline: whether it is what others have to beat.
@@ -66,7 +66,7 @@ def evaluate(
         returns: `[steps + 1][T]` the mean return of each task's rollouts.
         goals, rates: of the tasks `[T][G]`, of the steps.
         rollouts: R.
-        seen: rollouts that one round of adapting has seen: all of a task's, or 1 where each rollout has a memory.
+        seen: rollouts that one adaptation step has seen: all of a task's, or 1 where each rollout has a memory.
         diverged: rollouts after each step that diverged and were ended: such a rollout's return, and with it its
             task's and the mean, is NaN and not the 0 that it was paid from then on.
         called, tested_on: what the tasks are, in the plural, and in words which.
@@ -91,7 +91,7 @@ def evaluate(
         diverged.append(int(simulator.lost.sum()))
         found[k] = returns(trajectory).masked_fill(lost, torch.nan)
         if k < steps:
-            state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
+            state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later_lr_factor if k else 1.0)
         if progress is not None:
             progress(k + 1, steps + 1)
     return Scores(
@@ -109,7 +109,7 @@ def evaluate(
         details={
             "returns": [own.tolist() for own in found.values()],
             "goals": goals.tolist(),
-            "rates": [learner.inner_lr * (later if k else 1.0) for k in range(steps)],
+            "rates": [learner.inner_lr * (later_lr_factor if k else 1.0) for k in range(steps)],
             "rollouts": rollouts,
             "seen": rollouts if learner.pools else 1,
             "diverged": diverged,

@@ -77,7 +77,7 @@ class Column:
         unit: "%": shown times 100; else as it is called ("nats"), or "".
         digits: behind the point, where it is shown.
         shown: in tables.
-        per_task: of a mean, the figure of each task, in order; empty where it is not kept or is no mean.
+        per_task: of a mean, the figure of each task, in order; empty where it is not kept or is not a mean.
         path: (step, mean, half-width) after 0, 1, 2, ... adaptation steps, the last of which is (.., mean, interval95);
             empty where it was not looked at.
     """
@@ -168,7 +168,7 @@ class Scores:
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error, 0..1; None where the answers are no classes."""
+        """Expected calibration error, 0..1; None where the answers are not classes."""
         return self["ece"].mean if "ece" in self.columns else None
 
     @property

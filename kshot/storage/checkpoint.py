@@ -99,7 +99,7 @@ def _why(error: OSError) -> tuple[str, str]:
 def write_beside(path: Path, write: Callable[[Path], object], flush: bool = True) -> None:
     """Call `write(temporary)` for a file beside `path`, flush it to the disk, and move it into place in one step.
 
-    What is no file (/dev/stdout) is written as it is.
+    What is not a file (/dev/stdout) is written as it is.
 
     Raises:
         CheckpointError: the disk is full or not writable. What stood at `path` is untouched.
@@ -361,7 +361,7 @@ def _usable(info: dict[str, Any], path: Path | str, needs: tuple[str, ...]) -> d
         if name not in info or not _is(value, *kinds) or (isinstance(value, int) and value < least):
             found = f"{value!r:.60}" if name in info else "missing"
             raise CheckpointError(
-                f"{path} is no checkpoint of a training that can be used: {name!r} is {found}. {_INSTEAD}"
+                f"{path} is not a checkpoint of a training run that can be used: {name!r} is {found}. {_INSTEAD}"
             )
     return info
 
@@ -427,7 +427,7 @@ def rebuilt(
     found = {name: t.shape for name, t in _of(tensors, prefix).items()}
     if wanted := {name: t.shape for name, t in empty.items() if found.get(name) != t.shape} or set(found) - set(empty):
         raise CheckpointError(
-            f"{path} holds the weights of another learner or network than its settings tell "
+            f"{path} holds the weights of another learner or network than its settings say "
             f"({', '.join(sorted(wanted)[:3])}). {_INSTEAD}"
         )
     made = build()

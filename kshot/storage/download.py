@@ -1,4 +1,4 @@
-"""Download a file so that an interrupted transfer goes on where it stopped and a wrong file never takes its place.
+"""Download a file so that an interrupted transfer resumes where it stopped and a wrong file never takes its place.
 
 The bytes go into `<file>.part` beside the target; the checksum is taken over the whole; then the file is moved into
 place.
@@ -160,7 +160,7 @@ def _complete(url: str, part: Path, attempts: int, timeout: float, bar: _Bar, by
     have = part.stat().st_size if part.exists() else 0
     raise DownloadError(
         f"{url}: {problem}, with {have} of {total or 'unknown'} bytes after {attempts} attempts. "
-        f"Run it again to go on from there. {by_hand}"
+        f"Run it again to resume from there. {by_hand}"
     )
 
 

@@ -2,13 +2,13 @@
 
 A learner that passes `check_learner` can be trained, evaluated, mapped, saved and resumed by everything else in kshot.
 Each check is a small function below, registered by its name; the first that fails raises one `ContractError` that says
-what was found, what was expected and how to mend it.
+what was found, what was expected and how to fix it.
 
     report = check_learner(MyLearner(MLP(8, 16, activation="tanh"), ways=3), Clusters(ways=3, shots=2, queries=4))
     print(report)                                       # the checks that ran, and those skipped with the reason
     check_learner(learner, tasks, only=["finite_difference"])          # one check, while writing a learner
     check_tasks(Clusters(ways=3, shots=2, queries=4))
-    check_control(kshot.tasks.control.registry.family("point"))                     # a family of control tasks
+    check_control(kshot.tasks.control.registry.family("point"))                     # a distribution of control tasks
 
 Claims that a learner does not make are not checked, and the report says so: compare `report.ran` with what you expect,
 as `tests/test_contract.py` does, so that no check can vanish in silence.

@@ -1,4 +1,4 @@
-"""The checks of a family of control tasks, in the order in which they run."""
+"""The checks of a distribution of control tasks, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def goals(case: _Case) -> None:
     """Finite, `[T, G]`, equal for equal generators."""
     found, size = case.goals(), (case.num_tasks, case.family.goal)
     if np.shape(found) != size or not np.isfinite(found).all():
-        fail(f"sample gave {found!r}", f"finite numbers {list(size)}", "set `goal`, or mend `sample`")
+        fail(f"sample gave {found!r}", f"finite numbers {list(size)}", "set `goal`, or fix `sample`")
     if not np.array_equal(found, case.goals()):
         fail("equal generators gave other goals", "the same ones", "draw from the generator that is passed in alone")
 
 
 @_check
 def shapes(case: _Case) -> None:
-    """What a simulator observes, pays and tells of itself, at its start and after a step."""
+    """What a simulator observes, pays and reports, at its start and after a step."""
     simulator, observed = case.begun()
     after, rewards = simulator.step(case.actions(1)[0])
     n, d, g = case.rows, case.family.observation, case.family.goal
@@ -132,7 +132,7 @@ def an_end(case: _Case) -> None:
 
 @_check
 def a_restart(case: _Case) -> None:
-    """Those that are asked for start anew, and no other."""
+    """Those that are asked for restart, and no other."""
     simulator, first = case.begun()
     before = first
     for action in case.actions(5):
@@ -150,8 +150,8 @@ def a_restart(case: _Case) -> None:
 def check_control(
     family: Control, *, num_tasks: int = 3, rollouts: int = 2, seed: int = 0, only: Iterable[str] | None = None
 ) -> Report:
-    """Check that a family of control tasks keeps what training and testing rely on: sizes, seeds, rollouts that do not
-    touch each other, ends and restarts.
+    """Check that a distribution of control tasks keeps what training and testing rely on: sizes, seeds, rollouts that
+    do not touch each other, ends and restarts.
 
     Args:
         family: as `kshot.tasks.control.control.Control` describes.
@@ -161,8 +161,8 @@ def check_control(
         only: names of `CONTROL_CHECKS`; None: all.
 
     Raises:
-        ContractError: what was found, what was expected and how to mend it, of the first check that fails.
-        TypeError: what is no family, such as a gymnasium environment.
+        ContractError: what was found, what was expected and how to fix it, of the first check that fails.
+        TypeError: what is not a family, such as a gymnasium environment.
     """
     check_family(family)
     if num_tasks < 2 or rollouts < 2:

@@ -174,7 +174,7 @@ def state_is_tensors(case: _Case) -> None:
         bad = {path: type(leaf).__name__ for path, leaf in paths(known).items() if not isinstance(leaf, Tensor)}
         if bad:
             fail(
-                f"the state from {where} has leaves that are no tensors: {bad}",
+                f"the state from {where} has leaves that are not tensors: {bad}",
                 "a NamedTuple or dict of tensors",
                 "hold numbers as 0-d tensors or as attributes of the learner, leave None out, and make a dataclass a "
                 "NamedTuple (vmap and the checkpoint see tensors only)",
@@ -247,7 +247,7 @@ def repeatable(case: _Case) -> None:
             )
 
 
-def _equals_loop(learner: Learner, tasks: Task, how: str, mend: str, *plans: engine.Plan) -> None:
+def _equals_loop(learner: Learner, tasks: Task, how: str, fix: str, *plans: engine.Plan) -> None:
     """Loss, metrics and meta-gradient by these plans of the engine equal those of its "loop", to `CLOSE`."""
     looped, expected = engine.meta_gradient(learner, tasks, "loop")
     for plan in plans:
@@ -260,7 +260,7 @@ def _equals_loop(learner: Learner, tasks: Task, how: str, mend: str, *plans: eng
                 fail(
                     f"{name} {how} differs from a loop over tasks by {distance(value, wanted):.2g} ({plan.name})",
                     f"a relative difference of at most {CLOSE:g} in float64",
-                    mend,
+                    fix,
                 )
 
 
@@ -305,14 +305,14 @@ def threads_equal_loop(case: _Case) -> None:
 
 @_learner_check
 def frugal_equals_loop(case: _Case) -> None:
-    """Loss, metrics and meta-gradient without kept graphs of inner steps equal those with them in float64, to 1e-8."""
+    """Recomputing the inner loop changes neither loss, metrics nor meta-gradient: in float64 they are equal to 1e-8."""
     learner, tasks = case.learner(train=True), case.batch("frugal", 2)
     if engine.draws_numbers(learner, tree.index(tasks, 0)):
-        raise Skip("it draws random numbers in its loss, so graphs cannot be made anew")
+        raise Skip("it draws random numbers in its loss, so graphs cannot be recomputed")
     _equals_loop(
         learner,
         tasks,
-        "without kept graphs",
+        "with the inner loop recomputed",
         "a function given to kshot.engine.rematerialise.recomputed must be pure, and what has a gradient must be an "
         "argument of it",
         engine.Plan("loop", frugal=True),
@@ -465,9 +465,9 @@ def padding_is_ignored(case: _Case) -> None:
             fail(
                 f"3 support rows with y = {PADDING} (padding) changed the predictions by "
                 f"{distance(after, before):.2g} in {'train()' if train else 'eval()'} mode",
-                "rows that are not there to change nothing",
+                "padding rows to change nothing",
                 "weight the rows by losses.one_hot(y, ways), which is zero there, and keep them out of batch "
-                "statistics: kshot.nn.call(body, params, x, mask=y >= 0), with a body whose forward takes a mask",
+                "statistics: kshot.nn.call(body, params, x, mask=y >= 0), with a network whose forward takes a mask",
             )
 
 
@@ -508,7 +508,7 @@ def unscored_queries(case: _Case) -> None:
     y = task.query.y.clone()
     y[::2] = UNLABELLED
     kept = y >= 0
-    mend = "average over the rows with y >= 0 only, as kshot.numerics.losses does"
+    fix = "average over the rows with y >= 0 only, as kshot.numerics.losses does"
     pairs = {"criterion": (learner.criterion(prediction, y), learner.criterion(prediction[kept], y[kept]))}
     shorter = learner.metrics(prediction[kept], y[kept])
     pairs |= {f"metric '{k}'": (v, shorter[k]) for k, v in learner.metrics(prediction, y).items()}
@@ -523,12 +523,12 @@ def unscored_queries(case: _Case) -> None:
             fail(
                 f"the {name} counts query rows with y < 0: it is {value.item():.8g}",
                 f"{wanted.item():.8g}, as without them",
-                mend,
+                fix,
             )
     empty = task._replace(query=Batch(task.query.x, torch.full_like(y, PADDING)))
     value = case.loss(learner, empty)
     if not value.isfinite():
-        fail(f"with no query to score the loss is {value.item()}", "a finite number, 0 for instance", mend)
+        fail(f"with no query to score the loss is {value.item()}", "a finite number, 0 for instance", fix)
 
 
 @_learner_check
@@ -580,7 +580,7 @@ def queries_are_independent(case: _Case) -> None:
             together,
             f"a query predicted {what} gets another prediction, {{gap}} apart",
             "normalise queries by population statistics (kshot.nn.BatchNorm(population=True)) or by the support "
-            "set's (a mask), or set transductive = True on the instance, so that every score tells it",
+            "set's (a mask), or set transductive = True on the instance, so that every score says so",
             ", because transductive is False",
         )
 
@@ -604,9 +604,9 @@ def path_ends_at_adapt(case: _Case) -> None:
         wanted = numbers(learner.predict(learner.adapt(state, task.support), task.query.x))
         longer = {steps: learner.adapt_path(state, task.support, steps) for steps in (2, 3)}
         third = [numbers(learner.predict(p[min(2, len(p) - 1)], task.query.x)) for p in longer.values()]
-    mend = "return [state, ..., adapt(state, support)]; the default does that for learners that take no steps"
+    fix = "return [state, ..., adapt(state, support)]; the default does that for learners that take no steps"
     if len(path) < 2:
-        fail(f"adapt_path gave {len(path)} states", "at least two, before the first step and after the last", mend)
+        fail(f"adapt_path gave {len(path)} states", "at least two, before the first step and after the last", fix)
     expected = learner.inner_steps + 1 if learner.stepwise else 2
     found = {"": len(path), **{f", steps={steps}": len(p) for steps, p in longer.items()}}
     right = {"": expected, **{f", steps={steps}": steps + 1 if learner.stepwise else 2 for steps in longer}}
@@ -621,7 +621,7 @@ def path_ends_at_adapt(case: _Case) -> None:
     if learner.stepwise:
         what = "the state after 2 steps of 3 predicts otherwise than that after 2 of 2, by {gap}"
         apart(third[0], third[1], what, "let a step depend on the steps before it and not on how many are to come")
-    apart(end, wanted, "the last state of adapt_path predicts otherwise than adapt's, by {gap}", mend)
+    apart(end, wanted, "the last state of adapt_path predicts otherwise than adapt's, by {gap}", fix)
 
 
 @_learner_check
@@ -692,7 +692,7 @@ def checkpoint_round_trip(case: _Case) -> None:
         known = pytree.tree_unflatten([loaded[f"state.{i}"] for i in range(len(leaves))], structure)
         answers = {
             "from the saved state": numbers(twin.predict(known, task.query.x)),
-            "after adapting anew": numbers(twin.predict(twin.adapt(twin.init(), task.support), task.query.x)),
+            "after adapting again": numbers(twin.predict(twin.adapt(twin.init(), task.support), task.query.x)),
         }
     for what, now in answers.items():
         apart(
@@ -831,7 +831,7 @@ def better_than_chance(case: _Case) -> None:
 
     done, values, shares = 0, [], []
     while True:
-        engine.calibrate(learner, known)
+        engine.set_population_statistics(learner, known)
         last = optimizer is None or done >= case.steps
         values, shares = [], []
         for block in blocks if last else blocks[:1]:  # the last look is a closer one
@@ -926,9 +926,9 @@ def check_learner(
         The names of the checks that ran, and of those skipped with the reason.
 
     Raises:
-        ContractError: a promise that is not kept: what was found, what was expected, how to mend it.
+        ContractError: a promise that is not kept: what was found, what was expected, how to fix it.
         TypeError: `learner_or_factory` neither is nor makes a Learner, or `tasks` has no `sample`.
-        ValueError: a name in `only` that is no check.
+        ValueError: a name in `only` that is not a check.
     """
     if not isinstance(tasks, TaskDistribution):
         raise TypeError(f"tasks is a {type(tasks).__name__}: pass a distribution with sample(generator, num_tasks)")

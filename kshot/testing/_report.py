@@ -1,4 +1,4 @@
-"""How a check is made, compares and tells what it found."""
+"""How a check is made, compares and reports what it found."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Skip(Exception):
     """Raised inside a check that does not apply; its text is the reason in the report."""
 
 
-def fail(found: str, expected: str, mend: str) -> NoReturn:
-    raise ContractError(f"{found}. Expected: {expected}. To mend: {mend}.")
+def fail(found: str, expected: str, fix: str) -> NoReturn:
+    raise ContractError(f"{found}. Expected: {expected}. To fix: {fix}.")
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -67,10 +67,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     return gap if math.isfinite(gap) else math.inf
 
 
-def apart(a: Tensor, b: Tensor, found: str, mend: str, because: str = "") -> None:
+def apart(a: Tensor, b: Tensor, found: str, fix: str, because: str = "") -> None:
     """Fail where two results are further apart than `CLOSE`; "{gap}" in `found` stands for by how much."""
     if (gap := distance(a, b)) > CLOSE:
-        fail(found.replace("{gap}", f"{gap:.2g}"), f"a difference of at most {CLOSE:g}{because}", mend)
+        fail(found.replace("{gap}", f"{gap:.2g}"), f"a difference of at most {CLOSE:g}{because}", fix)
 
 
 def few(names: Iterable[str], limit: int = 6) -> str:
@@ -134,7 +134,7 @@ def run_checks(checks: dict[str, Callable[[Any], None]], case: Any, subject: str
         except Exception as error:
             raise ContractError(
                 f"{subject} fails the check '{name}': it raised {type(error).__name__}: {error}. Expected: no error "
-                "on these tasks. To mend: see the traceback above and the rules in kshot.core's docstring; run this "
+                "on these tasks. To fix: see the traceback above and the rules in kshot.core's docstring; run this "
                 f"check alone with only=['{name}'].",
                 name,
             ) from error

@@ -106,7 +106,7 @@ def equal_generators(case: _TasksCase) -> None:
     if torch.equal(first.support.x, other.support.x):
         fail("generators with different seeds gave the same tasks", "different tasks", "draw from the generator")
     if case.num_tasks > 1 and all(torch.equal(first.support.x[0], x) for x in first.support.x[1:]):
-        fail("all tasks of one sample are the same task", "different tasks", "draw each task anew")
+        fail("all tasks of one sample are the same task", "different tasks", "draw each task separately")
 
 
 @_tasks_check
@@ -209,9 +209,9 @@ def check_tasks(
         The names of the checks that ran, and of those skipped with the reason.
 
     Raises:
-        ContractError: a promise that is not kept: what was found, what was expected, how to mend it.
+        ContractError: a promise that is not kept: what was found, what was expected, how to fix it.
         TypeError: no `sample`.
-        ValueError: num_tasks < 1, or a name in `only` that is no check.
+        ValueError: num_tasks < 1, or a name in `only` that is not a check.
 
     >>> from kshot.testing import Clusters
     >>> len(check_tasks(Clusters()).ran)

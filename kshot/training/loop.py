@@ -33,7 +33,7 @@ from kshot.engine.processes import ALONE, RankLost, World
 from kshot.numerics import seeding
 from kshot.scoring.scores import Scores
 from kshot.storage import checkpoint
-from kshot.training.settings import Outer
+from kshot.training.settings import Outer, present
 
 __all__ = [
     "NonFiniteLoss",
@@ -400,11 +400,11 @@ def refuse_a_run_in(folder: Path) -> None:
     """Raise a CheckpointError where a folder holds a run, which a new one would replace."""
     if (folder / _LAST).exists():
         raise checkpoint.CheckpointError(
-            f"{folder} holds a run already: add --resume to go on with it, or choose another --out"
+            f"{folder} holds a run already: add --resume to resume it, or choose another --out"
         )
 
 
-# What may change without making a run another one. Other `steps` do, where the rate depends on them: that is told.
+# What may change without making a run another one. Other `steps` do, where the rate depends on them: that is reported.
 _MAY_CHANGE = ("val_every", "val_tasks", "save_every", "strategy", "source", "differs", "outer", "job")
 
 
@@ -412,7 +412,7 @@ def _told(settings: dict[str, Any], outer: dict[str, Any]) -> dict[tuple[str, st
     """Settings as JSON has them, by (group, name), so that those of a group are compared one by one; a learner's
     options are one.
     """
-    found = json.loads(json.dumps({**{name: v for name, v in settings.items() if name != "outer"}, **outer}))
+    found = json.loads(json.dumps({**{name: v for name, v in present(settings).items() if name != "outer"}, **outer}))
     groups = {name: v for name, v in found.items() if isinstance(v, dict) and name != "options"}
     own = {("", name): v for name, v in found.items() if name not in groups}
     return own | {(group, name): v for group, values in groups.items() for name, v in values.items()}
@@ -428,7 +428,7 @@ def _refuse_another_run(now: dict[str, Any], then: dict[str, Any], path: Path, d
             changes.append(f"{key[1]}={was!r} and not {value!r}")
     if changes:
         raise checkpoint.CheckpointError(
-            f"{path} was trained with {', '.join(changes)}: give the same settings to go on with it, or train in "
+            f"{path} was trained with {', '.join(changes)}: give the same settings to resume it, or train in "
             "another folder"
         )
 

@@ -100,12 +100,12 @@ def meta_train(
         family: kept in the checkpoint; None: "images", or "functions" where the tasks' targets are values.
         strategy, chunk_size: see `kshot.engine`. "auto" is found by a short trial (`kshot.engine.planning`) where a
             hundred steps or more are to come, and kept in the checkpoint, so that a resumed run works as it did before.
-        memory_limit: bytes that a meta-gradient may take beside weights and data; None: what is free.
+        memory_limit: bytes that a meta-gradient may take beside weights and data; None: the memory available.
         precision: "full": that of the learner's weights. "bfloat16": operations that torch's autocast deems safe are
             done in it; weights, sums and validation stay as they are.
         prefetch: draw the tasks of the next step in a thread while this one is worked on. None: on a GPU, and where no
             images are augmented (which draws from torch's global generator, and that is of one thread).
-        planned: told the plan before the first step; the trial is then made for a shorter run, too.
+        planned: called with the plan before the first step; the trial is then made for a shorter run, too.
 
     Raises:
         NonFiniteLoss: with the step, the seed of its tasks and what to try; the last checkpoint stays as it was.
@@ -194,7 +194,7 @@ class MetaGradient:
         seed = self.outer.seed
         known = self.tasks.sample(seeding.generator(seed, "calibrate"), self.outer.calibrate_tasks)
         with seeding.seeded(seed, "calibrate"):
-            engine.calibrate(self.learner, to(known, self.device, self.dtype))
+            engine.set_population_statistics(self.learner, to(known, self.device, self.dtype))
 
     def draw(self, step: int, whose: World | None = None) -> Task:
         """The tasks of a step, or one process's share of them."""
@@ -212,8 +212,8 @@ class MetaGradient:
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def _planned(self, first: int) -> engine.Plan:
-        """How the engine works from step `first` on: as it was told; as before, where nothing changed; or as a trial on
-        the first batch finds, if the run is long. All processes do as rank 0 finds.
+        """How the engine works from step `first` on: as it was asked to; as before, where nothing changed; or as a
+        trial on the first batch finds, if the run is long. All processes do as rank 0 finds.
         """
         if isinstance(self.strategy, engine.Plan):
             return self.strategy

@@ -1,4 +1,4 @@
-"""Pre-training: a body learns to tell all training classes apart, by plain cross-entropy. No tasks, no episodes.
+"""Pre-training: a backbone learns to distinguish all training classes, by plain cross-entropy. No tasks, no episodes.
 
     repeat steps times: theta = optimizer step on cross_entropy(head(body(x)), class of x)     # x: any training images
     throw the head away
@@ -15,11 +15,11 @@ What comes of it is the baseline that meta-training has to beat:
 
 The rate of mode="all" is small since a few examples move all weights: with 0.01, which suits the head, much of what was
 learned is lost (on the bank of tests/test_pretrain.py). A learner made by hand is put into `eval()` mode before it
-adapts (`evaluate` does it), so that the body uses its population statistics.
+adapts (`evaluate` does it), so that the backbone uses its population statistics.
 
-`save` keeps a finished body and `restore` loads it, also from the `last.safetensors` of a run that was given a folder.
-`Supervised` is one step, and `kshot.training.loop` everything around it: a run that was killed and resumed is
-bit-identical to an uninterrupted one (equal seed, body and bank, same machine).
+`save` keeps a finished backbone and `restore` loads it, also from the `last.safetensors` of a run that was given a
+folder. `Supervised` is one step, and `kshot.training.loop` everything around it: a run that was killed and resumed is
+bit-identical to an uninterrupted one (equal seed, backbone and bank, same machine).
 
 Wei-Yu Chen, Yen-Cheng Liu, Zsolt Kira, Yu-Chiang Frank Wang, Jia-Bin Huang: A Closer Look at Few-shot Classification.
 ICLR 2019, arXiv:1904.04232. Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten: SimpleShot:
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot import nn as knn
+from kshot._moved import renamed
 from kshot.numerics import seeding
 from kshot.storage import checkpoint
 from kshot.training.loop import Optimiser, Outer, Record, Update, loop, norm_of, refuse_non_finite
@@ -45,20 +46,20 @@ from kshot.training.loop import Optimiser, Outer, Record, Update, loop, norm_of,
 if TYPE_CHECKING:
     from kshot.data.bank import Bank
 
-__all__ = ["Classifier", "Supervised", "calibrate", "feature_mean", "pretrain", "restore", "save"]
+__all__ = ["Classifier", "Supervised", "feature_mean", "pretrain", "restore", "save", "set_population_statistics"]
 
 
 class Classifier(nn.Module):
-    """A body and a linear last layer, `head`: `[N, ...]` -> features `[N, D]` -> scores `[N, ways]`.
+    """A backbone and a linear last layer, `head`: `[N, ...]` -> features `[N, D]` -> scores `[N, ways]`.
 
-    What `FineTune(..., fresh_head=True)` needs around a body that gives features.
+    What `FineTune(..., fresh_head=True)` needs around a backbone that gives features.
 
     Args:
         body: inputs -> features `[N, D]`, with D as its attribute `out_features`. It is shared and not copied.
         ways: number of scores, at least 1.
 
     Raises:
-        ValueError: a body without `out_features`.
+        ValueError: a backbone without `out_features`.
 
     >>> Classifier(knn.Conv4(1, 8, size=16), ways=5)(torch.zeros(3, 1, 16, 16)).shape
     torch.Size([3, 5])
@@ -107,15 +108,16 @@ def pretrain(
     """Train `body` in place to tell all classes of `bank` apart, yielding a `Record` after each step.
 
     The images of step i are drawn (with replacement) from `seeding.generator(seed, "pretrain", i)`, so equal seeds,
-    bodies and banks give equal weights on the same machine. With the last step, the one at which `stop` said so and
-    those that are saved, the body's population statistics are set from the training images (`calibrate`) and it is put
-    into `eval()` mode. Whoever leaves the loop with `break` does both himself.
+    backbones and banks give equal weights on the same machine. With the last step, the one at which `stop` said so and
+    those that are saved, the backbone's population statistics are set from the training images
+    (`set_population_statistics`) and it is put into `eval()` mode. Whoever leaves the loop with `break` does both
+    himself.
 
     Args:
         body: inputs -> features `[N, D]`, with D as its attribute `out_features` and no last layer of its own
             (`Conv4(out=None)`). A batch norm should be `kshot.nn.BatchNorm(population=True)`.
         bank: the training classes, K of them, at least 2 (with their rotations).
-        steps: updates in all, at least 0.
+        steps: total updates, at least 0.
         batch: images of an update. SimpleShot: 256; Chen et al.: 16.
         lr: rate at the first step, > 0. 1e-3 with Adam: Chen et al.; 0.1 with SGD: SimpleShot.
         optimizer: "adam" (Chen et al.), "adamw", or "sgd" with a momentum of 0.9 (SimpleShot).
@@ -123,7 +125,7 @@ def pretrain(
         weight_decay: of the optimiser, >= 0.
         rotations: 4 makes every class turned by 90, 180 and 270 degrees a class of its own, as in `Episodes`; or 1.
         classifier: "linear", or "cosine": scores are cosines with one weight vector per class ("Baseline++").
-        seed: of the last layer and of the images. The body's weights are the caller's.
+        seed: of the last layer and of the images. The backbone's weights are the caller's.
         out: folder for `last.safetensors`, which `restore` reads too, and `records.jsonl`; None keeps nothing.
         resume: continue from `out/last.safetensors` where there is one.
         stop: asked after each step; True saves and ends (SIGINT, a time limit).
@@ -133,7 +135,7 @@ def pretrain(
         answers among all K classes, `meta_lr` the rate. Nothing is trained until it is asked for its records.
 
     Raises:
-        ValueError: fewer than 2 classes, a body without `out_features`, with a last layer of its own, with running
+        ValueError: fewer than 2 classes, a backbone without `out_features`, with a last layer of its own, with running
             statistics or without anything to train, rotations of what cannot be turned, or a number out of range.
         NonFiniteLoss: (while training) the loss or its gradient is infinite or NaN; the weights are the last finite
             ones.
@@ -163,8 +165,8 @@ def pretrain(
     classes = bank.num_classes * rotations
     if classes < 2:
         raise ValueError(
-            f"{bank!r} has one class, and there is nothing to tell it from: use a split with at least 2 classes, or "
-            "pass rotations=4 (a class turned is a class of its own)"
+            f"{bank!r} has one class, and there is nothing to distinguish it from: use a split with at least 2 "
+            "classes, or pass rotations=4 (a class turned is a class of its own)"
         )
     knn.require_functional(body)
     size = _features(body)
@@ -175,8 +177,8 @@ def pretrain(
         shape = list(body(x).shape)
     if shape != [1, size]:
         raise ValueError(
-            f"{type(body).__name__} says out_features={size} but gives {shape} for one image: pass a body that gives "
-            "its features [N, D], without a last layer of its own (out=None)"
+            f"{type(body).__name__} says out_features={size} but gives {shape} for one image: pass a backbone that "
+            "gives its features [N, D], without a last layer of its own (out=None)"
         )
     with seeding.seeded(seed, "pretrain head"):
         network = Classifier(body, classes)
@@ -210,7 +212,7 @@ class Supervised:
         loss.backward()
         norm = norm_of(p.grad for p in self.optimiser.params if p.grad is not None)
         what = f"pre-training step {i}, on the images of seeding.generator({outer.seed}, 'pretrain', {i})"
-        hint = f". The body is as before this step. Try a smaller learning rate than lr={outer.meta_lr}"
+        hint = f". The backbone is as before this step. Try a smaller learning rate than lr={outer.meta_lr}"
         refuse_non_finite(loss.detach(), norm, what, hint)
         rate = self.optimiser.step(i, norm)
         right = float((scores.detach().argmax(-1) == y).float().mean())
@@ -229,16 +231,17 @@ class Supervised:
 
     def settle(self) -> None:
         body, outer = self.network.body, self.outer
-        calibrate(body, self.bank, batch=outer.batch, rotations=self.rotations, seed=outer.seed)
+        set_population_statistics(body, self.bank, batch=outer.batch, rotations=self.rotations, seed=outer.seed)
         body.eval()
 
 
-def calibrate(
+def set_population_statistics(
     body: nn.Module, bank: Bank, *, batch: int = 128, batches: int = 16, rotations: int = 1, seed: int = 0
 ) -> None:
-    """Set the population statistics of the body's batch norms from images of `bank`, as they are with these weights.
+    """Set the population statistics of the backbone's batch norms from images of `bank`, as they are with these
+    weights.
 
-    `pretrain` does it at its end. A body without `kshot.nn.BatchNorm(population=True)` is left as it is.
+    `pretrain` does it at its end. A backbone without `kshot.nn.BatchNorm(population=True)` is left as it is.
 
     Args:
         body: inputs -> features.
@@ -246,7 +249,7 @@ def calibrate(
         batch: images of one batch.
         batches: how many batches the statistics are averaged over, at least 1 (see `kshot.nn.recording`).
         rotations: 1, or 4: turned images too.
-        seed: of the images, drawn from `seeding.generator(seed, "pretrain calibrate", i)`.
+        seed: of the images, drawn from `seeding.generator(seed, "pretrain set_population_statistics", i)`.
     """
     if not any(isinstance(part, knn.BatchNorm) and part.population for part in body.modules()):
         return
@@ -261,19 +264,19 @@ def calibrate(
 
 @torch.no_grad()
 def feature_mean(body: nn.Module, bank: Bank, *, rotations: int = 1, batch: int = 256) -> Tensor:
-    """The mean `[D]` of the body's features over all images of `bank`: the centre of `SimpleShot.set_mean`.
+    """The mean `[D]` of the backbone's features over all images of `bank`: the centre of `SimpleShot.set_mean`.
 
-    The body is asked in `eval()` mode; afterwards every module has its own mode again. Sums are float64; the result has
-    the features' dtype and device.
+    The backbone is asked in `eval()` mode; afterwards every module has its own mode again. Sums are float64; the result
+    has the features' dtype and device.
 
     Args:
         body: inputs -> features `[N, D]`, with population statistics if it has batch norms.
         bank: the training classes (Wang et al. 2019: the base classes), never those of the test.
-        rotations: 1, or 4: over turned images too, for a body that was pre-trained on them.
+        rotations: 1, or 4: over turned images too, for a backbone that was pre-trained on them.
         batch: images in memory at a time, at least 1. The mean does not depend on it, but for rounding.
 
     Raises:
-        ValueError: a body whose features depend on the batch, or rotations of what cannot be turned.
+        ValueError: a backbone whose features depend on the batch, or rotations of what cannot be turned.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: at least one image at a time is needed")
@@ -281,7 +284,7 @@ def feature_mean(body: nn.Module, bank: Bank, *, rotations: int = 1, batch: int 
     if any(isinstance(part, knn.BatchNorm) and not part.population for part in body.modules()):
         raise ValueError(
             f"{type(body).__name__} normalises by the statistics of the batch at hand, so an image has no features of "
-            "its own to average: make the body with population=True"
+            "its own to average: make the backbone with population=True"
         )
     total = torch.zeros((), dtype=torch.float64)
     features = total
@@ -294,7 +297,8 @@ def feature_mean(body: nn.Module, bank: Bank, *, rotations: int = 1, batch: int 
 
 
 def save(body: nn.Module, path: Path | str, settings: dict[str, Any] | None = None) -> None:
-    """Keep a pre-trained body in one safetensors file: its weights, its population statistics, JSON-able `settings`.
+    """Keep a pre-trained backbone in one safetensors file: its weights, its population statistics, JSON-able
+    `settings`.
 
     Raises:
         CheckpointError: see `kshot.storage.checkpoint.write_beside`.
@@ -304,7 +308,7 @@ def save(body: nn.Module, path: Path | str, settings: dict[str, Any] | None = No
 
 
 def restore(body: nn.Module, path: Path | str) -> dict[str, Any]:
-    """Load what `save` wrote into a body of the same network; returns the settings.
+    """Load what `save` wrote into a backbone of the same architecture; returns the settings.
 
     Raises:
         CheckpointError: see `kshot.storage.checkpoint.load`, or weights of another network.
@@ -335,7 +339,7 @@ def _check_turns(bank: Bank, rotations: int) -> None:
 
 
 def _draw(bank: Bank, generator: torch.Generator, batch: int, rotations: int, body: nn.Module) -> tuple[Tensor, Tensor]:
-    """Images `[B, ...]` and ids `[B]` in `0..K * rotations - 1` of their classes, as the body takes them."""
+    """Images `[B, ...]` and ids `[B]` in `0..K * rotations - 1` of their classes, as the backbone takes them."""
     picks = torch.randint(len(bank) * rotations, (batch,), generator=generator)  # [B]
     row, turn = picks % len(bank), picks // len(bank)
     x = _images(bank, row, turn, rotations, body)
@@ -352,3 +356,6 @@ def _images(bank: Bank, row: Tensor, turn: Tensor, rotations: int, body: nn.Modu
         images[turned] = images[turned].rot90(k, (-2, -1))
     x = images.to(dtype)
     return x if images.is_floating_point() else x / 255
+
+
+__getattr__ = renamed(__name__, {"calibrate": "set_population_statistics"})

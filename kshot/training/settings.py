@@ -41,6 +41,7 @@ __all__ = [
     "given",
     "in_precision",
     "mlp",
+    "present",
     "read",
 ]
 
@@ -66,7 +67,7 @@ class Outer:
     """Settings of the outer loop.
 
     Attributes:
-        steps: meta-updates in all.
+        steps: total meta-updates.
         batch: tasks of one meta-update.
         meta_lr: the outer learning rate.
         optimizer: "adam", "adamw" or "sgd".
@@ -75,12 +76,12 @@ class Outer:
         schedule: of the learning rate over `steps`: "constant", "linear" (to 0), "cosine" (to 0), or "halve"
             (half every `halve_every`).
         halve_every: steps between two halvings.
-        clip: largest norm of the whole meta-gradient; 0 is none.
+        clip: largest global norm of the meta-gradient; 0 is none.
         val_every: steps between two validations; 0 is none.
         val_tasks: tasks of one validation.
         save_every: steps between two checkpoints; a checkpoint is also written at each validation and at the end.
         calibrate_tasks: tasks that set the population statistics of a metric learner before it is validated or saved.
-        seed: of the weights, the tasks and everything else.
+        seed: of the weights, the tasks and all other random numbers.
     """
 
     heading: ClassVar[str] = "Outer loop"
@@ -132,12 +133,12 @@ class Recipe:
     Attributes:
         learner: a name of `kshot list learners`.
         inner_lr: rate of the inner steps; the learner's own default where None.
-        later: factor of the inner rate after the first step; the learner's own default where None.
+        later_lr_factor: factor of the inner rate after the first step; the learner's own default where None.
         test_steps: adaptation steps at test; as in training where None.
         options: further settings of the learner, by name.
         outer: the outer loop.
-        source: where the numbers come from.
-        differs: where they differ from the source.
+        source: metadata: where the numbers come from.
+        differs: metadata: where they differ from the source.
     """
 
     family: ClassVar[str] = ""
@@ -149,7 +150,7 @@ class Recipe:
 
     learner: str = "protonet"
     inner_lr: float | None = None
-    later: float | None = None
+    later_lr_factor: float | None = None
     test_steps: int | None = None
     options: dict[str, int | float | bool | str] = field(default_factory=dict)
     outer: Outer = field(default_factory=Outer)
@@ -176,7 +177,7 @@ class NetworkRecipe(Recipe):
         network: "conv4", "resnet12", "mlp" or "none".
         width: filters (conv4: of each block; resnet12: of the first block; mlp: of each hidden layer).
         strategy: of the engine: "auto", "loop", "threads" or "vmap".
-        precision: of the training: "float32", "float64", or "bfloat16" where autocast deems it safe.
+        precision: of training: "float32", "float64", or "bfloat16" where autocast considers it safe.
     """
 
     inner_steps: int | None = None
@@ -253,8 +254,17 @@ _STEPS = (
 _ROWS = ("shots", "queries", "train_shots", "train_queries", "test_tasks")
 
 
+FORMER = {"later": "later_lr_factor"}
+"""Settings as they were called before -> as they are called now."""
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file under the names that they have now."""
+    return {now if (now := FORMER.get(name, name)) not in values else name: value for name, value in values.items()}
+
+
 def read(kind: type[Kind], values: Any, path: Any) -> Kind:
-    """A dataclass of settings from JSON: the inverse of `dataclasses.asdict`. What is not told has its default.
+    """A dataclass of settings from JSON: the inverse of `dataclasses.asdict`. What is not given has its default.
 
     Args:
         kind: the dataclass; its fields may be dataclasses too.
@@ -267,6 +277,7 @@ def read(kind: type[Kind], values: Any, path: Any) -> Kind:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{path}: its settings are {values!r:.60}, expected names and values. {_INSTEAD}")
+    values = present(values)
     hints = typing.get_type_hints(kind)
     known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(str(name) for name in set(values) - set(known)):
@@ -336,10 +347,10 @@ def _words(hint: Any) -> str:
 def check_limits(
     values: Mapping[str, Any], path: Any, size: int = MAX_SIZE, steps: int = MAX_STEPS, instead: str = _OTHERWISE
 ) -> None:
-    """Refuse settings that would take more time or memory than the weights beside them tell.
+    """Refuse settings that would take more time or memory than the weights beside them show.
 
-    One function for all files that come from elsewhere: the folders of trainings, `.kshot` files, regressors; and for
-    what is about to be trained, so that nothing is trained that cannot be read.
+    One function for all files that come from elsewhere: the folders of training runs, `.kshot` files, regressors; and
+    for what is about to be trained, so that nothing is trained that cannot be read.
 
     Args:
         values: of a recipe, by name.

@@ -171,7 +171,7 @@ def test_a_loader_is_no_dataset():
     pairs = torch.utils.data.TensorDataset(torch.rand(8, 1, 6, 6), torch.tensor([0, 1] * 4))
     with pytest.raises(data.DataError, match="pass its dataset"):
         data.from_dataset(torch.utils.data.DataLoader(pairs, batch_size=4))
-    with pytest.raises(data.DataError, match="is no dataset"):
+    with pytest.raises(data.DataError, match="is not a dataset"):
         data.from_dataset(3)
     with pytest.raises(data.DataError, match=r"example 0 has a label of shape \[2\]"):
         data.from_dataset([(torch.rand(1, 4, 4), torch.tensor([0, 1]))])

@@ -457,7 +457,7 @@ def test_only_the_named_parameters_adapt():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="no parameter of the body begins with"):
+    with pytest.raises(ValueError, match="no parameter of the network begins with"):
         MAML(body("mlp"), ways=WAYS, adapts=("neck",))
     with pytest.raises(ValueError, match=r"no layer 'neck'.*head="):
         ANIL(body("mlp"), ways=WAYS, head="neck")
@@ -551,9 +551,9 @@ def test_maml_takes_smaller_steps_later_where_asked():
     torch.manual_seed(0)
     body = knn.MLP(1, 8, 1, activation="tanh").double()
     support = Batch(torch.randn(5, 1, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64))
-    together = MAML(body, ways=1, inner_lr=0.1, inner_steps=3, later=0.5)
+    together = MAML(body, ways=1, inner_lr=0.1, inner_steps=3, later_lr_factor=0.5)
     first, rest = (MAML(body, ways=1, inner_lr=lr, inner_steps=n) for lr, n in ((0.1, 1), (0.05, 2)))
     expected = rest.adapt(first.adapt(first.init(), support), support)
     torch.testing.assert_close(together.adapt(together.init(), support).params, expected.params, rtol=1e-12, atol=0)
-    with pytest.raises(ValueError, match="later=-1"):
-        MAML(body, ways=1, later=-1)
+    with pytest.raises(ValueError, match="later_lr_factor=-1"):
+        MAML(body, ways=1, later_lr_factor=-1)

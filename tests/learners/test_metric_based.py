@@ -168,7 +168,7 @@ def test_joint_batch_in_training_and_inductive_in_eval(name):
     task = tree.index(tasks(1, (1, 16, 16)), 0)
     default = Learner.loss(learner, task)[0]
     assert (learner.loss(task)[0] - default).abs() > 1e-6  # joint statistics differ from those of each part
-    engine.calibrate(learner, tasks(2, (1, 16, 16)))
+    engine.set_population_statistics(learner, tasks(2, (1, 16, 16)))
     learner.eval()
     assert not learner.transductive
     close(learner.loss(task)[0], Learner.loss(learner, task)[0])

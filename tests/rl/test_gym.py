@@ -292,7 +292,7 @@ def test_actions_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
         ({"goals": [["a", "b"], ["c", "d"]]}, "a goal of point is 2 finite numbers"),
         ({"num_envs": 0}, "num_envs=0: at least 1"),
         ({"max_episode_steps": 0}, "max_episode_steps=0: at least 1"),
-        ({"render_mode": "rgb_array"}, "many at a time have no pictures"),
+        ({"render_mode": "rgb_array"}, "many at a time have no images"),
     ],
 )
 def test_many_of_another_kind_are_refused(more: dict[str, Any], message: str) -> None:
@@ -347,7 +347,7 @@ def test_a_film(ending: str, tmp_path: Path) -> None:
     assert np.abs(before - after).mean() > 1
     assert returns[0] != returns[1]
     assert all(np.isfinite(returns))
-    with pytest.raises(ValueError, match=r"films end in \.mp4 or \.gif"):
+    with pytest.raises(ValueError, match=r"videos end in \.mp4 or \.gif"):
         film(learner, tasks, np.array([1.0]), tmp_path / "film.avi")
     for wrong, message in (({"steps": -1}, "steps=-1"), ({"rollouts": 0}, "rollouts=0")):
         with pytest.raises(ValueError, match=message):

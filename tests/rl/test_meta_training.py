@@ -505,14 +505,14 @@ def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
         (["--tasks", "0"], "--tasks 0: give at least 2"),
         (["--rollouts", "0"], "--rollouts 0: give at least 1"),
         (["--plot", str(tmp_path)], "is a folder: give the name of a file"),
-        (["--learning-curve", "x.xyz"], "pictures are files that end in"),
+        (["--learning-curve", "x.xyz"], "plots are files that end in"),
     ):
         assert message in kshot("evaluate", folders[0], *bad).stderr
     list(meta_train(learner(), Short(), SMALL, FEW, out=folders[3]))  # without settings
     for command in (["evaluate", folders[0], "--beside", folders[3]], ["video", folders[3], "--out", "x.gif"]):
         done = kshot(*command)
         assert done.returncode == 2
-        assert "does not tell its settings" in done.stderr
+        assert "has no settings" in done.stderr
     held = kshot("train", "point-maml", "--out", folders[0], *small, "--resume")
     assert f"nothing to do: {folders[0]} holds 2 meta-updates" in held.stdout
 

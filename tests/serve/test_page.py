@@ -198,7 +198,7 @@ def test_photos_bad_files_and_taking_away(visitor: Page, tmp_path: Path) -> None
     foreign = tmp_path / "foreign.kshot"
     foreign.write_bytes(b"PK no zip")
     visitor.page.locator("#file input[type=file]").set_input_files(str(foreign))
-    visitor.sees("#told", "no .kshot file")
+    visitor.sees("#told", "not a .kshot file")
     visitor.sees("#shelf", "green (1)")
     visitor.page.click("text=Remove images")
     visitor.page.click("#which input")

@@ -178,7 +178,7 @@ def test_a_session_forgets_what_is_taken_away() -> None:
     ours, theirs = session.judge(asked)[0], whole.judge(asked)[0]
     assert [a.label for a in ours] == [a.label for a in theirs]
     np.testing.assert_array_equal([a.probabilities for a in ours], [a.probabilities for a in theirs])
-    with pytest.raises(Refused, match="there is no picture 17"):
+    with pytest.raises(Refused, match="there is no image 17"):
         session.remove([17])
     session.remove(list(range(6)))
     assert session.classes == {}
@@ -194,7 +194,7 @@ def test_numbers_of_images_do_not_change_hands() -> None:
     session.add(two, second)
     assert session.ids == [0, 1, 2, 3]
     session.remove([1])
-    with pytest.raises(Refused, match="there is no picture 1"):
+    with pytest.raises(Refused, match="there is no image 1"):
         session.remove([1, 2])
     assert session.classes == {one: 1, two: 2}
     session.undo()
@@ -373,7 +373,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         ("--host", "0.0.0.0"): "give a token too",
         ("--port", "70000"): "0 to 65535",
         ("--token-from", "NOWHERE_SET"): "is empty",
-        (str(bad),): "no .kshot file",
+        (str(bad),): "not a .kshot file",
         (str(tmp_path / "none.kshot"),): "none.kshot",
     }.items():
         done = subprocess.run(

@@ -113,7 +113,7 @@ def test_augmentation_has_its_sizes() -> None:
     ("x", "y", "settings", "message"),
     [
         (torch.arange(3.0), torch.rand(2, 4), {}, r"x \[3\] and y \[2, 4\]"),
-        (torch.zeros(4), torch.rand(2, 4), {}, "one twice"),
+        (torch.zeros(4), torch.rand(2, 4), {}, "repeated values"),
         (torch.arange(4.0), torch.full((2, 4), math.inf), {}, "infinite"),
         (torch.arange(4.0), torch.tensor([[1, math.nan, math.nan, math.nan]]), {"names": ["a"]}, "2 values: a"),
         (torch.arange(4.0), torch.rand(2, 4), {"names": ["a", "a"]}, "one name twice"),
@@ -150,7 +150,7 @@ def test_a_long_file(tmp_path: Path) -> None:
     assert table.names == ("ada", "bob")
     assert table.x.tolist() == [1, 2, 3]
     assert table.y.nan_to_num(99).tolist() == [[10, 99, 30], [99, 20, 99]]
-    with pytest.raises(ValueError, match=r"line 4, column 'when': ada has this place already in line 2"):
+    with pytest.raises(ValueError, match=r"line 4, column 'when': ada has this x already in line 2"):
         read_csv(write(tmp_path, "who,when,what\nada,1,10\nbob,2,20\nada,1,30\n"), id="who", value="what")
     with pytest.raises(ValueError, match="pass both"):
         read_csv(file, id="who")
@@ -183,25 +183,25 @@ def test_dates(tmp_path: Path) -> None:
         ("t:a\n1:2\n", {}, r"seem to be separated by ':'"),
         ("t;a\n1;2\n", {"delimiter": ","}, r"seem to be separated by ';'"),
         ("t;a\n1;1,5\n2;1.234\n", {}, r"column 2: '1,5' \(line 2\) has a decimal comma and '1.234' \(line 3\) a point"),
-        ('t,a\n1,"2,5"\n', {}, r"line 2, column 'a': '2,5' is no finite number"),
+        ('t,a\n1,"2,5"\n', {}, r"line 2, column 'a': '2,5' is not a finite number"),
         ("t,a,a\n1,2,3\n", {}, r"line 1, column 3: the name 'a' is that of column 2 too; rename"),
         ("t,,a\n1,2,3\n", {}, "column 2: it has no name; write one in the header, or name the columns"),
         ("t;a\n1;1.234\n2;999\n", {}, r"line 2, column 2: '1.234' beside '999' may be more than a thousand"),
         ("t\ta\n1\t999\n2\t1,020\n", {}, r"line 3, column 2: '1,020' beside '999' may be more"),
-        ("t,a\n20210131,1\n20210230,2\n", {}, "line 3, column 't': '20210230' is no place"),
-        ("t,a\n1700000000000000001,1\n1700000000000000002,2\n", {}, "cannot be told from each other"),
+        ("t,a\n20210131,1\n20210230,2\n", {}, "line 3, column 't': '20210230' is not an x value"),
+        ("t,a\n1700000000000000001,1\n1700000000000000002,2\n", {}, "cannot be distinguished"),
         ("t,a\n1,\u22122\n", {}, "write an ordinary minus"),
         ('t,a\n1,"1,234.5"\n', {}, "take the thousands' marks out"),
         ("t,a\n1,12 %\n", {}, "take the unit out"),
         ("t,a,b\n1,2,3\n# no\n2,4\n", {}, r"line 4: 2 cells but 3 columns \(column 'b' and on"),
         ("t,a\n1,2,3\n", {}, r"line 2: 3 cells but 2 columns \(too many"),
-        ("t,a\n1,2\n2,cold\n", {}, r"line 3, column 'a': 'cold' is no finite number"),
-        ("t,a\n1,inf\n", {}, r"line 2, column 'a': 'inf' is no finite number"),
-        ("t,a\nmonday,2\n", {}, r"line 2, column 't': 'monday' is no place; write a number, an ISO date"),
+        ("t,a\n1,2\n2,cold\n", {}, r"line 3, column 'a': 'cold' is not a finite number"),
+        ("t,a\n1,inf\n", {}, r"line 2, column 'a': 'inf' is not a finite number"),
+        ("t,a\nmonday,2\n", {}, r"line 2, column 't': 'monday' is not an x value; write a number, an ISO date"),
         ("t,a\n1,2\njan01,3\n", {}, r"line 3, column 't': 'jan01' is a month and day but the cells before"),
-        ("t,a\nfeb30,2\n", {}, "'feb30' is no place"),
-        ("t,a\n,2\n", {}, r"line 2, column 't': '' is no place"),
-        ("t,a\n1,2\n2,2\n1,3\n", {}, r"line 4, column 't': a has this place already in line 2"),
+        ("t,a\nfeb30,2\n", {}, "'feb30' is not an x value"),
+        ("t,a\n,2\n", {}, r"line 2, column 't': '' is not an x value"),
+        ("t,a\n1,2\n2,2\n1,3\n", {}, r"line 4, column 't': a has this x already in line 2"),
         ("t,a\n1,2\n", {"x": "u"}, r"no column 'u' \(--x, x=\); there are t, a"),
         ("t,a\n1,2\n", {"columns": ["b"]}, r"no column 'b' \(--y, columns=\)"),
         ("t,a\n1,2\n", {"columns": []}, "give at least one"),
@@ -220,7 +220,7 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, options: dict, message:
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "some.csv"
     file.write_bytes(b"t,a\n1,\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"no UTF-8 text.*save it as CSV in UTF-8"):
+    with pytest.raises(ValueError, match=r"not UTF-8 text.*save it as CSV in UTF-8"):
         read_csv(file)
     with pytest.raises(FileNotFoundError):
         read_csv(tmp_path / "none.csv")
@@ -332,7 +332,7 @@ def test_an_index_without_a_name(tmp_path: Path) -> None:
     dates = ",warm,wet\n2021-01-01,1.5,\n2021-01-03,,2\n"
     assert read(dates) == ("index", [0, 2], ("warm", "wet"))
     assert read(dates, "index") == read(dates)
-    with pytest.raises(ValueError, match="'2021-01-01' is no finite number"):  # not a count: left out by --y alone
+    with pytest.raises(ValueError, match="'2021-01-01' is not a finite number"):  # not a count: left out by --y alone
         read(",warm,wet\n2021-01-01,1.5,1\n2021-01-03,,2\n", "wet")
     assert read(",warm\n0,1\n1,\n2,3\n") == ("index", [0, 1, 2], ("warm",))  # a Series
     assert read(",warm,wet\n0,1,5\n1,,6\n2,3,7\n") == ("index", [0, 1, 2], ("warm", "wet"))
@@ -350,8 +350,8 @@ def test_an_index_without_a_name(tmp_path: Path) -> None:
     for text, message in (
         (",,a\nu,0,1\nu,1,2\n", "columns 1 to 2: they have no names.* MultiIndex.*reset_index"),
         (",a,a\n,u,v\n0,1,2\n", "line 2: u, v below the header looks like columns of several levels"),
-        (",a\nu,1\nv,2\n", "'u' is no place; .* or name the column of places"),
-        (",a\n2021-01-01,1\n2021-01-01,2\n", "line 3, column 'index': a has this place already"),
+        (",a\nu,1\nv,2\n", "'u' is not an x value; .* or name the x column"),
+        (",a\n2021-01-01,1\n2021-01-01,2\n", "line 3, column 'index': a has this x already"),
         (",a,\n0,5,1\n1,,2\n", "column 3: it has no name"),
     ):
         with pytest.raises(ValueError, match=message):

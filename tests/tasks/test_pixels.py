@@ -96,5 +96,5 @@ def test_errors(images, settings, message) -> None:
 
 
 def test_a_picture_needs_all_its_pixels() -> None:
-    with pytest.raises(ValueError, match="no picture of 6x9"):
+    with pytest.raises(ValueError, match="not an image of 6x9"):
         ImageCompletion(pictures()).picture(torch.zeros(2, 53, 1))

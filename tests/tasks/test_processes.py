@@ -233,7 +233,7 @@ def test_mixtures_that_make_no_sense() -> None:
         ((step, GaussianProcess(inputs=2)), {}, r"families of 1 to 1, 2 to 1"),
         ((step, step), {"weights": (1,)}, "weights"),
         ((step,), {"weights": (0,)}, "weights"),
-        ((Clusters(),), {}, "no distribution of functions"),
+        ((Clusters(),), {}, "not a distribution of functions"),
     ):
         with pytest.raises(ValueError, match=message):
             FunctionMixture(*families, **options)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""A classifier from a few pictures of each class, with scikit-learn's conventions. Needs `kshot[sklearn]`.
+"""A classifier from a few images of each class, with scikit-learn's conventions. Needs `kshot[sklearn]`.
 
     classifier = FewShotClassifier("omniglot").fit(images, names)        # paths, bytes, files, arrays, tensors, Pillow
     classifier.predict(others)
@@ -41,12 +41,12 @@ from kshot.storage import checkpoint
 
 __all__ = ["Answer", "FewShotClassifier", "OldRules"]
 
-MOST_LEFT_OUT = 200  # support pictures up to which each is left out alone; above, in this many parts
-MOST_LOOKED_AT = 64  # images by which "auto" decides between drawings and photos
+MAX_LEFT_OUT = 200  # support images up to which each is left out alone; above, in this many parts
+MAX_INSPECTED = 64  # images by which "auto" decides between drawings and photos
 # For vectors of length about one; the learners' own settings are for longer features. Chosen on validation classes.
 VECTORS = {"r2d2": {"penalty": 0.1}, "metaoptnet": {"cost": 10.0}}
 OLD_RULES = (
-    "made by an earlier kshot, it keeps the answers that it gave then; fit it anew for better calibrated confidence "
+    "made by an earlier kshot, it keeps the answers that it gave then; fit it again for better calibrated confidence "
     "and a safer 'none of these'"
 )
 
@@ -82,11 +82,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Classes from a few examples each.
 
     Args:
-        model: a name of `kshot.apps.classify.models.get`: a shipped body, a training folder, or "features" for vectors
-            `[n, d]`. "auto": "features" where X is a table of numbers, else the shipped body for drawings ("omniglot")
-            or for photos ("photos-small"), whichever most pictures are.
-        learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any body; None: the
-            one that the model was trained with, which may also be one that adapts the body ("maml", ...).
+        model: a name of `kshot.apps.classify.models.get`: a shipped backbone, a training folder, or "features" for
+            vectors `[n, d]`. "auto": "features" where X is a table of numbers, else the shipped backbone for drawings
+            ("omniglot") or for photos ("photos-small"), whichever suits most of the images.
+        learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any backbone; None:
+            the one that the model was trained with, which may also be one that adapts the backbone ("maml", ...).
         unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
             known ones by soft k-means (Ren et al. 2018, arXiv:1803.00676, "protonet" alone); False refuses them.
         open_set: `predict` may answer "none of these" (`none_label_`), where an image is further from all classes than
@@ -94,10 +94,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         normalize: how vectors are scaled (those of tables, and of backbones that were not meta-trained): "l2",
             "columns", "none", or "auto", see `kshot.apps.classify.vectors`.
         steps: of soft k-means.
-        finetune: steps of gradient descent by which the body is fitted to the support set and changed copies of it (the
-            third stage of Hu et al. 2022, arXiv:2204.07305; needs `kshot[augment]`); 0: none. `partial_fit` keeps the
-            body that the first fit left. Left-out labels and probabilities are of a body that saw the examples, so
-            they promise too much.
+        finetune: steps of gradient descent by which the backbone is fitted to the support set and changed copies of it
+            (the third stage of Hu et al. 2022, arXiv:2204.07305; needs `kshot[augment]`); 0: none. `partial_fit` keeps
+            the backbone that the first fit left. Left-out labels and probabilities are of a backbone that saw the
+            examples, so they promise too much.
         finetune_lr: its rate (Adam).
         random_state: an integer, the seed of the changed copies.
 
@@ -165,7 +165,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         x, labels, images = twin._given(X, y, first=True)
         if self.finetune:
             if images is None:
-                raise ValueError("finetune fits a body of images, and the model 'features' has none: pass finetune=0")
+                raise ValueError(
+                    "finetune fits a backbone of images, and the model 'features' has none: pass finetune=0"
+                )
             known = self._labelled(labels)
             index = np.unique(labels[known], return_inverse=True)[1]
             rows = torch.from_numpy(np.flatnonzero(known))
@@ -241,7 +243,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return models.get("features")
         drawings = models.get("omniglot")
         images = given.examples(X)
-        some, bad = _read(drawings, images[:: max(1, len(images) // MOST_LOOKED_AT)], _photo_or_not)
+        some, bad = _read(drawings, images[:: max(1, len(images) // MAX_INSPECTED)], _photo_or_not)
         known = [bool(photo) for photo, error in zip(some, bad, strict=True) if not error]
         return models.get("photos-small") if known and np.mean(known) > 0.5 else drawings
 
@@ -363,7 +365,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Temperature, threshold and left-out labels, from classifying support examples by the others."""
         y, classes = self._y, len(self.classes_)
         rows = torch.nonzero(y >= 0)[:, 0]
-        alone = len(rows) <= MOST_LEFT_OUT and self._by_features
+        alone = len(rows) <= MAX_LEFT_OUT and self._by_features
         parts = _parts(y[rows], len(rows) if alone else 10)
         scores = torch.full((len(y), classes), math.nan, dtype=torch.float64)
         for part in parts:
@@ -532,7 +534,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """All that can be said of each of `n` examples, in one pass. What cannot be read has an `error`.
 
         Args:
-            X: as in `predict`; what is no list of examples is one example with an error.
+            X: as in `predict`; what is not a list of examples is one example with an error.
             nearest: how many support examples are named as the nearest to it.
         """
         check_is_fitted(self, "classes_")
@@ -592,7 +594,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         ]
 
     def __sklearn_tags__(self) -> Any:
-        """Tables of numbers, and lists of pictures."""
+        """Tables of numbers, and lists of images."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
         return tags
@@ -602,7 +604,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.kshot` file: a zip of `manifest.json` and safetensors, no code (docs/kshot-file.md).
 
-        Holds the settings, the support set (features, labels, and small pictures of it), and the model: its name and
+        Holds the settings, the support set (features, labels, and small images of it), and the model: its name and
         fingerprint where it is shipped with kshot, its weights otherwise.
 
         Raises:
@@ -695,7 +697,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise files.FileError(f"{path}: features that are not finite")
             shape = [len(labels), model.channels, model.size, model.size]
             if images is not None and list(images.shape) != shape:
-                raise files.FileError(f"{path}: pictures of shape {list(images.shape)}, expected {shape}")
+                raise files.FileError(f"{path}: images of shape {list(images.shape)}, expected {shape}")
             if manifest["n_features_in"] is not None:
                 classifier.n_features_in_ = int(manifest["n_features_in"])
             if (names_in := manifest.get("feature_names_in")) is not None:
@@ -713,7 +715,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise
         except Exception as error:  # whatever a file may hold: one line, and nothing of it is used
             text = " ".join(str(error).split())[:300]
-            raise files.FileError(f"{path} is no whole .kshot file: {type(error).__name__}: {text}") from error
+            raise files.FileError(f"{path} is not a complete .kshot file: {type(error).__name__}: {text}") from error
 
     def _take_model(self, told: dict[str, Any], parts: dict[str, bytes], path: str, limits: files.FileLimits) -> None:
         """The model that a file holds or names.
@@ -734,17 +736,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 self.model = self.model_.name
         if limits.features_alone and self.model_.kind not in models.METRIC:
             raise files.FileError(
-                f"{path} holds a learner that adapts all of its body, or none: it cannot be used here"
+                f"{path} holds a learner that adapts all of its backbone, or none: it cannot be used here"
             )
         if self.model_.fingerprint != told["fingerprint"]:
-            raise files.FileError(f"{path} was made with other weights of {name!r}: fit it anew with this kshot")
+            raise files.FileError(f"{path} was made with other weights of {name!r}: fit it again with this kshot")
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
 def _read(model: models.Model, X: Any, way: Any = None) -> tuple[list[Any], list[str]]:
-    """Pictures as the model takes them, by several threads (Pillow decodes without Python's lock), and what is wrong
+    """Images as the model takes them, by several threads (Pillow decodes without Python's lock), and what is wrong
     with each; `way` in place of `model.picture`.
     """
     way = way or model.picture
@@ -763,7 +765,7 @@ def _read(model: models.Model, X: Any, way: Any = None) -> tuple[list[Any], list
 
 
 def _photo_or_not(source: Any) -> bool:
-    """Whether a picture has much that is neither paper nor ink: greys in between, or colours."""
+    """Whether an image has much that is neither paper nor ink: greys in between, or colours."""
     rgb = square(open_image(source), 28).astype(int)
     grey, colour = rgb.mean(2), rgb.max(2) - rgb.min(2)
     return bool(((grey > 64) & (grey < 192)).mean() > 0.4 or (colour > 60).mean() > 0.2)

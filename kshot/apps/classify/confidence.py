@@ -21,7 +21,7 @@ __all__ = ["Novelty", "fit_novelty", "fit_temperature", "prior_temperature"]
 
 KEPT = 0.95  # of known examples that the threshold is to keep
 DEVIATION, WEIGHT = 0.4, 1.0  # prior of log-distances within a class: its deviation, and as how many it counts
-IDENTICAL = 1e-9  # of the usual distance to another class: closer examples are copies and tell nothing
+IDENTICAL = 1e-9  # of the usual distance to another class: closer examples are copies and say nothing
 
 
 class Novelty(NamedTuple):
@@ -67,7 +67,7 @@ def fit_novelty(own: Tensor, strange: Tensor, classes: Tensor, log: bool = True)
         x, classes = x[fresh], classes[fresh]
     free = len(x) - len(torch.unique(classes))  # two examples of a class are equally far from each other: one number
     if free < 2:
-        return Novelty(math.inf, log=log, why="too few different examples of a class to tell what is unlike them")
+        return Novelty(math.inf, log=log, why="too few different examples of a class to set a threshold")
     # A conjugate prior: `WEIGHT` observations of a deviation, DEVIATION of log-distances and that of `own` itself else.
     prior = DEVIATION**2 if log else float(x.var(correction=0).clamp_min(1e-12))
     freedom = free - 1 + WEIGHT

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FORMAT = 2  # 1: without rules of confidence, names of columns, scaled vectors
-MOST_BYTES = 1 << 30  # of a file's content
+MAX_BYTES = 1 << 30  # of a file's content
 
 
 class FileError(ValueError):
-    """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message tells which."""
+    """A .kshot file that is damaged, foreign, of a newer version or not what it says; the message says which."""
 
 
 class FileLimits(NamedTuple):
@@ -26,13 +26,13 @@ class FileLimits(NamedTuple):
         bytes: of its content.
         examples, classes: of the support set.
         steps: of soft k-means.
-        size: of a body's images, height and width.
-        inner_steps: of a learner that adapts its body.
-        hub: whether it may name a body of the Hugging Face hub, which is then downloaded.
-        features_alone: whether learners that adapt their body are refused.
+        size: of a backbone's images, height and width.
+        inner_steps: of a learner that adapts its backbone.
+        hub: whether it may name a backbone of the Hugging Face hub, which is then downloaded.
+        features_alone: whether learners that adapt their backbone are refused.
     """
 
-    bytes: int = MOST_BYTES
+    bytes: int = MAX_BYTES
     examples: int = 1_000_000
     classes: int = 100_000
     steps: int = 1000
@@ -76,7 +76,7 @@ def _check_digests(manifest: dict[str, Any], parts: dict[str, bytes], path: str)
         changed = sorted(name for name in {*found, *told} if told.get(name) != found.get(name))
         raise FileError(
             f"{path} is damaged: {', '.join(changed):.100} in it is not what was written (its SHA-256 is another one). "
-            "Take another copy of the file, or fit it anew"
+            "Take another copy of the file, or fit it again"
         )
 
 
@@ -84,11 +84,11 @@ def read(path: Path, most: int) -> bytes:
     """The bytes of a `.kshot` file.
 
     Raises:
-        FileError: what is no regular file (a folder, a device), or a file of more than `most` bytes.
+        FileError: what is not a regular file (a folder, a device), or a file of more than `most` bytes.
         FileNotFoundError: none there.
     """
     if path.exists() and not path.is_file():
-        raise FileError(f"{path} is no file: give a .kshot file, which 'kshot fit' writes")
+        raise FileError(f"{path} is not a file: give a .kshot file, which 'kshot fit' writes")
     if (size := path.stat().st_size) > most:
         raise FileError(f"{path} has {size:,} bytes, and a .kshot file at most {most:,}")
     return path.read_bytes()
@@ -117,9 +117,9 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
             names = [info.filename for info in listed]
             allowed = {"manifest.json", "support.safetensors", "model.safetensors"}
             if strange := sorted(set(names) - allowed):
-                raise FileError(f"{path} is no .kshot file: it holds {strange[0]!r:.100}")
+                raise FileError(f"{path} is not a .kshot file: it holds {strange[0]!r:.100}")
             if len(names) != len(set(names)) or not {"manifest.json", "support.safetensors"} <= set(names):
-                raise FileError(f"{path} is no .kshot file: it holds {names}")
+                raise FileError(f"{path} is not a .kshot file: it holds {names}")
             if (size := sum(info.file_size for info in listed)) > most:
                 raise FileError(f"{path} unpacks to {size:,} bytes, and at most {most:,} are allowed")
             parts = {}
@@ -127,7 +127,7 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
                 with archive.open(info) as file:
                     parts[info.filename] = file.read(info.file_size + 1)
                 if len(parts[info.filename]) != info.file_size:
-                    raise FileError(f"{path}: {info.filename} has another size than it tells")
+                    raise FileError(f"{path}: {info.filename} has another size than it states")
         manifest = json.loads(parts["manifest.json"])
         version = int(manifest["kshot"])
         if version <= FORMAT:
@@ -135,7 +135,7 @@ def unpacked(blob: bytes, path: str, most: int) -> tuple[dict[str, Any], dict[st
     except FileError:
         raise
     except Exception as error:
-        raise FileError(f"{path} is no .kshot file, or a damaged one: {type(error).__name__}: {error}") from error
+        raise FileError(f"{path} is not a .kshot file, or a damaged one: {type(error).__name__}: {error}") from error
     if version > FORMAT:
         raise FileError(f"{path} has format {version} and this kshot reads up to {FORMAT}: update kshot")
     return manifest, parts

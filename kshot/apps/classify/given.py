@@ -94,7 +94,7 @@ def labels(y: Any, unlabelled: bool = False) -> np.ndarray:
         unlabelled: whether None and NaN stand for an unknown class; they become "" beside strings, -1 beside integers.
 
     Raises:
-        ValueError: a missing label (by its number), labels of several types or of one that is no label.
+        ValueError: a missing label (by its number), labels of several types or of one that is not a label.
     """
     y = array(y)
     if not isinstance(y, np.ndarray) and hasattr(y, "__array__"):  # pandas', and whatever else says how it is one
@@ -141,7 +141,7 @@ def rows(which: Any, count: int) -> np.ndarray:
     """Indices `[k]` of `count` examples, of indices (negative: from the end) or of a mask `[count]` of truths.
 
     Raises:
-        ValueError: a mask of another length, an index out of range, or what is no index.
+        ValueError: a mask of another length, an index out of range, or what is not an index.
     """
     found = np.atleast_1d(
         np.asarray(list(which) if not hasattr(which, "__len__") and isinstance(which, Iterable) else which)

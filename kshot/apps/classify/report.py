@@ -23,10 +23,10 @@ from kshot.scoring.intervals import proportion95
 
 __all__ = ["page"]
 
-MOST_CLASSES = 40  # in the table of confusions
-MOST_SHOWN = 24  # pictures of a class
-MOST_MISTAKES = 24
-MOST_ON_THE_MAP = 400
+MAX_CLASSES = 40  # in the table of confusions
+MAX_SHOWN = 24  # images of a class
+MAX_MISTAKES = 24
+MAX_ON_MAP = 400
 
 _STYLE = Path(__file__).with_name("report.css").read_text("utf-8")
 
@@ -35,14 +35,14 @@ def page(classifier: FewShotClassifier, title: str = "A classifier") -> str:
     """The page.
 
     Args:
-        classifier: fitted, on pictures.
+        classifier: fitted, on images.
         title: shown at the top, as text.
 
     Raises:
         ValueError: a classifier of tables of numbers.
     """
     if classifier.images_ is None:
-        raise ValueError("the classifier is of numbers, not of pictures: there is nothing to show")
+        raise ValueError("the classifier is of numbers, not of images: there is nothing to show")
     names = [str(c) for c in classifier.classes_]
     labels = [str(c) for c in classifier.labels_]
     shown = [_picture(classifier.model_.shown(image)) for image in classifier.images_.numpy()]
@@ -120,11 +120,11 @@ def _support(names: list[str], labels: list[str], shown: list[str]) -> str:
     parts = ["<h2>What it was taught</h2>"]
     for name in names:
         own = [i for i, label in enumerate(labels) if label == name]
-        more = f" <span class='hint'>and {len(own) - MOST_SHOWN} more</span>" if len(own) > MOST_SHOWN else ""
-        pictures = "".join(_figure(shown[i], f"{name}, image {i + 1}", "") for i in own[:MOST_SHOWN])
+        more = f" <span class='hint'>and {len(own) - MAX_SHOWN} more</span>" if len(own) > MAX_SHOWN else ""
+        pictures = "".join(_figure(shown[i], f"{name}, image {i + 1}", "") for i in own[:MAX_SHOWN])
         parts.append(f"<h3>{_text(name)} ({len(own)})</h3><div>{pictures}{more}</div>")
     if free := [i for i, label in enumerate(labels) if label not in names]:
-        pictures = "".join(_figure(shown[i], f"unlabelled, image {i + 1}", "") for i in free[:MOST_SHOWN])
+        pictures = "".join(_figure(shown[i], f"unlabelled, image {i + 1}", "") for i in free[:MAX_SHOWN])
         parts.append(f"<h3>Unlabelled ({len(free)})</h3><div>{pictures}</div>")
     return "".join(parts)
 
@@ -132,7 +132,7 @@ def _support(names: list[str], labels: list[str], shown: list[str]) -> str:
 def _confusion(names: list[str], answers: list[str], labels: list[str], said: dict[int, str], known: list[int]) -> str:
     pairs = Counter((labels[i], said[i]) for i in known)
     parts = ["<h2>Confusion matrix</h2>"]
-    if len(names) <= MOST_CLASSES:
+    if len(names) <= MAX_CLASSES:
         across = "".join(f"<th class='across' scope='col'>{_text(name)}</th>" for name in answers)
         body = []
         for true in names:
@@ -178,7 +178,7 @@ def _mistakes(
             f"{labels[i]}, image {i + 1}",
             f"is {_text(labels[i])}<br>taken for {_text(said[i])} ({sure(i):.0f} %)",
         )
-        for i in wrong[:MOST_MISTAKES]
+        for i in wrong[:MAX_MISTAKES]
     )
     return (
         f"<h2>Worst mistakes</h2><p class='hint'>{len(wrong)} of {len(known)}; a wrong label shows up here too.</p>"
@@ -217,8 +217,8 @@ def _calibration(sure: np.ndarray, right: np.ndarray) -> str:
 def _map(classifier: FewShotClassifier, labels: list[str], shown: list[str]) -> str:
     x = classifier.support_.flatten(1).double().numpy()
     rows = np.arange(len(x))
-    if len(x) > MOST_ON_THE_MAP:
-        rows = np.sort(np.random.default_rng(0).choice(len(x), MOST_ON_THE_MAP, replace=False))
+    if len(x) > MAX_ON_MAP:
+        rows = np.sort(np.random.default_rng(0).choice(len(x), MAX_ON_MAP, replace=False))
     if len(rows) < 3:
         return ""
     from sklearn.decomposition import PCA
@@ -248,7 +248,7 @@ def _map(classifier: FewShotClassifier, labels: list[str], shown: list[str]) -> 
 
 
 def _text(words: Any) -> str:
-    """Escaped; a name that is no UTF-8 (of an old archive) with a replacement character for what cannot be written."""
+    """Escaped; a name that is not UTF-8 (of an old archive) with a replacement character for what cannot be written."""
     return html.escape(str(words).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 

@@ -1,11 +1,11 @@
 """Vectors of any units, brought to one scale before a learner sees them.
 
-    "l2"        each row has length one: what embeddings of sentences, images, ... want
-    "columns"   each column has mean 0 and deviation 1: what tables of different units want
+    "l2"        each row has length one: what embeddings of sentences, images, ... need
+    "columns"   each column has mean 0 and deviation 1: what tables of different units need
     "none"      all numbers are divided by one, so that only the unit goes
 
 "auto" is "columns" where the columns' deviations differ by more than a factor of `UNITS`, else "l2" from `EMBEDDING`
-columns on, else "none" (a row of few numbers tells much by its length); another one only where it classifies the
+columns on, else "none" (the length of a row of few numbers is informative); another one only where it classifies the
 support set's left-out rows better by more than chance (McNemar's test).
 
     scaling = fit(x, y, "auto")

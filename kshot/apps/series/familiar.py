@@ -1,6 +1,6 @@
-"""Does a model know such functions? How likely it finds each point given the others, beside its own training tasks.
+"""Does a model know such functions? The log-likelihood of each point given the others, beside its own training tasks.
 
-table = familiar(learner, tasks)                  # once, after the training: a 1 % quantile per number of points
+table = familiar(learner, tasks)                  # once, after training: a 1 % quantile per number of points
 unlike(table, count, density)                     # None, or a sentence
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kshot.apps.series.fitting import FEWEST, left_out, parts_of, widened, widths
+from kshot.apps.series.fitting import MIN_POINTS, left_out, parts_of, widened, widths
 from kshot.core import to
 from kshot.learners.processes._process import Process
 from kshot.numerics import seeding
@@ -22,10 +22,10 @@ from kshot.tasks.functions.standardised import moments
 __all__ = ["familiar", "unlike"]
 
 SHARE = 0.01
-MOST_BINS = 5
-AT_LEAST = 100  # tasks of a bin
-AT_ONCE = 16
-MIN_POINTS = 5  # two standardised points are always -1 and 1, and up to four are like some function of any sort
+MAX_BINS = 5
+MIN_TASKS = 100  # of a bin
+CHUNK = 16
+MIN_JUDGED = 5  # points: two standardised points are always -1 and 1, and up to four are like some function of any sort
 
 
 def familiar(
@@ -55,8 +55,8 @@ def familiar(
     if num_tasks < 1 or scale_x not in ("auto", "range"):
         raise ValueError(f"num_tasks={num_tasks}, scale_x={scale_x!r}: pass a task or more, and 'auto' or 'range'")
     counts, values = [], []
-    for k in range(-(-num_tasks // AT_ONCE)):
-        support = to(tasks.sample(seeding.generator(seed, "familiar", k), AT_ONCE), dtype=torch.float64).support
+    for k in range(-(-num_tasks // CHUNK)):
+        support = to(tasks.sample(seeding.generator(seed, "familiar", k), CHUNK), dtype=torch.float64).support
         x, y = support.x.flatten(2), support.y
         here = ~y.isnan().any(-1)  # [T, N]
         if x.shape[1] < 2:
@@ -70,7 +70,7 @@ def familiar(
         for width in widths(learner, scale_x == "auto"):
             seen = (x * width).to(like.dtype)
             found = left_out(widened(learner, width), seen, y.to(like.dtype), parts).density.double()
-            few = here.sum(1) < FEWEST  # the first width is that of "range"
+            few = here.sum(1) < MIN_POINTS  # the first width is that of "range"
             best = found if best is None else torch.where(few, best, torch.fmax(best, found))
         enough = here.sum(1) > 1
         counts.append(here.sum(1)[enough])
@@ -78,7 +78,7 @@ def familiar(
     if not counts or not sum(map(len, counts)):
         raise ValueError("none of the tasks has two support points or more: nothing can be left out")
     count, value = torch.cat(counts), torch.cat(values)
-    bins = min(MOST_BINS, max(1, len(count) // AT_LEAST))
+    bins = min(MAX_BINS, max(1, len(count) // MIN_TASKS))
     inner = torch.quantile(count.double(), torch.linspace(0, 1, bins + 1, dtype=torch.float64)[:-1]).ceil().long()
     edges = [*sorted(set(inner.tolist())), int(count.max()) + 1]
     rows = [value[(count >= low) & (count < high)] for low, high in itertools.pairwise(edges)]
@@ -98,7 +98,7 @@ def unlike(table: dict[str, Any] | None, count: int, density: float | None) -> s
         count: of the points. Beyond the table's, its nearest row counts.
         density: of `kshot.apps.series.fitting.Fitted`.
     """
-    if table is None or density is None or count < MIN_POINTS:
+    if table is None or density is None or count < MIN_JUDGED:
         return None
     edges, quantiles = table["n"], table["q01"]
     row = max(0, min(len(quantiles) - 1, sum(count >= edge for edge in edges) - 1))

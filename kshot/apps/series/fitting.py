@@ -56,17 +56,17 @@ TRAINED = tuple(learners.names("values", "own"))
 """Learners that need no training and take any number of features."""
 WIDTH = 4.0  # of the seen range of x, as "range" maps it: -2..2, what most models are trained on
 WIDTHS = (4.0, 2.0, 8.0, 1.0, 16.0)  # that "auto" tries; the first of equals is taken
-AHEAD = 0.5  # of the seen range: so far beyond it, to either side, a trained model is asked; "varied" taught it that
+MAX_EXTRAPOLATION = 0.5  # of the seen range: how far beyond it a trained model is asked, as "varied" taught it
 MARGIN = 0.25  # of the seen range, by which a grid reaches farther than that
 SLOPE = math.sqrt(12.0)  # see `Fitted`
-TRUST = 5.0  # points left out, against which what they say of the intervals is weighed
-FEWEST = 5  # points, for "auto"
+PRIOR_COUNT = 5.0  # points left out, against which what they say of the intervals is weighed
+MIN_POINTS = 5  # points, for "auto"
 FOLDS = 5
-MOST_LEFT_OUT = 1000  # points that are left out in turn; of more, as many at even ranks
-MOST_GRID = 16_384  # points of a grid
-MOST_TOGETHER = 60  # places of a function that is drawn one value after another
-MOST = 1e300
-AT_ONCE = 4096  # places of one prediction
+MAX_LEFT_OUT = 1000  # points that are left out in turn; of more, as many at even ranks
+MAX_GRID = 16_384  # points of a grid
+MAX_JOINT = 60  # points of a function that are drawn autoregressively
+MAX_ABS = 1e300
+CHUNK = 4096  # x values of one prediction
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,7 +110,7 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     `FewShotRegressor.save` wrote, or a learner.
 
     Raises:
-        ValueError: an unknown name, or a model whose answers are no distributions of functions.
+        ValueError: an unknown name, or a model whose answers are not distributions of functions.
         CheckpointError: a damaged file, or one of another program.
     """
     if isinstance(model, Trained):
@@ -118,12 +118,13 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     if isinstance(model, Learner):
         if not isinstance(model, Process):
             raise ValueError(
-                f"{type(model).__name__} is no learner of functions with densities: pass one of {', '.join(TRAINED)}"
+                f"{type(model).__name__} is not a learner of functions with densities: pass one of {', '.join(TRAINED)}"
             )
         return Trained(model)
     if not isinstance(model, (str, os.PathLike)):
         raise ValueError(
-            f"model={model!r}: pass one of {', '.join((*SHIPPED, *UNTRAINED))}, the folder of a training, or a learner"
+            f"model={model!r}: pass one of {', '.join((*SHIPPED, *UNTRAINED))}, the folder of a training run, or a "
+            "learner"
         )
     name = os.fspath(model)
     if name in UNTRAINED:
@@ -132,7 +133,9 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     path = checkpoint.best(path) if path.is_dir() else path
     if not path.is_file():
         if name in SHIPPED:
-            raise ValueError(f"the model {name!r} is not in this installation: pass 'gp', or the folder of a training")
+            raise ValueError(
+                f"the model {name!r} is not in this installation: pass 'gp', or the folder of a training run"
+            )
         known = ", ".join((*SHIPPED, *UNTRAINED))
         raise ValueError(f"unknown model {name!r}: choose from {known}, or give the folder of a 'kshot train gp-...'")
     return unpacked(*checkpoint.load(path), path)
@@ -165,7 +168,7 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
     """The model of a checkpoint's tensors and info: of `packed`, or of `kshot train`.
 
     Raises:
-        CheckpointError: weights of another learner or network than its settings tell.
+        CheckpointError: weights of another learner or network than its settings say.
         ValueError: a model that does not answer with distributions of functions.
     """
     told = info.get("model")
@@ -220,7 +223,7 @@ def parts_of(x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
     order = torch.arange(len(x))
     for column in torch.cat([x, y], 1).flip(1).T:
         order = order[column[order].argsort(stable=True)]
-    some = torch.linspace(0, len(x) - 1, MOST_LEFT_OUT).round().long() if len(x) > MOST_LEFT_OUT else order.new_tensor(
+    some = torch.linspace(0, len(x) - 1, MAX_LEFT_OUT).round().long() if len(x) > MAX_LEFT_OUT else order.new_tensor(
         range(len(x))
     )  # fmt: skip
     mixed = some[torch.randperm(len(some), generator=seeding.generator(seed, "left out"))]
@@ -244,10 +247,10 @@ class LeftOut(NamedTuple):
 
     @property
     def factor(self) -> Tensor:
-        """What the intervals are to be multiplied by: the root of the misfit, weighed against `TRUST` values that
+        """What the intervals are to be multiplied by: the root of the misfit, weighed against `PRIOR_COUNT` values that
         would fit, and at least 1.
         """
-        return ((TRUST + self.values * self.misfit) / (TRUST + self.values)).clamp_min(1).sqrt()
+        return ((PRIOR_COUNT + self.values * self.misfit) / (PRIOR_COUNT + self.values)).clamp_min(1).sqrt()
 
     @property
     def widened(self) -> Tensor:
@@ -293,12 +296,12 @@ def widened(learner: Process, width: float) -> Process:
     if width <= 0 or learner.reach is None:
         return learner
     own: Any = copy.copy(learner)
-    beside = 0.5 + AHEAD + MARGIN
+    beside = 0.5 + MAX_EXTRAPOLATION + MARGIN
     own.reach = max(float(own.reach), beside * width)
-    if own.size > MOST_GRID:
+    if own.size > MAX_GRID:
         raise ValueError(
-            f"the points reach over {width:.3g} units of the model's x, and its grid of {MOST_GRID} points over "
-            f"{MOST_GRID / own.density / 2 / beside:.3g}: pass scale_x='auto', 'range' or a smaller factor"
+            f"the points reach over {width:.3g} units of the model's x, and its grid of {MAX_GRID} points over "
+            f"{MAX_GRID / own.density / 2 / beside:.3g}: pass scale_x='auto', 'range' or a smaller factor"
         )
     return own
 
@@ -331,7 +334,7 @@ class Fitted:
 
     Where values that were left out were further off than the answers said, all intervals are wider by one factor.
 
-    A trained model knows nothing of places far from all that it saw in training. Beyond half of the seen range to
+    A trained model knows nothing of x far from all that it saw in training. Beyond half of the seen range to
     either side, its answer is that at this edge, and the values go on from there on a line of unknown slope, normal
     with mean 0 and a standard deviation of sqrt(12) deviations of y for each range of x, independent at either side:
     that is the slope of values that lie on one line.
@@ -359,22 +362,22 @@ class Fitted:
             return x, torch.zeros_like(x)
         low, high = self.known
         span = high - low
-        near = torch.minimum(torch.maximum(x, low - AHEAD * span), high + AHEAD * span)
+        near = torch.minimum(torch.maximum(x, low - MAX_EXTRAPOLATION * span), high + MAX_EXTRAPOLATION * span)
         return near, (x - near) / span
 
     def _seen(self, x: Tensor, learner: Process) -> Tensor:
         return ((x - self.x_shift) / self.x_factor).to(*_kind(learner))
 
     def _collect(self, x: Tensor, what: Callable[[Any, slice, slice], Tensor]) -> Tensor:
-        """`[M, D]` of what is asked of the parts' answers in the units of y, told of which rows and columns."""
+        """`[M, D]` of what is asked of the parts' answers in the units of y, given which rows and columns."""
         columns = []
         x, over = self.beyond(x)
         far = over.square().sum(1, keepdim=True).sqrt()  # [M, 1]
         for own, learner, state in self._by_column():
             rows = []
             with knn.evaluating(learner), torch.no_grad():
-                for begin in range(0, len(x), AT_ONCE):
-                    here = slice(begin, begin + AT_ONCE)
+                for begin in range(0, len(x), CHUNK):
+                    here = slice(begin, begin + CHUNK)
                     answer = self._answer(own, learner, state, x[here])
                     rows.append(what(answer.plus_noise(SLOPE * far[here] * self.y_factor[own]), here, own))
             columns.append(torch.cat(rows))
@@ -387,7 +390,7 @@ class Fitted:
         flat = self.flat[own].to(answer.mean.device)
         if bool(flat.any()):
             answer = answer.affine(-torch.where(flat, answer.mean, 0.0), 1.0)
-            if not any(True for _ in learner.parameters()):  # those without weights answer value by value
+            if not any(True for _ in learner.parameters()):  # those without weights predict marginally
                 answer = Gaussian(answer.mean, torch.where(flat, 1.0, answer.std))
         answer = type(answer)(*(leaf.double().cpu() for leaf in answer))
         return answer.affine(self.y_shift[own], self.y_factor[own])
@@ -423,15 +426,15 @@ class Fitted:
         return self._collect(x, lambda answer, rows, columns: answer.log_prob(y[rows, columns]))
 
     def sample(self, x: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """`[count, M, D]`: functions at x `[M, I]`, noise included. A model that answers value by value draws one value
-        after another at 60 of the places, taken at random ("gp", which is fitted anew for each value: 60 values of all
-        functions), and the others given these, each on its own (`kshot.scoring.autoregressive`).
+        """`[count, M, D]`: functions at x `[M, I]`, noise included. A model that predicts marginally draws values
+        autoregressively at 60 of the x values, taken at random ("gp", which is refitted for each value: 60 values of
+        all functions), and the others given these, each on its own (`kshot.scoring.autoregressive`).
         """
         columns = []
         near, over = self.beyond(x)
         for own, learner, state in self._by_column():
             once, where = torch.unique(self._seen(near, learner), dim=0, return_inverse=True)
-            most = MOST_TOGETHER if learner.maps else max(1, MOST_TOGETHER // count)
+            most = MAX_JOINT if learner.maps else max(1, MAX_JOINT // count)
             with knn.evaluating(learner), torch.no_grad():
                 answer = learner.predict(state, once)
                 drawn = (
@@ -464,7 +467,7 @@ def fit(
 
     Args:
         model: see `trained`.
-        x: `[n, I]` float64, any units; n >= 1; in any order, places may repeat.
+        x: `[n, I]` float64, any units; n >= 1; in any order, x may repeat.
         y: `[n, D]` float64. A model of one output takes each column on its own.
         scale_x: "range" maps the seen range of each feature to -2..2; "none" takes x as it is; a number is a factor;
             "auto" maps it to the width of 1, 2, 4, 8 or 16 (4 at most where the model has no grid) that gives left-out
@@ -478,8 +481,8 @@ def fit(
             beyond 1e300.
     """
     wanted = scale(scale_x)
-    if bool((torch.cat([x, y], 1).abs() > MOST).any()):
-        raise ValueError(f"numbers beyond {MOST:g}: divide them by a power of ten")
+    if bool((torch.cat([x, y], 1).abs() > MAX_ABS).any()):
+        raise ValueError(f"numbers beyond {MAX_ABS:g}: divide them by a power of ten")
     learner = model.of(x.shape[1], y.shape[1])
     y_shift, y_factor = (part[0] for part in moments(y))
     flat = (y == y[0]).all(0)
@@ -495,7 +498,7 @@ def fit(
         options = [float((spans / factor).amax())]
     else:
         shift, factor = low + 0.5 * (high - low), torch.where(spans > 0, spans, WIDTH)  # to a width of 1
-        enough = wanted == "auto" and len(x) >= FEWEST and bool((high > low).all())
+        enough = wanted == "auto" and len(x) >= MIN_POINTS and bool((high > low).all())
         options = [width] if width is not None else list(widths(learner, enough))
 
     def view(wide: float) -> tuple[Process, Tensor]:
@@ -504,7 +507,7 @@ def fit(
 
     density, widening = None, torch.ones(y.shape[1], dtype=torch.float64)
     weights = any(True for _ in learner.parameters())
-    judged = (weights and len(x) >= FEWEST) or (model.familiar is not None and len(x) > 1)
+    judged = (weights and len(x) >= MIN_POINTS) or (model.familiar is not None and len(x) > 1)
     if len(options) > 1 or judged:
         parts, z_own = parts_of(x, y, seed), z.to(*_kind(learner))
         found = [_left_out_of(*view(wide), z_own, parts) for wide in options]
@@ -512,7 +515,7 @@ def fit(
         best = max(range(len(found)), key=lambda k: (scores[k] if math.isfinite(scores[k]) else -math.inf, -k))
         density = max(float(each.density.mean()) for each in found)
         options = [options[best]]
-        if len(x) >= FEWEST and bool(torch.isfinite(found[best].factor).all()):
+        if len(x) >= MIN_POINTS and bool(torch.isfinite(found[best].factor).all()):
             widening = found[best].factor.double().expand(y.shape[1])
     wide = options[0]
     own, seen = view(wide)

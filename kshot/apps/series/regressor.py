@@ -9,7 +9,7 @@
     own = FewShotRegressor().meta_fit(GaussianProcess("matern52"))       # from functions of your own
     own.save("own.safetensors"); FewShotRegressor.load("own.safetensors")
 
-A neural process that was meta-trained on many functions answers with a distribution for each place: nothing is trained
+A neural process that was meta-trained on many functions predicts a distribution at each x: nothing is trained
 at the fit. x is scaled to what the model knows, y standardised (`kshot.apps.series.fitting`).
 """
 
@@ -59,11 +59,11 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         n_features_in_: d.
         n_outputs_: numbers of y.
         width_: of the seen range of X, as the model sees it: 4 with "range".
-        unfamiliar_: None, or a sentence that tells how unlike the functions that the model was trained on the points
+        unfamiliar_: None, or a sentence that says how unlike the functions that the model was trained on the points
             look. None where the model does not know (only those of `meta_fit` and "curves" do).
         model_: the `Trained`.
 
-    One point is enough, places may repeat, in any order. A y that does not vary has no unit to measure it by: its
+    One point is enough, x may repeat, in any order. A y that does not vary has no unit to measure it by: its
     intervals are those of a deviation of 1. Where X has no range it is taken as it is, about its value.
 
     Beyond the points by more than half of their range a trained model answers as at this distance, and its interval
@@ -153,7 +153,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Raises:
             ValueError: NaN or infinite values (leave these rows out), dates (pass numbers), an unknown model, a model
                 for another number of features, points that reach over more than its grid (with `scale_x` "none" or a
-                factor), or a `random_state` that is no seed.
+                factor), or a `random_state` that is not a seed.
             CheckpointError: a damaged file.
         """
         if not _whole(self.random_state) or not 0 <= self.random_state < 2**63:
@@ -206,12 +206,12 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Functions at X `[m, d]`, noise included: `[m, n_samples]` or `[m, outputs, n_samples]`.
 
-        A model that answers value by value draws one value after another (Bruinsma et al. 2023, arXiv:2303.14468) at 60
-        of the places, taken at random ("gp", whose kernel is fitted anew for each value: 60 values in all), and the
+        A model that predicts marginally draws values autoregressively (Bruinsma et al. 2023, arXiv:2303.14468) at 60
+        of the x values, taken at random ("gp", whose kernel is refitted for each value: 60 values in total), and the
         others given these. Places that repeat have one value.
 
         Args:
-            X: places.
+            X: input locations.
             n_samples: functions.
             random_state: an integer, numpy's RandomState, or None.
 

@@ -70,7 +70,7 @@ def get(name: str, budget: Literal["paper", "quick"]) -> ControlRecipe:
             hidden=(100,),
             activation="relu",
             source="Duan et al. 2016, arXiv:1611.02779; trials and steps of the environment as MAML's",
-            differs="PPO in place of TRPO; trials of 4 rollouts",
+            differs="PPO in place of TRPO; episodes of 4 rollouts",
         )
     elif learner == "pearl":
         return _pearl(recipe, budget)

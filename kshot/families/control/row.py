@@ -1,4 +1,4 @@
-"""Control tasks as a family: returns after 0, 1, 2, ... rounds of adapting, beside an untrained policy."""
+"""Control tasks as a family: returns after 0, 1, 2, ... adaptation steps, beside an untrained policy."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from kshot.tasks.control.mujoco import Mujoco
 from kshot.tasks.control.registry import families
 from kshot.training.settings import Run
 
-ACROSS = "rounds of adapting (gradient steps; with a memory: rollouts)"
+ACROSS = "adaptation steps (gradient steps; recurrent policies: rollouts)"
 
 __all__ = ["FAMILY", "ControlTest", "score"]
 
 
 @dataclass(frozen=True)
 class ControlTest(Test):
-    """Settings of a test of policies. A round of adapting is a gradient step, or for a policy with a memory rollouts.
-    Velocities, places and bodies are ones that training did not draw; there are only two directions, which training
-    had, and the test repeats them. `on`: for instance bodies that were held out.
+    """Settings of a test of policies. An adaptation step is a gradient step, or for a recurrent policy rollouts.
+    Velocities, goal positions and bodies are ones that training did not draw; there are only two directions, which
+    training had, and the test repeats them. `on`: for instance bodies that were held out.
 
     Attributes:
         rollouts: of each task, after each step; None: the recipe's number.
-        steps: rounds of adapting; None: the recipe's number.
+        steps: adaptation steps; None: the recipe's number.
         inner_lr: rate of the first gradient step; None: the recipe's. A policy that was not trained to take steps may
-            want smaller ones.
+            need smaller ones.
         backend: of the simulation, whatever the policy was trained on.
     """
 
@@ -64,7 +64,7 @@ def job(recipe: ControlRecipe, machine: Machine, say: Say) -> Job:
     learner, tasks = begin(recipe), control(recipe)
     stepper = PolicyStep(learner, tasks, recipe.outer, recipe.acting)
     val = validation(learner, tasks if recipe.outer.val_every else None, recipe.outer, recipe.acting)
-    defaults = asdict(ControlRecipe())  # what checkpoints from before a setting do not tell
+    defaults = asdict(ControlRecipe())  # what checkpoints from before a setting lack
     return Job(recipe.family, stepper, recipe.outer, told(recipe), val, more={"defaults": defaults})
 
 
@@ -103,7 +103,7 @@ def _table(runs: Sequence[Run], test: ControlTest, tasks: str, progress: Progres
             test.rollouts or first.test_rollouts,
             0 if learners.row(own.learner, "rollouts").sees_goal else steps,
             test.seed,
-            later=own.later,
+            later_lr_factor=own.later_lr_factor,
             discount=own.acting.discount,
             lam=own.acting.lam,
             name=which.name,
@@ -124,7 +124,7 @@ def title(rows: Sequence[Scores]) -> str:
     one, told = rows[0], rows[0].details
     return (
         f"{one.settings['tasks'].removesuffix('-seen')}, {told['tested_on']} (seed {one.seed}), {told['rollouts']} "
-        "rollouts of each: return after k rounds of adapting, each on the rollouts seen"
+        "rollouts of each: return after k adaptation steps, each on the rollouts seen"
     )
 
 
@@ -175,11 +175,11 @@ def film(
         raise ValueError(f"--task {got}: a goal of {tasks.name} is {tasks.goal} finite numbers")
     goal = task or tuple(tasks.sample(seeding.generator(seed, "film"), 1)[0].tolist())
     before, after = film(
-        run.learner, tasks, goal, out, steps=steps, rollouts=rollouts, later=recipe.later,
+        run.learner, tasks, goal, out, steps=steps, rollouts=rollouts, later_lr_factor=recipe.later_lr_factor,
         discount=recipe.acting.discount, lam=recipe.acting.lam, seed=seed, width=width, height=height,
     )  # fmt: skip
     shown = ", ".join(f"{number:g}" for number in goal)
-    rounds = f"{steps} {'round' if steps == 1 else 'rounds'} of adapting"
+    rounds = f"{steps} adaptation step{'' if steps == 1 else 's'}"
     return (
         f"{tasks.name}, goal {shown}: return {before:.1f} before and {after:.1f} after {rounds}, of mean actions: {out}"
     )
@@ -188,7 +188,7 @@ def film(
 def _unused(recipe: ControlRecipe) -> set[str]:
     """Settings that say nothing for a recipe's learner."""
     network = learners.row(recipe.learner, "rollouts").network
-    steps = {"inner_lr", "later"}
+    steps = {"inner_lr", "later_lr_factor"}
     return {
         "feedforward": set[str](),
         "recurrent": steps | {"last", "activation", "init"},

@@ -16,7 +16,7 @@ from kshot.learners.policy.recurrent import GaussianGRU
 from kshot.numerics import seeding
 from kshot.tasks.control.control import Control
 from kshot.tasks.control.mujoco import Mujoco
-from kshot.tasks.control.observed import Seen
+from kshot.tasks.control.observed import GoalObserved
 from kshot.tasks.control.registry import family
 from kshot.training.loop import Outer
 from kshot.training.settings import Recipe, at_least
@@ -30,12 +30,12 @@ class ControlRecipe(Recipe):
 
     Attributes:
         tasks: a distribution of control tasks: "cheetah-direction", ...
-        hidden: widths of the policy's hidden layers ("rl2": one, the memory's).
+        hidden: widths of the policy's hidden layers ("rl2": one, of the recurrent layer).
         std: the policy's standard deviation at the start.
         last: factor of the initial weights of the policy's last layer.
         activation: of the policy's hidden layers.
         init: of the policy's weights, "xavier" or "uniform".
-        start: the folder of another run, whose weights the training begins with; empty: they are drawn.
+        start: the folder of another run, whose weights training starts from; empty: random weights.
         backend: of the simulation, "mujoco" (CPU) or "warp" (GPU; needs kshot[warp]).
         test_tasks: tasks of a test.
         test_rollouts: of each test task, after each step.
@@ -49,7 +49,7 @@ class ControlRecipe(Recipe):
     tasks: str = "cheetah-direction"
     learner: str = "maml"
     inner_lr: float = 0.1
-    later: float = 0.5
+    later_lr_factor: float = 0.5
     hidden: tuple[int, ...] = (100, 100)
     std: float = 1.0
     last: float = 1.0
@@ -65,7 +65,7 @@ class ControlRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_sizes(self.hidden, self.std)
-        for name in ("inner_lr", "later"):
+        for name in ("inner_lr", "later_lr_factor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         at_least(self, {"test_tasks": 2, "test_rollouts": 1, "test_steps": 0})
@@ -94,14 +94,14 @@ def control(recipe: ControlRecipe, tasks: str | None = None) -> Control:
         found.backend = recipe.backend
     elif recipe.backend != "mujoco":
         raise ValueError(f"backend={recipe.backend!r}: {found.name} is not simulated by MuJoCo")
-    return Seen(found) if learners.row(recipe.learner, "rollouts").sees_goal else found
+    return GoalObserved(found) if learners.row(recipe.learner, "rollouts").sees_goal else found
 
 
 def build(recipe: ControlRecipe) -> PolicyLearner:
     """The learner of a recipe, its weights drawn from `recipe.outer.seed`.
 
     Raises:
-        ValueError: a learner that is no policy, or settings that it does not have.
+        ValueError: a learner that is not a policy, or settings that it does not have.
     """
     row, tasks = learners.row(recipe.learner, "rollouts"), control(recipe)
     with seeding.seeded(recipe.outer.seed, "weights"):
@@ -134,8 +134,8 @@ def _recurrent(recipe: ControlRecipe, tasks: Control) -> GaussianGRU:
 
 
 def begin(recipe: ControlRecipe) -> PolicyLearner:
-    """The learner that a training begins with: drawn from the seed, or with the weights of `recipe.start`. Learned
-    rates begin anew where that run has none.
+    """The learner that a training run begins with: drawn from the seed, or with the weights of `recipe.start`. Learned
+    rates start again where that run has none.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or one of another program.

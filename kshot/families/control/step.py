@@ -61,8 +61,8 @@ class Acting(Region):
             batch of rollouts; "sac", several of them on what is kept of all rollouts, of `train_tasks` tasks.
         epochs: steps of the optimiser in an outer step ("ppo", "sac").
         train_tasks: that are drawn once and visited again and again ("sac").
-        context: transitions that a belief is made of, at most: each step of the optimiser draws a number from a
-            thirty-second of it on ("sac").
+        context: transitions that a posterior over tasks ("belief") is inferred from, at most: each step of the
+            optimiser draws a number from a thirty-second of it on ("sac").
         transitions: of each task in one step of the optimiser ("sac").
         memory: steps of all tasks that are kept ("sac").
     """
@@ -106,7 +106,7 @@ def meta_train(
     """Meta-train a policy, yielding a `Record` after each outer step.
 
     A record's metrics: `return_before` and `return_after` the inner step (means over tasks and rollouts, at the
-    training tasks and before the outer step), `kl`, `entropy`, `tries` of the outer step, `env_steps` so far, and the
+    training tasks and before the outer step), `kl`, `entropy`, `tries` of the line search, `env_steps` so far, and the
     shares of the step's time that went into `simulation`, `policy` and `update`.
 
     Args:
@@ -119,7 +119,7 @@ def meta_train(
 
     Raises:
         NonFiniteLoss: with the step and what to try; the last checkpoint stays as it was. Infinite observations or
-            rewards among others, which are told apart, with the tasks and their goals; what was learned is saved.
+            rewards among others, which are kept apart, with the tasks and their goals; what was learned is saved.
         CheckpointError: a checkpoint that cannot be written or read; another process trains in `out`.
         ValueError: a policy for observations or actions of another size; a trust region for a learner that has none.
     """
@@ -136,7 +136,7 @@ def meta_train(
 def validation(
     learner: PolicyLearner, val: Control | None, outer: Outer, acting: Acting
 ) -> Callable[[], Scores] | None:
-    """What `kshot.training.loop.loop` takes: returns in `outer.val_tasks` tasks, after as many rounds of adapting as
+    """What `kshot.training.loop.loop` takes: returns in `outer.val_tasks` tasks, after as many adaptation steps as
     training has; None without tasks.
     """
     if val is None:
@@ -221,7 +221,7 @@ class PolicyStep:
         """Nothing is derived from a policy's weights."""
 
     def _act(self, goals: Array, i: int, clock: Stopwatch) -> tuple[list[Trajectory], dict[str, float]]:
-        """All rounds of a batch of tasks, and what they tell."""
+        """All rounds of a batch of tasks, and their metrics."""
         learner, acting, last = self.learner, self.acting, self.learner.rounds - 1
         purposes = ["query" if k == last else f"support {k}" if k else "support" for k in range(learner.rounds)]
         generators = [seeding.generator(self.outer.seed, purpose, i) for purpose in purposes]

@@ -36,7 +36,7 @@ def film(
     *,
     steps: int = 1,
     rollouts: int = 20,
-    later: float = 0.5,
+    later_lr_factor: float = 0.5,
     discount: float = 0.99,
     lam: float = 1.0,
     seed: int = 1,
@@ -52,7 +52,7 @@ def film(
         path: ends in .mp4 or .gif.
         steps: gradient steps between the two.
         rollouts: that each step is taken on.
-        later: factor of the rate after the first step.
+        later_lr_factor: factor of the rate after the first step.
         discount, lam: of the advantages.
         seed: of everything random.
         width, height: of each half, pixels.
@@ -81,7 +81,7 @@ def film(
         simulator = tasks.simulator(goals, rollouts, torch.get_num_threads())
         generator = seeding.generator(seed, "film", k)
         trajectory = collect(learner.actor(state), simulator, tasks.horizon, generator)
-        state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later if k else 1.0)
+        state = adapt_all(learner, state, learner.digest(trajectory, discount, lam), later_lr_factor if k else 1.0)
     after = learner.single(tree.index(state, 0)) if steps else before
     halves, paid = [], []
     try:

@@ -40,7 +40,7 @@ class FunctionTest(Test):
         steps: adaptation steps, for learners that take steps; None: as in training.
         baseline_tasks: test a Gaussian process that is fitted to each support set, and the nearest neighbours, on this
             many of the tasks.
-        autoregressive: the joint density one value after another.
+        autoregressive: also the joint density, by autoregressive evaluation.
         split: of the classes whose images are functions.
         data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
         context: write log-density against the size of the support set to this PNG.
@@ -127,18 +127,18 @@ def _baselines(recipe: FunctionRecipe, data: str, most: int) -> list[Baseline]:
 
 
 def _title(data: str, points: int | None, result: Scores) -> str:
-    best = {"oracle": "value by value", "joint_oracle": "together"}
+    best = {"oracle": "marginal", "joint_oracle": "joint"}
     known = [f"{result[name].mean:.3f} {words}" for name, words in best.items() if name in result.columns]
-    nats = f", nats; the best possible: {', '.join(known)}" if known else ""
+    nats = f", nats; oracle: {', '.join(known)}" if known else ""
     shown = data if points is None else f"{data}, {points} points"
     return f"{shown}, {result.rests_on} (seed {result.seed}){nats}"
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------------------- plots
 
 
 def draw(run: Run, test: FunctionTest, path: Path) -> None:
-    """A picture of one function with the learner's answer (pixels: of eight), to a PNG."""
+    """A plot of one function with the learner's answer (pixels: of eight), to a PNG."""
     from kshot import plots
 
     recipe = _recipe_of(run)

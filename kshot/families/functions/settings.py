@@ -23,7 +23,7 @@ class FunctionRecipe(NetworkRecipe):
     Attributes:
         data: "sinusoid", "gp-KERNEL" (`kshot.tasks.GaussianProcess`), "np-NAME" (`kshot.tasks.functions.published`),
             "predator-prey", "varied" (`kshot.tasks.functions.varied`), or "pixels:DATA", the images of a data set as
-            functions of the place.
+            functions of pixel coordinates.
         shots: points of a curve ("sinusoid"; the others draw their numbers).
         queries: scored points of a curve ("sinusoid").
         train_shots: points in training; 0 means `shots`.
@@ -63,7 +63,7 @@ def build(recipe: FunctionRecipe) -> Learner:
         ValueError: a learner that takes no functions, or settings that it does not have.
     """
     row, (inputs, outputs) = learners.row(recipe.learner, "values"), registry.sizes(recipe.data, recipe.channels)
-    settings = given(recipe, "inner_lr", "inner_steps", "later")
+    settings = given(recipe, "inner_lr", "inner_steps", "later_lr_factor")
     with seeded(recipe.outer.seed, "weights"):
         if row.network == "own":
             settings = {"inputs": inputs, "outputs": outputs, **settings}
@@ -106,5 +106,5 @@ def unused(recipe: FunctionRecipe) -> set[str]:
     own |= {f"train_{name}" for name in ("shots", "queries") if name not in takes}
     own |= {"train_split"} - ({"train_split"} if "splits" in takes else set())
     if learners.row(recipe.learner, "values").network == "own":
-        own |= {"network", "width", "inner_lr", "inner_steps", "later", "test_steps"}
+        own |= {"network", "width", "inner_lr", "inner_steps", "later_lr_factor", "test_steps"}
     return own & {f.name for f in fields(recipe)}

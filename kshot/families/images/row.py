@@ -1,7 +1,7 @@
 """Classes of images as a family: how runs are trained, and how they are tested beside their baselines.
 
 A test says on its own which classes were trained on: it refuses classes that the learner has seen, unless it is asked
-to (`seen=True`), and then every result tells how many they were.
+to (`seen=True`), and then every result says how many there were.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ImageTest(Test):
         data_root: folder of the data sets; else the environment variable KSHOT_DATA, else the user's cache folder.
         pretrain: steps of the pre-training of one of the baselines, once per run (it is kept beside the checkpoints);
             0 leaves that baseline out.
-        seen: allow test classes that were trained on; the result tells how many they are.
+        seen: allow test classes that were trained on; the result says how many there are.
         unseen_scripts: of characters: test only those of scripts that no training class is written in, by hand or in
             print (`kshot.data.scripts`).
         device: "cpu", "cuda", ...
@@ -235,7 +235,7 @@ def _fitting(run: Run, shown: ImageRecipe) -> Learner:
 
 
 def _described(shown: ImageRecipe, episodes: Episodes, split: str, test: ImageTest, run: Run) -> dict[str, Any]:
-    """What a result tells of its tasks.
+    """What a result says about its tasks.
 
     Raises:
         ValueError: they are of classes that were trained on, and that was not allowed.
@@ -345,7 +345,7 @@ def _pretrained(run: Run, test: ImageTest, progress: Progress) -> nn.Module:
 
 
 def draw(run: Run, test: ImageTest, path: Path, max_queries: int = 5) -> None:
-    """A picture of one test task with the learner's guesses, to a PNG; at most `max_queries` queries per class."""
+    """A plot of one test task with the learner's guesses, to a PNG; at most `max_queries` queries per class."""
     from kshot import plots
 
     shown = recipe_of(run, test, next(iter(test.on), None), next(iter(test.shots), None))
@@ -365,7 +365,7 @@ def _upgrade(kept: dict[str, Any]) -> dict[str, Any] | None:
 def _unused(recipe: ImageRecipe) -> set[str]:
     """Settings that say nothing for a recipe's learner."""
     one_pass = learners.row(recipe.learner, "classes").network == "features"
-    return {"inner_lr", "inner_steps", "later", "test_steps"} if one_pass else set()
+    return {"inner_lr", "inner_steps", "later_lr_factor", "test_steps"} if one_pass else set()
 
 
 FAMILY = Family(

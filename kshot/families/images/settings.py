@@ -110,7 +110,9 @@ def build(recipe: ImageRecipe) -> Learner:
     row = learners.row(recipe.learner, "classes")
     with seeded(recipe.outer.seed, "weights"):
         own = {"body": body(recipe, row.network == "head"), "ways": recipe.trained_ways}
-        learner = learners.made(recipe.learner, row, {**own, **given(recipe, "inner_lr", "inner_steps", "later")})
+        learner = learners.made(
+            recipe.learner, row, {**own, **given(recipe, "inner_lr", "inner_steps", "later_lr_factor")}
+        )
     if recipe.network == "conv4" and recipe.pool == "max" and not learners.REGISTRY[recipe.learner].baseline:
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.nn.kernels wants it
     return in_precision(learner, recipe)

@@ -59,8 +59,8 @@ class Fast(NamedTuple):
     """What a gradient-based learner knows: fast weights, and the support set whose batch statistics go with them.
 
     Attributes:
-        params: `{name: tensor}`, every parameter of the body.
-        support_x: `[N, ...]` the support set adapted on last; empty before, and for a body without batch norm.
+        params: `{name: tensor}`, every parameter of the network.
+        support_x: `[N, ...]` the support set adapted on last; empty before, and for a network without batch norm.
         support_mask: `[N]` bool, the rows that are labelled.
         present: `[W]` bool, the classes that had an example; all False before, and in a regression.
     """
@@ -96,17 +96,18 @@ class Descends(Learns, Protocol):
 
 
 def check(body: nn.Module) -> None:
-    """Refuse a body with running statistics. Other side effects show at the first call (`_body.call`)."""
+    """Refuse a network with running statistics. Other side effects show at the first call (`_body.call`)."""
     knn.require_functional(body)
 
 
 def normalises(body: nn.Module) -> bool:
-    """Whether the body has batch statistics, so that a prediction depends on what it is predicted with."""
+    """Whether the network has batch statistics, so that a prediction depends on what it is predicted with."""
     return any(isinstance(module, knn.BatchNorm) for module in body.modules())
 
 
 def select(body: nn.Module, prefixes: Iterable[str] | None) -> list[str]:
-    """The names of the body's parameters that begin with one of these prefixes (None: those that require a gradient).
+    """The names of the network's parameters that begin with one of these prefixes (None: those that require a
+    gradient).
 
     A parameter that is in two places (tied weights) is found by either name, and goes by the first.
 
@@ -131,12 +132,12 @@ def select(body: nn.Module, prefixes: Iterable[str] | None) -> list[str]:
     named = {id(p) for name, p in body.named_parameters(remove_duplicate=False) if name.startswith(prefixes)}
     chosen = [name for name, p in params.items() if id(p) in named]
     if not chosen:
-        raise ValueError(f"no parameter of the body begins with any of {list(prefixes)}: it has {list(params)}")
+        raise ValueError(f"no parameter of the network begins with any of {list(prefixes)}: it has {list(params)}")
     return chosen
 
 
 def moving(body: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of the names whose parameters still require a gradient; all where the whole body was frozen since (a
+    """Those of the names whose parameters still require a gradient; all where the whole network was frozen since (a
     learner that is used and not trained).
     """
     names = list(names)
@@ -161,7 +162,7 @@ def head_names(body: nn.Module, head: str) -> dict[str, str]:
 
 
 def start(learner: Learns) -> Fast:
-    """The state before any support set: the body's own parameters."""
+    """The state before any support set: the network's own parameters."""
     params: Params = dict(learner.body.named_parameters())
     like = next(iter(params.values()))
     none = like.new_zeros(0, dtype=torch.bool)
@@ -199,7 +200,7 @@ def support_loss(learner: Learns, support: Batch, present: Tensor) -> Callable[[
 
 
 def inner_loss(learner: Learns, outputs: Tensor, support: Batch, present: Tensor) -> Tensor:
-    """The criterion of the body's outputs `[N, O]` on the support set."""
+    """The criterion of the network's outputs `[N, O]` on the support set."""
     classes = not support.y.is_floating_point()
     checks.outputs(type(learner.body).__name__, support.x, outputs, learner.ways if classes else None)
     return learner.criterion(losses.among(outputs, present) if classes else outputs, support.y)
@@ -236,7 +237,7 @@ def descend(
 def self_contained(learner: Learns) -> bool:
     """Whether the loss depends on nothing that has a gradient but the weights it is given.
 
-    A criterion of the learner's own may use parameters outside the body without being given them, and what
+    A criterion of the learner's own may use parameters outside the network without being given them, and what
     `kshot.engine.rematerialise.recomputed` is not given gets no gradient.
     """
     own = getattr(type(learner), "criterion", None) is not Learner.criterion
@@ -272,30 +273,30 @@ def path(
     support: Batch,
     rates: Mapping[str, float | Tensor],
     steps: int | None,
-    later: float = 1.0,
+    later_lr_factor: float = 1.0,
 ) -> list[Fast]:
     """The states after 0, 1, ..., `steps` (None: `learner.inner_steps`) times `descend` on the support set's loss.
 
-    After the first step the rates are `later` times `rates`.
+    After the first step the rates are `later_lr_factor` times `rates`.
     """
     state, support = begin(learner, state, support)
     states = [state]
-    for step_rates in _schedule(learner.inner_steps if steps is None else steps, rates, later):
+    for step_rates in _schedule(learner.inner_steps if steps is None else steps, rates, later_lr_factor):
         params = step(learner, states[-1].params, support, state.present, step_rates, learner.first_order)
         states.append(states[-1]._replace(params=params))
     return states
 
 
 def end(
-    learner: Descends, state: Fast, support: Batch, rates: Mapping[str, float | Tensor], later: float = 1.0
+    learner: Descends, state: Fast, support: Batch, rates: Mapping[str, float | Tensor], later_lr_factor: float = 1.0
 ) -> Fast:
     """`path(...)[-1]`. Inside `kshot.engine.rematerialise.frugal` the weights before every second step alone are kept,
-    and those between are made anew with the graphs. Not so under `vmap`, where calls of `recomputed` cannot be nested.
+    and those between are recomputed with the graphs. Not so under `vmap`, where calls of `recomputed` cannot be nested.
     """
-    schedule = _schedule(learner.inner_steps, rates, later)
+    schedule = _schedule(learner.inner_steps, rates, later_lr_factor)
     saves = rematerialise.is_frugal() and not (learner.first_order or knn.transformed()) and self_contained(learner)
     if len(schedule) < 3 or not saves:
-        return path(learner, state, support, rates, None, later)[-1]
+        return path(learner, state, support, rates, None, later_lr_factor)[-1]
 
     def moved(params: Params, support: Batch, present: Tensor, *schedule: dict[str, float | Tensor]) -> Params:
         for step_rates in schedule:
@@ -309,10 +310,12 @@ def end(
     return state
 
 
-def _schedule(steps: int, rates: Mapping[str, float | Tensor], later: float) -> list[dict[str, float | Tensor]]:
+def _schedule(
+    steps: int, rates: Mapping[str, float | Tensor], later_lr_factor: float
+) -> list[dict[str, float | Tensor]]:
     """The rates of each step."""
     first = dict(rates)
-    small = first if later == 1 else {name: later * rate for name, rate in rates.items()}
+    small = first if later_lr_factor == 1 else {name: later_lr_factor * rate for name, rate in rates.items()}
     return [small if k else first for k in range(steps)]
 
 
@@ -333,7 +336,7 @@ def adam(
 
 
 def forward(learner: Predicts, state: Fast, x: Tensor) -> Tensor:
-    """The body's outputs at `x` `[M, ...]` under the state's weights, those of classes without an example closed.
+    """The network's outputs at `x` `[M, ...]` under the state's weights, those of classes without an example closed.
 
     `learner.transductive`: batch norms use the statistics of `x` itself (all M queries at once). Otherwise those of the
     support set, so that a query's prediction does not depend on the other queries.

@@ -1,6 +1,6 @@
 """ANIL: almost no inner loop. MAML learns features that the inner steps hardly change, so adapt the last layer alone.
 
-    phi, head = meta-parameters of the body and of its last layer
+    phi, head = meta-parameters of the network and of its last layer
     for each task: features = body(support) once; w = head
         repeat inner_steps times: w = w - inner_lr * d loss(w(features), support.y) / d w
     minimise the mean of loss(w(body(query)), query.y) over phi and head, through the steps
@@ -35,14 +35,15 @@ class ANIL(Learner):
         body: maps inputs to `ways` scores, or to the D values of a regression; its last layer is `head`.
         ways: classes of a task, W; unused by a regression.
         inner_lr: rate of the inner steps. 0.4: as MAML, appendix A.1.
-        inner_steps: number of inner steps, >= 0; may be changed after training. They cost little: the body runs once.
+        inner_steps: number of inner steps, >= 0; may be changed after training. They cost little: the network runs
+            once.
         first_order: take the inner gradients as constants.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
-        head: the attribute of the body that is its last layer.
+        head: the attribute of the network that is its last layer.
 
     Raises:
-        ValueError: a body with running statistics or without a layer `head`, or `inner_steps` that are no whole number
-            >= 0.
+        ValueError: a network with running statistics or without a layer `head`, or `inner_steps` that are not whole
+            number >= 0.
     """
 
     stepwise = True
@@ -68,7 +69,7 @@ class ANIL(Learner):
         self.surrogate = first_order  # its meta-gradient is an estimate, not the derivative of its loss
         self.transductive = checks.flag("transductive", transductive) and _inner.normalises(body)
         self.head = head
-        names = _inner.head_names(body, head)  # {name within the head: name within the body}
+        names = _inner.head_names(body, head)  # {name within the head: name within the network}
         asked = {name for name, p in body.named_parameters() if p.requires_grad}
         self.adapts = {name: full for name, full in names.items() if full in asked}
         if not self.adapts:
@@ -105,11 +106,11 @@ class ANIL(Learner):
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
-        """The outputs `[M, W]` or `[M, D]` of the body with the adapted head."""
+        """The outputs `[M, W]` or `[M, D]` of the network with the adapted head."""
         return _inner.forward(self, state, x)
 
     def _features(self, layer: nn.Module, params: Params, support: Batch) -> Tensor:
-        """What goes into the last layer when the body sees the support set."""
+        """What goes into the last layer when the network sees the support set."""
         caught: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:

@@ -39,7 +39,7 @@ class BOIL(Learner):
 
     Raises:
         ValueError: a body with running statistics, without a layer `head`, or with no other layer; or `inner_steps`
-            that are no whole number >= 0.
+            that are not a whole number >= 0.
     """
 
     stepwise = True

@@ -1,6 +1,6 @@
 """A baseline: train a network on the support set alone, from a start that no task has changed.
 
-    theta = start                          # a fresh network, or a pre-trained body with a head of zeros
+    theta = start                          # a fresh network, or a pre-trained network with a head of zeros
     repeat steps times: theta = optimizer step on cross_entropy(network(theta, support.x), support.y)
     scores = network(theta, query.x)
 
@@ -53,16 +53,16 @@ class FineTune(Learner):
         mode: which parameters are trained, "all" or those of the last layer, "head".
         optimizer: "sgd" or "adam" (with betas 0.9 and 0.999).
         momentum: of "sgd". 0.9: Chen et al.
-        fresh_head: start with a last layer of zeros and `ways` outputs, whatever the size of the body's own.
-        head: the body's attribute that is its last layer (`mode="head"` and `fresh_head`).
-        seed: start with fresh weights drawn from this seed (a copy of the body); None: with the body's own.
+        fresh_head: start with a last layer of zeros and `ways` outputs, whatever the size of the network's own.
+        head: the network's attribute that is its last layer (`mode="head"` and `fresh_head`).
+        seed: start with fresh weights drawn from this seed (a copy of the network); None: with the network's own.
         transductive: normalise queries by their own batch statistics; False: by the support set's.
 
     Differs from the paper: full batches (4 images at a time there), no weight decay.
 
     Raises:
-        ValueError: an unknown `mode` or `optimizer`, no body, one with running statistics or (where needed) without a
-            layer `head`, or `steps` that are no whole number >= 0.
+        ValueError: an unknown `mode` or `optimizer`, no network, one with running statistics or (where needed) without
+            a layer `head`, or `steps` that are not a whole number >= 0.
     """
 
     frozen = ("",)

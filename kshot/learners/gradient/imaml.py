@@ -42,8 +42,8 @@ class IMAML(Learner):
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
 
     Raises:
-        ValueError: a body with running statistics, `lam` <= 0, or `inner_steps` or `cg_steps` that are no whole number
-            >= 0.
+        ValueError: a network with running statistics, `lam` <= 0, or `inner_steps` or `cg_steps` that are not whole
+            number >= 0.
     """
 
     surrogate = True
@@ -95,7 +95,7 @@ class IMAML(Learner):
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
-        """The adapted body's outputs `[M, W]` or `[M, D]`."""
+        """The adapted network's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:

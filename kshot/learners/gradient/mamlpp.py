@@ -6,7 +6,7 @@
     minimise the mean total over phi, rates and batch norms; weight moves from 1/K each to the last step alone
 
     learner = MAMLpp(kshot.nn.Conv4(out=5), ways=5)
-    learner.set_progress(0.0)      # the training loop tells the share of the training that is done
+    learner.set_progress(0.0)      # the training loop sets the share of training that is done
     state = learner.adapt(learner.init(), task.support)
     scores = learner.predict(state, task.query.x)
 
@@ -48,7 +48,7 @@ class MAMLpp(Learner):
             0: the published configuration does without; the paper's text proposes the first 50 epochs.
 
     Raises:
-        ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
+        ValueError: a network with running statistics, or `inner_steps` that are not a whole number >= 0.
     """
 
     stepwise = True
@@ -86,7 +86,7 @@ class MAMLpp(Learner):
         inner_lr = checks.number("inner_lr", inner_lr)
         like = next(iter(params.values()))
         self.rates = nn.Parameter(like.new_full((max(inner_steps, 1), len(self.adapts)), inner_lr))  # [K, tensors]
-        # The body's own batch norms are step 1's; here are those of the steps 2..K, [K - 1, C] each.
+        # The network's own batch norms are step 1's; here are those of the steps 2..K, [K - 1, C] each.
         later = range(1, inner_steps)
         self.norms = nn.ParameterList(
             torch.stack([params[name].detach() for _ in later]) for name in self.norm_names if later
@@ -98,7 +98,7 @@ class MAMLpp(Learner):
         return self.first_order or self.progress < self.first_order_share
 
     def set_progress(self, fraction: float) -> None:
-        """Tell the share of the training that is done, 0 to 1: a Python number, so nothing branches on a tensor."""
+        """Set the share of training that is done, 0 to 1: a Python number, so nothing branches on a tensor."""
         self.progress = float(fraction)
 
     def init(self) -> Fast:
@@ -122,7 +122,7 @@ class MAMLpp(Learner):
         return path
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
-        """The adapted body's outputs `[M, W]` or `[M, D]`."""
+        """The adapted network's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:

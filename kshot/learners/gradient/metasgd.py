@@ -38,7 +38,7 @@ class MetaSGD(Learner):
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
 
     Raises:
-        ValueError: a body with running statistics, or `inner_steps` that are no whole number >= 0.
+        ValueError: a network with running statistics, or `inner_steps` that are not a whole number >= 0.
     """
 
     stepwise = True
@@ -80,7 +80,7 @@ class MetaSGD(Learner):
         return _inner.path(self, state, support, self._rates(), steps)
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
-        """The adapted body's outputs `[M, W]` or `[M, D]`."""
+        """The adapted network's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self, state, x)
 
     def _rates(self) -> dict[str, Tensor]:

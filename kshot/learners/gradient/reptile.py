@@ -43,13 +43,13 @@ class Reptile(Learner):
         inner_steps: number of inner steps, >= 0; many more at test, see above.
         inner_optimizer: "adam" (beta1 = 0, beta2 = 0.999: the paper's) or "sgd".
         moments: of Adam: "shared", its second moments live on from task to task, as in the authors' code; "fresh", they
-            begin anew in each, so that the first step is one of equal size for every weight.
+            start again in each, so that the first step is one of equal size for every weight.
         inner_batch: examples of a step, taken in turn from a fixed shuffling of the set; None: all.
         transductive: normalise queries by their own batch statistics; False: by the support set's. May be switched.
 
     Raises:
-        ValueError: a body with running statistics, an unknown `inner_optimizer`, `inner_steps` that are no whole number
-            >= 0, or an `inner_batch` that is no whole number >= 1.
+        ValueError: a network with running statistics, an unknown `inner_optimizer`, `inner_steps` that are not whole
+            number >= 0, or an `inner_batch` that is not a whole number >= 1.
     """
 
     surrogate = True
@@ -134,7 +134,7 @@ class Reptile(Learner):
         return path, second, weight
 
     def predict(self, state: Fast, x: Tensor) -> Tensor:
-        """The adapted body's outputs `[M, W]` or `[M, D]`."""
+        """The adapted network's outputs `[M, W]` or `[M, D]`."""
         return _inner.forward(self, state, x)
 
     def loss(self, task: Task) -> tuple[Tensor, Metrics]:

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def require_body(body: nn.Module | None, learner: str) -> nn.Module:
-    """The body, or an error where there is none or where it cannot be used."""
+    """The backbone, or an error where there is none or where it cannot be used."""
     if body is None:
         raise ValueError(f"{learner} needs a body: a module that maps inputs [N, ...] to features [N, D]")
     knn.require_functional(body)
@@ -47,7 +47,7 @@ def feature_size(body: nn.Module, features: int | None) -> int:
 
 
 def batch_statistics(body: nn.Module) -> bool:
-    """Whether queries are normalised by statistics of themselves even in `eval()` mode: a transductive body."""
+    """Whether queries are normalised by statistics of themselves even in `eval()` mode: a transductive backbone."""
     return any(isinstance(part, knn.BatchNorm) and not part.population for part in body.modules())
 
 

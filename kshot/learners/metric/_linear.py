@@ -12,7 +12,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """`matrix^-1 right` for a positive definite matrix `[..., N, N]` and `[..., N, K]`; differentiable, any order.
 
     Not `torch.linalg.solve`: MKL's batched LU, in torch 2.13 for CPUs, breaks or hangs from about N = 200 on where
-    torch has several threads. NaN where float32 cannot tell the matrix from one that is not positive definite
+    torch has several threads. NaN where float32 cannot distinguish the matrix from one that is not positive definite
     (a ridge below its entries' rounding); LU gives numbers there, wrong ones.
     """
     root, failed = torch.linalg.cholesky_ex(matrix)

@@ -45,10 +45,10 @@ class MatchingNet(Learner):
         scale: factor of the cosine inside the softmax, > 0. 1: the paper's equation; one example of 5 ways then gets a
             probability of 0.65 at most, so we start from 10 (Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter (not in the paper).
-        features: D, where the body does not tell it as `out_features`.
+        features: D, where the backbone does not tell it as `out_features`.
 
     Raises:
-        ValueError: no body, one with running statistics, or one of unknown D; a `scale` <= 0.
+        ValueError: no backbone, one with running statistics, or one of unknown D; a `scale` <= 0.
 
     In `train()` mode `loss` embeds support and query as one batch; see `ProtoNet`.
     Differs from the paper: the scale.

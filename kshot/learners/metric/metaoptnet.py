@@ -49,11 +49,11 @@ class MetaOptNet(Learner):
             on normal features of lengths 0.4 to 40).
         iterations: of the interior point method. 15 in the authors' code; ours has converged after 20 (75 examples of 5
             classes, 100 of 20).
-        features: D, where the body does not tell it as `out_features`.
+        features: D, where the backbone does not tell it as `out_features`.
 
     Raises:
-        ValueError: no body, one with running statistics, or one of unknown D; a `cost`, `ridge` or
-            `smoothing` <= 0; or `iterations` that are no whole number >= 0.
+        ValueError: no backbone, one with running statistics, or one of unknown D; a `cost`, `ridge` or
+            `smoothing` <= 0; or `iterations` that are not a whole number >= 0.
 
     In `train()` mode `loss` embeds support and query as one batch; see `ProtoNet`.
     Differs from the paper: our own solver, one system of N equations per class rather than one of N * W (qpth); a

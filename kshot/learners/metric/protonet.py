@@ -46,13 +46,14 @@ class ProtoNet(Learner):
         scale: factor of the scores. None: 1 for "euclidean" (the paper); 10 for "cosine", whose scores would otherwise
             be within -1..1 (the initial value of Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter.
-        features: D, where the body does not tell it as `out_features`.
+        features: D, where the backbone does not tell it as `out_features`.
 
     Raises:
-        ValueError: no body, one with running statistics, or one of unknown D; an unknown `distance`, or a `scale` <= 0.
+        ValueError: no backbone, one with running statistics, or one of unknown D; an unknown `distance`, or a `scale`
+            <= 0.
 
     In `train()` mode `loss` embeds support and query as one batch, whose batch statistics are joint ones.
-    Differs from the paper: in `eval()` mode population statistics are used where the body has them
+    Differs from the paper: in `eval()` mode population statistics are used where the backbone has them
     (`BatchNorm(population=True)`), so that predictions are inductive; without them queries share batch statistics, and
     `transductive` says so.
     """

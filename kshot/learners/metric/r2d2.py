@@ -56,10 +56,10 @@ class R2D2(Learner):
         penalty: initial weight of the squared norm, > 0, learned by its logarithm. 50: the authors' code.
         scale: initial factor of the scores, learned. 10: the authors' code on Omniglot.
         balanced: classes weigh equally, whatever the numbers of their examples.
-        features: D, where the body does not tell it as `out_features`.
+        features: D, where the backbone does not tell it as `out_features`.
 
     Raises:
-        ValueError: no body, one with running statistics, or one of unknown D; a `penalty` <= 0.
+        ValueError: no backbone, one with running statistics, or one of unknown D; a `penalty` <= 0.
 
     In `train()` mode `loss` embeds support and query as one batch, as the authors' code does; see `ProtoNet`.
     Differs from the paper: the authors' code divides X and one_hot(y) by the square root of N, which is a penalty of N

@@ -9,7 +9,7 @@
     learner = SimpleShot.pretrained(body, feature_mean(body, bank), ways=5)
     state = learner.adapt(learner.init(), task.support)
 
-`pretrain` and `feature_mean` are in `kshot.training.pretrain`; the body may as well come from anywhere else.
+`pretrain` and `feature_mean` are in `kshot.training.pretrain`; the backbone may as well come from anywhere else.
 
 Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten: SimpleShot: Revisiting Nearest-Neighbor
 Classification for Few-Shot Learning. 2019, arXiv:1911.04623.
@@ -36,9 +36,9 @@ class SimpleShot(Learner):
         ways: the largest number of classes of a task, W.
         scale: factor of the scores. It changes no prediction, only how sure the scores and the loss are; 10, since
             squared distances are at most 4 here.
-        features: D, where the body does not tell it as `out_features`.
+        features: D, where the backbone does not tell it as `out_features`.
 
-    In the paper the body is trained by cross-entropy over all training classes at once, and no task is seen in
+    In the paper the backbone is trained by cross-entropy over all training classes at once, and no task is seen in
     training: `kshot.training.pretrain.pretrain`, then `SimpleShot.pretrained`.
 
     Differs from the paper: `loss` is the learner's own loss on tasks, so that it can also be meta-trained
@@ -60,10 +60,11 @@ class SimpleShot(Learner):
 
     @classmethod
     def pretrained(cls, body: nn.Module, mean: Tensor, *, ways: int, scale: float = 10.0) -> SimpleShot:
-        """The learner of the paper: a pre-trained body and the mean `[D]` of its features over the training classes.
+        """The learner of the paper: a pre-trained backbone and the mean `[D]` of its features over the training
+        classes.
 
-        The learner is in `eval()` mode, in which a body with population statistics uses them; the body is shared and
-        not copied.
+        The learner is in `eval()` mode, in which a backbone with population statistics uses them; the backbone is
+        shared and not copied.
 
         Raises:
             ValueError: a mean of another shape than `[D]`.
@@ -80,7 +81,7 @@ class SimpleShot(Learner):
 
     @torch.no_grad()
     def set_mean(self, mean: Tensor) -> None:
-        """Set the centre `[D]`: the mean of the body's features over the training classes."""
+        """Set the centre `[D]`: the mean of the backbone's features over the training classes."""
         if mean.shape != self.mean.shape:
             raise ValueError(f"the mean has shape {tuple(mean.shape)}, expected {tuple(self.mean.shape)}")
         self.mean.copy_(mean)

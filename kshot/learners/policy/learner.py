@@ -77,10 +77,10 @@ class PolicyLearner(Learner):
 
 
 def check_fits(learner: PolicyLearner, family: Control) -> None:
-    """Refuse what is no family, and a policy of another observation or action size than the tasks'.
+    """Refuse what is not a family, and a policy of another observation or action size than the tasks'.
 
     Raises:
-        TypeError: not a family of control tasks.
+        TypeError: not a distribution of control tasks.
         ValueError: with both sizes.
     """
     check_family(family)

@@ -52,7 +52,7 @@ class PolicyMAML(PolicyLearner):
         inner_lr: rate of the inner step.
         first_order: do not differentiate through it (FOMAML).
         adapts: False: the meta-objective is that of the policy before any step. One policy is trained for all tasks,
-            which is the paper's "pretrained", and its "oracle" where observations tell the goal.
+            which is the paper's "pretrained", and its "oracle" where observations include the goal.
         ratio: the inner step's loss is the ratio to the policy that acted, in place of the likelihood, weighted by the
             advantages. At that policy both have one gradient, so the step is the same, but only the ratio's second
             derivative is an estimate of the expected return's (Rothfuss et al. 2019, arXiv:1810.06784, section 5).

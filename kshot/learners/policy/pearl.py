@@ -99,11 +99,12 @@ class Believing:
         return x, self.learner.acts(x, self.z)
 
     def saw(self, actions: Tensor, rewards: Tensor, alive: Tensor) -> None:
-        """It is told by `adapt`."""
+        """It is set by `adapt`."""
 
 
 class PEARL(PolicyLearner):
-    """`adapt` adds up what transitions tell of z. Trained by `kshot.families.control.step` with `method="sac"`.
+    """`adapt` adds up the evidence of transitions about z. Trained by `kshot.families.control.step` with
+    `method="sac"`.
 
     Args:
         observation, action: D, A.

@@ -48,9 +48,9 @@ class Region:
         kl: largest mean divergence of a step, nats.
         cg_steps: steps of conjugate gradient.
         damping: added to the curvature's diagonal.
-        shrink: factor between two tries of the line search, 0..1.
+        shrink: backtracking factor of the line search, 0..1.
         tries: of the line search.
-        rows: the share of each task's steps that the products with the curvature are taken over, drawn anew for each
+        rows: the share of each task's steps that the products with the curvature are taken over, redrawn for each
             update, 0..1. Gradient, loss and divergence are always of all.
     """
 

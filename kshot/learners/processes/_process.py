@@ -1,4 +1,4 @@
-"""What neural processes share: a distribution as an answer, rows that are not there, the likelihood as the loss."""
+"""What neural processes share: a distribution as an answer, padding rows, the likelihood as the loss."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class CNP(Summing):
         least: the smallest standard deviation.
         rank: common causes of the values of an answer, see `Process`; 0 is none.
 
-    Differs from the paper: the decoder is told how many points there are (the share n / (n + 8)), which a mean hides.
+    Differs from the paper: the decoder is given the number of points (the share n / (n + 8)), which a mean hides.
     """
 
     def __init__(

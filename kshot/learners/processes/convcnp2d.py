@@ -1,13 +1,13 @@
-"""Convolutional conditional neural processes on a grid of two dimensions: pictures of which some pixels are known.
+"""Convolutional conditional neural processes on a grid of two dimensions: images of which some pixels are known.
 
-    density, signal = which pixels are known, and their values          # a picture each
+    density, signal = which pixels are known, and their values          # an image each
     features = convolutions(density, signal)
     mean, std = readout(features at the pixel that is asked for)
 
     learner = ConvCNP2d(height=28, width=28, outputs=1)
 
-Pixels are told by their place as `kshot.tasks.ImageCompletion` gives it: (row, column), -1..1 from the first to the
-last.
+Pixels are given by their coordinates as `kshot.tasks.ImageCompletion` gives it: (row, column), -1..1 from the first to
+the last.
 
 Jonathan Gordon et al.: Convolutional Conditional Neural Processes. ICLR 2020, arXiv:1910.13556, section
 4 ("on-the-grid").
@@ -35,14 +35,14 @@ class Picture(NamedTuple):
 
 
 class ConvCNP2d(Process):
-    """A convolutional network over a picture.
+    """A convolutional network over an image.
 
     Args:
         inputs: numbers of x: 2.
         outputs: numbers of a pixel.
-        height, width: of the picture.
+        height, width: of the image.
         channels: of the network.
-        levels: of the network's resolutions below the picture's.
+        levels: of the network's resolutions below the image's.
         kernel: width of a convolution, odd.
         least: the smallest standard deviation.
         rank: common causes of the values of an answer, see `Process`; 0 is none.
@@ -85,7 +85,7 @@ class ConvCNP2d(Process):
         return place[:, 0] * self.width + place[:, 1]
 
     def adapt(self, state: Picture, support: Batch) -> Picture:
-        """Add pixels at x `[N, 2]` of values y `[N, D]`; of one that is told twice the mean counts."""
+        """Add pixels at x `[N, 2]` of values y `[N, D]`; of one that is given twice the mean counts."""
         support = self.points(support)
         here, where = there(support), self._pixel(support.x)
         values = torch.cat([support.y.nan_to_num() * here[:, None], here[:, None]], 1)  # [N, D + 1]

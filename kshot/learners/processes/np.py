@@ -104,7 +104,7 @@ class NP(Latent, Summing):
         objective: "elbo", "iwae" or "ml".
         least: the smallest standard deviation of a value.
 
-    Differs from the paper: q is told how many points there are, as in `CNP`.
+    Differs from the paper: q is given the number of points, as in `CNP`.
     """
 
     def __init__(

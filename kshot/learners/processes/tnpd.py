@@ -51,8 +51,8 @@ class TNPD(Remembering):
         least: the smallest standard deviation.
         rank: common causes of the values of an answer, see `Process`; 0 is none.
 
-    Differs from the paper: the norm stands before each part, which trains without a warm-up; an unknown y is told by a
-    flag.
+    Differs from the paper: the norm stands before each part, which trains without a warm-up; an unknown y is marked by
+    a flag.
     """
 
     def __init__(

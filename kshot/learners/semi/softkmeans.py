@@ -30,7 +30,7 @@ class SoftKMeans(ProtoNet):
     """ProtoNet whose prototypes also move towards the unlabelled examples near them.
 
     Args:
-        body, ways, distance, scale, learn_scale, features: as `ProtoNet`.
+        backbone, ways, distance, scale, learn_scale, features: as `ProtoNet`.
         steps: of soft k-means, >= 0. 1: the paper's. Not an inner step: nothing is descended on.
 
     Differs from the paper: `steps` may be more than one, and the number of classes is that of the support set. Each

@@ -1,6 +1,6 @@
 """Control tasks: a task is a control problem, its data are the rollouts of a policy in it.
 
-    control.py      what a family of control tasks is; what it is simulated by (`Simulator`, `Physics`)
+    control.py      what a distribution of control tasks is; what it is simulated by (`Simulator`, `Physics`)
     sim.py          all rollouts of all tasks stepped together by MuJoCo's own threads; warp.py, on a GPU
     mujoco.py       a family whose body MuJoCo simulates
     paper.py v5.py  the families of MAML's paper, and of the papers after it on gymnasium's bodies

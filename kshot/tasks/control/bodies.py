@@ -3,8 +3,8 @@
 A goal has a number for each of these (`Bodies.parts`): the presence of each leg, its length and its strength, the
 robot's mass and the ground's friction, as shares of gymnasium's body. Every body is a model of its own, a lost leg is
 not there at all (no joints, no mass), and observations and actions are those of a body with all legs: what is missing
-reads 0, what is sent to it is ignored. Policies are not told the body; an oracle is
-(`kshot.tasks.control.observed.Seen`).
+reads 0, what is sent to it is ignored. Policies are not given the body; an oracle is
+(`kshot.tasks.control.observed.GoalObserved`).
 
 Trained on some bodies, tested on others: "ant-body" loses any of its first three legs or none, "ant-body-lost" the
 fourth, "ant-body-gained" has a fifth; "cheetah-body" loses any of five motors or none, "cheetah-body-lost" the sixth;
@@ -86,9 +86,9 @@ class Bodies(Mujoco):
         """Equal for bodies of the same joints, which can be simulated together."""
         return ()
 
-    def one(self, goals: Array) -> _One:
+    def one(self, goals: Array) -> _OneStructure:
         """The family of these bodies, which are of one structure."""
-        return _One(self, goals)
+        return _OneStructure(self, goals)
 
     def resting(self, model: Any) -> Array:
         """`[nq]`: the position that a body's rollouts start near."""
@@ -122,7 +122,7 @@ class Bodies(Mujoco):
         return paid - self.cost * np.square(actions).sum(1) + self.alive * ~self.fallen(physics)
 
 
-class _One(Mujoco):
+class _OneStructure(Mujoco):
     """A family of one structure: what `Mujocos` steps, with the columns that the whole family has."""
 
     def __init__(self, whole: Bodies, goals: Array):

@@ -14,7 +14,7 @@ import numpy as np
 from kshot.tasks.control.bodies import Bodies
 from kshot.tasks.control.control import Array, Control
 from kshot.tasks.control.mujoco import Mujoco
-from kshot.tasks.control.observed import Seen
+from kshot.tasks.control.observed import GoalObserved
 from kshot.tasks.control.sim import needs_mujoco
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ class NoOpenGL(OSError):
 
 
 def _robot(tasks: Control) -> Mujoco:
-    base = tasks.base if isinstance(tasks, Seen) else tasks
+    base = tasks.base if isinstance(tasks, GoalObserved) else tasks
     if not isinstance(base, Mujoco):
         raise ValueError(f"{tasks.name} has no body to be filmed: choose a robot's tasks")
     return base
 
 
 class Camera:
-    """Pictures of simulations of a family, from the side, following the torso.
+    """Images of simulations of a family, from the side, following the torso.
 
     Args:
         tasks: a robot's family.
@@ -117,7 +117,7 @@ def _opengl(width: int, height: int) -> Any:
 
 
 def _none(error: Exception) -> NoOpenGL:
-    return NoOpenGL(f"no picture: OpenGL cannot be used here ({_backend()}: {error}): {_HINT}")
+    return NoOpenGL(f"no image: OpenGL cannot be used here ({_backend()}: {error}): {_HINT}")
 
 
 def _backend() -> str:

@@ -1,4 +1,5 @@
-"""Families of control tasks: the body, what it observes, what it is paid, when it has fallen, and how tasks are drawn.
+"""Distributions of control tasks: the body, what it observes, what it is paid, when it has fallen, and how tasks are
+drawn.
 
 A task is a row of numbers, its *goal* (a direction, a velocity, a place). `Control.sample` draws goals as
 `TaskDistribution.sample` draws tasks of images; the data of the task come from acting in it
@@ -78,11 +79,11 @@ class Simulator(Protocol):
         ...
 
     def reset(self, rng: np.random.Generator) -> Array:
-        """Start all rollouts anew; returns what they observe, `[n, D]`."""
+        """Restart all rollouts; returns what they observe, `[n, D]`."""
         ...
 
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> Array:
-        """Start some rollouts anew; returns what all observe, `[n, D]`."""
+        """Restart some rollouts; returns what all observe, `[n, D]`."""
         ...
 
     def step(self, actions: Array) -> tuple[Array, Array]:
@@ -143,7 +144,7 @@ _HOW = (
 
 
 def check_family(tasks: Any) -> None:
-    """Refuse what is no family of control tasks, or one whose sizes cannot be.
+    """Refuse what is not a distribution of control tasks, or one whose sizes cannot be.
 
     Raises:
         TypeError: not a `Control`; a gymnasium environment among others.
@@ -157,7 +158,8 @@ def check_family(tasks: Any) -> None:
             kind += ", a gymnasium environment: that is one rollout of one task, and a family draws tasks and steps"
             kind += " many rollouts of each"
         raise TypeError(
-            f"a family of control tasks (kshot.tasks.control.control.Control) is needed, got {kind}. Instead, {_HOW}"
+            f"a distribution of control tasks (kshot.tasks.control.control.Control) is needed, got {kind}. "
+            f"Instead, {_HOW}"
         )
     name = getattr(tasks, "name", None)
     if not isinstance(name, str) or not name:

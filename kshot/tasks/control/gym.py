@@ -11,8 +11,8 @@ AntBody, AntBodyLost, AntBodyGained, HalfCheetahBody, HalfCheetahBodyLost, Walke
 bodies (`kshot.tasks.control.bodies`). Where no goal is given, each environment draws one at each reset; `info["goal"]`
 tells it.
 
-Environments can be copied and pickled: a copy has a simulation of its own, which goes on from the same state. In worker
-processes that are started anew ("spawn") the names are known by
+Environments can be copied and pickled: a copy has a simulation of its own, which continues from the same state. In
+worker processes that are started again ("spawn") the names are known by
 `gymnasium.make("kshot.tasks.control.gym:kshot/AntBody-v0")`, which imports this module.
 """
 
@@ -81,7 +81,7 @@ def _actions(tasks: Control, actions: Any, *rows: int) -> Array:
     if not np.isfinite(numbers).all():
         wrong = np.argwhere(~np.isfinite(numbers)).tolist()
         places = ", ".join(map(str, wrong[:5])) + (" and others" if len(wrong) > 5 else "")
-        raise ValueError(f"actions of {tasks.name} are not finite at {places}: clip them, or mend the policy")
+        raise ValueError(f"actions of {tasks.name} are not finite at {places}: clip them, or fix the policy")
     return numbers
 
 
@@ -212,9 +212,9 @@ class ControlEnv(Copied, gymnasium.Env):
 
 
 class ControlVectorEnv(Copied, VectorEnv):
-    """Many tasks, a rollout of each at a time, stepped together; one that has ended starts anew in the next step.
+    """Many tasks, a rollout of each at a time, stepped together; one that has ended restarts in the next step.
 
-    Goals that are bodies change at `reset()` alone: a rollout that starts anew by itself has the body that it had.
+    Goals that are bodies change at `reset()` alone: a rollout that restarts by itself has the body that it had.
 
     Args:
         tasks: a name of `kshot.tasks.control.registry.families`.
@@ -222,7 +222,7 @@ class ControlVectorEnv(Copied, VectorEnv):
         goals: `[n, G]`; None: each is drawn at each of its starts.
         threads: of the simulation; 0: one for each core.
         max_episode_steps: steps until a rollout is cut; None: the family's horizon.
-        render_mode: None; single environments have pictures.
+        render_mode: None; single environments have images.
 
     Raises:
         ValueError: a number of environments or steps below 1, goals of another size, or a render mode.
@@ -243,7 +243,7 @@ class ControlVectorEnv(Copied, VectorEnv):
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number}: at least 1 is needed")
         if render_mode is not None:
-            raise ValueError(f"render_mode={render_mode!r}: many at a time have no pictures; draw a single one")
+            raise ValueError(f"render_mode={render_mode!r}: many at a time have no images; draw a single one")
         self.tasks, self.num_envs, self.render_mode = family(tasks), num_envs, render_mode
         self.single_observation_space, self.single_action_space = _spaces(self.tasks)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -284,7 +284,7 @@ class ControlVectorEnv(Copied, VectorEnv):
         return _observed(self.tasks, self._sim.reset(self.np_random), self.num_envs), self._told()
 
     def step(self, actions: Array) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """See gymnasium. An environment that was over before the step starts anew, with a reward of 0.
+        """See gymnasium. An environment that was over before the step restarts, with a reward of 0.
 
         Raises:
             ValueError: actions of another shape than `[n, A]`, or that are not finite numbers.

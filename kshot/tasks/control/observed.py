@@ -1,4 +1,4 @@
-"""A family whose policies see the goal: the oracle of the paper's figures."""
+"""Tasks whose policies observe the goal: the oracle of the paper's figures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kshot._moved import renamed
 from kshot.tasks.control.control import Array, Control, Simulator
 from kshot.tasks.control.sim import Copied
 
-__all__ = ["Seen", "Telling"]
+__all__ = ["GoalObserved", "GoalObservedSimulator"]
 
 
-class Seen(Control):
-    """A family whose policies see the goal: the oracle of the paper's figures. D grows by G."""
+class GoalObserved(Control):
+    """Tasks whose policies observe the goal: the oracle of the paper's figures. D grows by G."""
 
     def __init__(self, base: Control):
         self.base = base
@@ -30,10 +31,10 @@ class Seen(Control):
 
     def simulator(self, goals: Array, rollouts: int, threads: int = 0) -> Simulator:
         """See `Control.simulator`."""
-        return Telling(self.base.simulator(goals, rollouts, threads))
+        return GoalObservedSimulator(self.base.simulator(goals, rollouts, threads))
 
 
-class Telling(Copied):
+class GoalObservedSimulator(Copied):
     """A simulator whose observations end with the goal."""
 
     def __init__(self, base: Simulator):
@@ -62,3 +63,6 @@ class Telling(Copied):
         """See `Simulator.step`."""
         observed, rewards = self.base.step(actions)
         return np.concatenate([observed, self.goals], axis=1), rewards
+
+
+__getattr__ = renamed(__name__, {"Seen": "GoalObserved", "Telling": "GoalObservedSimulator"})

@@ -27,7 +27,7 @@ __all__ = ["FAMILIES", "Ant", "Cheetah", "Paper", "Point", "Points"]
 
 
 class Paper(Mujoco):
-    """What both bodies share: one physics step an action, noise of 0.01 and 0.1 at the start, two kinds of task."""
+    """What both bodies share: one physics step per action, noise of 0.01 and 0.1 at the start, two kinds of task."""
 
     horizon = 200
     fastest: float

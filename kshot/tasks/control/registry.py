@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from kshot.tasks.control import bodies, paper, v5
 from kshot.tasks.control.control import Control, check_family
-from kshot.tasks.control.observed import Seen
+from kshot.tasks.control.observed import GoalObserved
 
 __all__ = ["families", "family", "register"]
 
@@ -60,4 +60,4 @@ def family(name: str, seen: bool = False) -> Control:
     known = families()
     if name not in known:
         raise ValueError(f"unknown control tasks {name!r}: there are {', '.join(known)}")
-    return Seen(known[name]()) if seen else known[name]()
+    return GoalObserved(known[name]()) if seen else known[name]()

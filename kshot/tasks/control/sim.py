@@ -1,7 +1,7 @@
 """All rollouts of all tasks step together: MuJoCo's own threads, no process and no Python for each of them.
 
 `mujoco.batch.Batch` (MuJoCo 4) keeps the whole state of every simulation, the solver's warm start included, steps them
-on a pool of threads and computes positions, velocities and forces anew at the new state, so that rewards are those of
+on a pool of threads and recomputes positions, velocities and forces at the new state, so that rewards are those of
 the state after the action and not of a physics step before. Results have the bits of a loop of `mj_step` over one
 simulation after another (tests/rl/test_sim.py).
 """
@@ -36,7 +36,7 @@ def needs_mujoco() -> tuple[Any, Path]:
     """The module `mujoco` and the folder of gymnasium's bodies.
 
     Raises:
-        ImportError: one of them is not installed, or too old; with the command that mends it.
+        ImportError: one of them is not installed, or too old; with the command that fixes it.
     """
     found = importlib.util.find_spec("gymnasium")
     try:
@@ -66,7 +66,7 @@ def check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Array:
     try:
         found = np.asarray(actions)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged; a tensor that needs a gradient or is on a GPU
-        raise ValueError(f"{wanted}; got what is no array of numbers ({error})") from error
+        raise ValueError(f"{wanted}; got what is not an array of numbers ({error})") from error
     if found.shape != shape or found.dtype.kind not in "fiu":
         raise ValueError(f"{wanted}; got {found.dtype} of shape {list(found.shape)}")
     return found.astype(np.float64, copy=False)
@@ -100,7 +100,7 @@ def _rows(tasks: Control, goals: Any, rollouts: int) -> tuple[int, Array]:
 
 
 class Copied:
-    """Copies, shallow ones too, and pickles have simulations of their own, which go on from the same state."""
+    """Copies, shallow ones too, and pickles have simulations of their own, which continue from the same state."""
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)
@@ -164,7 +164,7 @@ def _physics_again(
 
 @contextlib.contextmanager
 def _no_log_file() -> Iterator[None]:
-    """MuJoCo writes warnings of a divergence to MUJOCO_LOG.TXT in the current folder; we tell of it ourselves."""
+    """MuJoCo writes warnings of a divergence to MUJOCO_LOG.TXT in the current folder; we report it ourselves."""
     mujoco, _ = needs_mujoco()
     config = mujoco.MjLogConfig.get()
     before, config.logto_file = config.logto_file, False

@@ -1,10 +1,10 @@
 """The set "v5": gymnasium's HalfCheetah-v5 and Ant-v5 with a task, as in the papers after MAML's.
 
-Five physics steps an action, velocities from how far the body went, rewards of gymnasium's form. Jonas Rothfuss, Dennis
-Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal meta-policy search. ICLR 2019, arXiv:1810.06784. Kate
-Rakelly, Aurick Zhou, Deirdre Quillen, Chelsea Finn, Sergey Levine: Efficient off-policy meta-reinforcement learning via
-probabilistic context variables (PEARL). ICML 2019, arXiv:1903.08254. Luisa Zintgraf et al.: VariBAD. ICLR 2020,
-arXiv:1910.08348.
+Five physics steps per action (frame skip), velocities from how far the body went, rewards of gymnasium's form. Jonas
+Rothfuss, Dennis Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal meta-policy search. ICLR 2019,
+arXiv:1810.06784. Kate Rakelly, Aurick Zhou, Deirdre Quillen, Chelsea Finn, Sergey Levine: Efficient off-policy
+meta-reinforcement learning via probabilistic context variables (PEARL). ICML 2019, arXiv:1903.08254. Luisa Zintgraf et
+al.: VariBAD. ICLR 2020, arXiv:1910.08348.
 
 Differs from gymnasium: the ant's contact forces are those of the state after the action; gymnasium's are a physics step
 old. Observations of the cheetah, and its rewards for the direction 1 and the same weights, are gymnasium's own.
@@ -29,7 +29,7 @@ __all__ = ["FAMILIES", "V5", "Ant", "Cheetah"]
 
 
 class V5(Mujoco):
-    """What both bodies share: five physics steps an action, gymnasium's noise at the start."""
+    """What both bodies share: five physics steps per action (frame skip), gymnasium's noise at the start."""
 
     frame_skip = 5
     horizon = 200

@@ -5,8 +5,8 @@
     simulator = family.simulator(goals, rollouts=20)           # a Mujocos, as before
 
 The state lies in Warp's arrays, which are torch tensors without a copy; what an action does (its physics steps, and
-positions, velocities and forces anew at the new state) is recorded at a simulator's first action as a CUDA graph and
-replayed for the rest of its life, one outer step of a training. Rewards and
+positions, velocities and forces again at the new state) is recorded at a simulator's first action as a CUDA graph and
+replayed for the rest of its life, one outer step of a training run. Rewards and
 observations are made on the host, from what one step copies there: some sixty numbers of each simulation.
 
 Agrees with MuJoCo to float32's accuracy over short horizons with elliptic cones of friction (tests/rl/test_warp.py).
@@ -37,7 +37,7 @@ def needs_warp() -> tuple[Any, Any]:
     """The modules `warp` and `mujoco_warp`.
 
     Raises:
-        ImportError: they are not installed; with the command that mends it.
+        ImportError: they are not installed; with the command that fixes it.
     """
     try:
         mujoco_warp, warp = importlib.import_module("mujoco_warp"), importlib.import_module("warp")

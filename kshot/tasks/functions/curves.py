@@ -1,4 +1,4 @@
-"""Real curves as tasks: each is a function of which some points are told, and few of them are all there is.
+"""Real curves as tasks: each is a function of which some points are known; there are few curves.
 
     data = kshot.data.csv.read_csv("temperatures.csv")                      # or canadian(), growth("f"), lynx_hare()
     train, test = Curves(*data.curves).split(10, generator)  # 10 curves that training never sees, scaled as the others
@@ -58,16 +58,16 @@ class Curves:
     """Tasks that are curves: context points drawn at random, the rest is asked.
 
     Args:
-        x: `[K]`, the same places for all curves, different ones.
+        x: `[K]`, the same input locations for all curves, all different.
         y: `[C, K]` or `[C, K, D]` floating, NaN where a value is missing (all D of it). At least 2 values a curve.
         names: of the curves, different ones; None: "0", "1", ...
-        context: (least, most) points told, uniform; None: 3 to half of the places. A curve of fewer points keeps one
-            for its query.
-        targets: points asked, at most; None: all that are not told.
+        context: (least, most) known points, uniform; None: 3 to half of x. A curve of fewer points keeps one for its
+            query.
+        targets: points asked, at most; None: all that are not given.
         augment: what changes a curve a little each time it is drawn, so that few of them can be learned from; None: as
             they are. `split` gives it to the training curves alone.
         scale_x, scale_y: maps to use in place of those of this data, for instance another distribution's.
-        ragged: each task has its own number of points and rows that are not there have y = NaN; False: one number for a
+        ragged: each task has its own number of points and padding rows have y = NaN; False: one number for a
             batch (curves with missing values have fewer).
 
     A sample has x `[T, N, 1]` and `[T, M, 1]`, y `[T, N, D]` and `[T, M, D]`, float32. Curves may repeat in a batch.
@@ -108,9 +108,9 @@ class Curves:
         if x.dim() != 1 or y.dim() != 3 or y.shape[1] != len(x) or 0 in y.shape or len(x) < 2:
             raise ValueError(f"x {list(x.shape)} and y {told}: pass x [K] and y [C, K] or [C, K, D], K >= 2")
         if not bool(x.isfinite().all()) or len(x.unique()) < len(x):
-            raise ValueError("x has infinite or missing places, or one twice: pass different finite numbers")
+            raise ValueError("x has infinite, missing or repeated values: pass different finite numbers")
         if bool(y.isinf().any()) or bool((y.isnan().any(-1) != y.isnan().all(-1)).any()):
-            raise ValueError("y is infinite, or lacks some of the D values of a place and not all: pass NaN for all")
+            raise ValueError("y is infinite, or lacks some of the D values at one x and not all: pass NaN for all")
         self.x, self.y = x, y
         self.names = tuple(str(c) for c in range(len(y))) if names is None else tuple(names)
         if len(self.names) != len(y) or len(set(self.names)) < len(y):
@@ -123,7 +123,7 @@ class Curves:
             context = (min(3, max(1, len(x) // 2)), max(1, len(x) // 2))
         self.context = checks.sizes("context", context, 0)
         if context[1] >= len(x):
-            raise ValueError(f"context={context} of {len(x)} places leaves no query: pass most <= {len(x) - 1}")
+            raise ValueError(f"context={context} of {len(x)} points leaves no query: pass most <= {len(x) - 1}")
         self.targets = None if targets is None else checks.whole("targets", targets, 1)
         for name, value in (augment or Augmentation())._asdict().items():
             checks.number(f"augment.{name}", value)
@@ -139,7 +139,7 @@ class Curves:
 
     def __repr__(self) -> str:
         return (
-            f"Curves({len(self.names)} of {len(self.x)} places, context={self.context}, targets={self.targets}, "
+            f"Curves({len(self.names)} at {len(self.x)} x values, context={self.context}, targets={self.targets}, "
             f"augment={self.augment}, ragged={self.ragged})"
         )
 
@@ -281,7 +281,7 @@ def lynx_hare(data_root: Path | str | None = None, **options: Any) -> Curves:
 
 
 def _file(name: str, data_root: Path | str | None, make: str | None) -> Path:
-    from kshot.data import data_dir  # here: the room of data loads more than torch
+    from kshot.data import data_dir  # here: the package of data loads more than torch
 
     path = data_dir(data_root) / "curves" / name
     if path.exists():

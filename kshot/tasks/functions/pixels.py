@@ -1,4 +1,4 @@
-"""Pictures as functions from a pixel's place to its colour: what a few pixels tell of the rest.
+"""Images as functions from a pixel's coordinates to its colour: what a few pixels say about the rest.
 
     tasks = ImageCompletion(kshot.data.load("omniglot", "train"), context=(10, 200))
     task = tasks.sample(generator, 16)
@@ -25,24 +25,24 @@ __all__ = ["ImageCompletion"]
 
 
 class ImageCompletion:
-    """Each task is one picture, some of whose pixels are told.
+    """Each task is one image, some of whose pixels are known.
 
     Args:
         images: `[n, C, H, W]`, uint8 (0..255) or floating (0..1), or a bank of images (see `kshot.data`).
-        context: (least, most) pixels told, uniform; None: 10 to a quarter of the picture.
-        targets: pixels asked, drawn from those that are not told; None: by `grid`.
-        grid: without `targets`: True asks for all pixels, those told too, row by row from the top left corner; False
-            for all that are not told, in random order.
-        ragged: each task has its own number of pixels and rows that are not there have y = NaN; False: one number for a
+        context: (least, most) known pixels, uniform; None: 10 to a quarter of the image.
+        targets: pixels asked, drawn from those that are not given; None: by `grid`.
+        grid: without `targets`: True asks for all pixels, known ones too, row by row from the top left corner; False
+            for all that are not given, in random order.
+        ragged: each task has its own number of pixels and padding rows have y = NaN; False: one number for a
             batch.
 
     x is (row, column), each -1 at the first and 1 at the last; y the channels' values, 0..1. A sample has x `[T, N, 2]`
-    and `[T, M, 2]`, y `[T, N, C]` and `[T, M, C]`, float32. Pixels are told without repetition.
+    and `[T, M, 2]`, y `[T, N, C]` and `[T, M, C]`, float32. Known pixels are drawn without repetition.
 
     Attributes:
         input_shape, outputs: (2,), C.
-        height, width: of the pictures.
-        grid: whether the queries are the whole picture, row by row.
+        height, width: of the images.
+        grid: whether the queries are the whole image, row by row.
 
     Raises:
         ValueError: no images, values outside of 0..1, or more pixels than there are.
@@ -84,7 +84,7 @@ class ImageCompletion:
         if self.targets is not None and self.targets > count - context[1]:
             raise ValueError(
                 f"targets={targets} and context={context} are more than the {count} pixels: pass at most "
-                f"{count - context[1]} targets, or None for the whole picture"
+                f"{count - context[1]} targets, or None for the whole image"
             )
         self.grid, self.ragged = grid and targets is None, ragged
         self.independent = ragged or context[0] == context[1]
@@ -99,7 +99,7 @@ class ImageCompletion:
         )
 
     def sample(self, generator: torch.Generator, num_tasks: int) -> Task:
-        """`num_tasks` pictures, with repetition: a Task with a leading T."""
+        """`num_tasks` images, with repetition: a Task with a leading T."""
         t, device = whole("num_tasks", num_tasks, 1), generator.device
         chosen = torch.randint(len(self.images), (t,), generator=generator, device=device)
         pixels = self.images[chosen.to(self.images.device)].to(device)
@@ -119,14 +119,14 @@ class ImageCompletion:
         return Task(support, batch(dealt.query, dealt.asked))
 
     def picture(self, y: Tensor) -> Tensor:
-        """Values `[..., H*W, C]` of the whole grid as pictures `[..., C, H, W]`.
+        """Values `[..., H*W, C]` of the whole grid as images `[..., C, H, W]`.
 
         Raises:
             ValueError: they are not as many as the pixels.
         """
         if y.shape[-2:] != (self.height * self.width, self.outputs):
             raise ValueError(
-                f"values {list(y.shape)} are no picture of {self.height}x{self.width} with {self.outputs} channels: "
+                f"values {list(y.shape)} are not an image of {self.height}x{self.width} with {self.outputs} channels: "
                 "pass predictions for the queries of a distribution with grid=True and targets=None"
             )
         return y.transpose(-1, -2).unflatten(-1, (self.height, self.width))

@@ -47,7 +47,7 @@ class PredatorPrey:
         y: what the animals are multiplied with.
         pool: 0: every task has a trajectory of its own. Otherwise this many are simulated once, with `pool_seed`, and a
             task is points of one of them: much faster where many small batches are drawn. 4096 take about two seconds.
-        ragged: each task has its own number of support points and rows that are not there have y = NaN.
+        ragged: each task has its own number of support points and padding rows have y = NaN.
 
     Support and query are drawn from the times without repetition. A sample has x `[T, N, 1]` and `[T, M, 1]`, y
     `[T, N, 2]` and `[T, M, 2]` (prey, predators), float32.
@@ -56,7 +56,7 @@ class PredatorPrey:
     `data/predprey.py` of April 2022); `PredatorPrey.revised()` has the equations of its last one, from which
     Bruinsma et al. 2023 (arXiv:2303.14468) learned.
 
-    Differs from the source: the points of both outputs are at the same times, drawn anew for each task (there one draw
+    Differs from the source: the points of both outputs are at the same times, redrawn for each task (there one draw
     for a batch); populations are capped at K (as in its second version: the first could leave for infinity); the times
     kept are exactly even, so a step is a little shorter than `dt`; x and y are scaled; forecasting and reconstruction
     are not among the tasks.

@@ -1,10 +1,10 @@
-"""Gaussian processes as distributions over tasks: for these the best possible answer is known, the GP posterior.
+"""Gaussian processes as distributions over tasks: for these the optimal posterior is known, the GP posterior.
 
     tasks = GaussianProcess("rbf")
     task, truth = tasks.sample_with(generator, 16)        # truth: the kernels' hyper-parameters
     best = tasks.oracle(task, truth)                      # log-densities of the targets that nobody can beat on average
 
-Sizes differ from task to task: rows that are not there have y = NaN, in support and query, and x repeats a real one.
+Sizes differ from task to task: padding rows have y = NaN, in support and query, and x repeats a real one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class GaussianProcess:
 
     A range with low = high fixes a hyper-parameter. The defaults are the protocol of Nguyen and Grover 2022
     (Transformer neural processes, arXiv:2207.04179) and its code: x in -2..2, lengths 0.1..0.6, scales 0.1..1, periods
-    0.1..0.5, noise 0.02, 50 points in all.
+    0.1..0.5, noise 0.02, 50 points in total.
 
     A sample has x `[T, N, I]` (support, N = the most of `context`, or of this batch) and `[T, M, I]`, y `[T, N, 1]` and
     `[T, M, 1]`, float32, drawn in float64 by a Cholesky factor with a jitter of 1e-6 of the variance.
@@ -108,7 +108,7 @@ class GaussianProcess:
         context = checks.sizes("context", context, 0)
         if inputs > 1 and "periodic" in kernel:
             raise ValueError(
-                f"kernel={kernel!r} with inputs={inputs}: it is no covariance of the distance between points of a "
+                f"kernel={kernel!r} with inputs={inputs}: it is not a covariance of the distance between points of a "
                 "plane; pass inputs=1, or one of 'rbf', 'matern12', 'matern32', 'matern52'"
             )
         targets = None if targets is None else checks.whole("targets", targets, 1)
@@ -197,7 +197,7 @@ class GaussianProcess:
         return scale.square() * shape
 
     def oracle(self, task: Task, hyper: Hyper) -> Oracle:
-        """What the posterior with the true kernel says of the query's values; rows that are not there do not count."""
+        """What the posterior with the true kernel says of the query's values; padding rows do not count."""
         (a, y), (b, z) = ((x.double(), v[..., 0].double()) for x, v in task)
         noise = torch.full((len(a),), self.noise**2, dtype=torch.float64, device=a.device)
         mean, covariance = posterior(
@@ -210,7 +210,7 @@ class GaussianProcess:
         variance = covariance.diagonal(dim1=1, dim2=2)
         count = there.sum(1).clamp_min(1)
         single = -0.5 * (error.square() / variance + variance.log() + math.log(2 * math.pi))
-        # A row that is not there becomes a value of variance 1 / (2 pi) on its own, whose density at its mean is 1.
+        # A padding row becomes a value of variance 1 / (2 pi) on its own, whose density at its mean is 1.
         both = there[:, :, None] & there[:, None, :]
         joint = torch.where(both, covariance, eye / (2 * math.pi))
         factor = torch.linalg.cholesky(joint)
@@ -232,7 +232,7 @@ def posterior(own: Tensor, across: Tensor, asked: Tensor, y: Tensor, noise: Tens
     there = ~y.isnan()
     eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
     both = there[:, :, None] & there[:, None, :]
-    own = torch.where(both, own + noise[:, None, None] * eye, eye)  # rows that are not there stand alone ...
+    own = torch.where(both, own + noise[:, None, None] * eye, eye)  # padding rows stand alone ...
     across = torch.where(there[:, :, None], across, 0.0)  # ... and tell nothing
     factor = torch.linalg.cholesky(own)
     solved = torch.cholesky_solve(torch.cat([across, torch.where(there, y, 0.0)[..., None]], 2), factor)
@@ -246,12 +246,12 @@ class FunctionMixture:
     Args:
         families: distributions of functions with equal `input_shape` and `outputs`. At least one.
         weights: the chance of each; None: equal.
-        each: choose a family for every task, and fill up with rows that are not there (y = NaN) to common sizes.
+        each: choose a family for every task, and fill up with padding rows (y = NaN) to common sizes.
 
     The first form is that of W. Bruinsma's neuralprocesses (github.com/wesselb/neuralprocesses, `data/mixture.py`).
 
     Raises:
-        ValueError: no family, one of classification, other inputs or outputs, or weights that are no chances.
+        ValueError: no family, one of classification, other inputs or outputs, or weights that are not chances.
 
     >>> tasks = FunctionMixture(GaussianProcess("rbf"), GaussianProcess("matern12"), each=True)
     >>> tasks.sample(torch.Generator().manual_seed(0), 4).query.y.shape[0]
@@ -267,7 +267,7 @@ class FunctionMixture:
         for family in families:
             if of_classes(family) is not False or not isinstance(family, OfFunctions):
                 raise ValueError(
-                    f"{family!r} is no distribution of functions (classification = False, input_shape, outputs): "
+                    f"{family!r} is not a distribution of functions (classification = False, input_shape, outputs): "
                     "use it on its own"
                 )
             kinds.append((tuple(family.input_shape), family.outputs))

@@ -22,7 +22,7 @@ from kshot.tasks.functions.sinusoid import Sinusoid
 from kshot.tasks.functions.standardised import Standardised
 from kshot.tasks.functions.varied import Varied
 
-FEWEST = 5  # points from which on a fit chooses the width that they are mapped to
+MIN_POINTS = 5  # points from which on a fit chooses the width that they are mapped to
 
 __all__ = ["NAMES", "ROWS", "Functions", "is_function", "make", "row", "sizes"]
 
@@ -89,7 +89,7 @@ ROWS: dict[str, Functions] = {
     },
     "predator-prey": Functions(lambda ragged: PredatorPrey(ragged=ragged), _BRUINSMA, outputs=2),
     "varied": Functions(
-        lambda ragged: Standardised(Varied(), stretch=FEWEST, farthest=30.0), "functions of many sorts, kshot's own"
+        lambda ragged: Standardised(Varied(), stretch=MIN_POINTS, farthest=30.0), "functions of many sorts, kshot's own"
     ),
     **{f"pixels:{data}": _pixels(data) for data in ("omniglot", "mnist", "fashion-mnist")},
 }
@@ -137,7 +137,7 @@ def make(
         splits: omniglot's, "vinyals" or "lake".
         shots, queries: points of a sinusoid.
         ragged: each task has its own number of points (and of a mixture its own family), so that the tasks of a batch
-            are independent, as a test wants them; False: one for a batch, as the published trainings have it.
+            are independent, as a test wants them; False: one for a batch, as the published training runs have it.
 
     Raises:
         ValueError: an unknown name; with those that there are.

@@ -158,7 +158,7 @@ class Sawtooth(_Pointwise):
         frequency: (low, high), uniform.
         noise: standard deviation of the noise on every value, 0 or more.
         inputs: I. With 2 or more the wave runs in a random direction.
-        ragged: each task has its own number of support points and rows that are not there have y = NaN; False: one
+        ragged: each task has its own number of support points and padding rows have y = NaN; False: one
             number for a batch.
 
     The offset is uniform over one tooth. A sample has x `[T, N, I]` and `[T, M, I]`, y `[T, N, 1]` and `[T, M, 1]`,
@@ -229,7 +229,7 @@ class Step(_Pointwise):
         target_x: (low, high) of the queries' inputs; None: as `x`.
         jumps: (least, most) jumps of a function, uniform.
         noise: standard deviation of the noise on every value, 0 or more.
-        ragged: each task has its own number of support points and rows that are not there have y = NaN; False: one
+        ragged: each task has its own number of support points and padding rows have y = NaN; False: one
             number for a batch.
 
     The jumps are uniform over the least interval that holds `x` and `target_x`. A sample has x and y `[T, N, 1]` and

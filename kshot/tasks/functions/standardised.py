@@ -18,7 +18,7 @@ SEEN = 2.0  # a fit maps the seen range to -2..2
 class Standardised:
     """Functions whose y has mean 0 and standard deviation 1 in each support set, as a fit will give them.
 
-    A model that is trained on other units is too sure of itself, since the deviation of a few points is not that of the
+    A model that is trained on other units is overconfident, since the deviation of a few points is not that of the
     function they are from. Support sets of one value keep their deviation.
 
     Args:

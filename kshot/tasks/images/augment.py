@@ -12,7 +12,7 @@ meta-learning", ICML, arXiv:2010.07092): support, query, task and shot. Here:
     task = tasks.sample(generator, 16)      # 5 support rows per image
 
 Class ids stay whole numbers. A new class is a pair of classes with ONE box (or one ratio) for all of its images, so it
-is a class like any other. A query that is part A and part B is told to be an A with the probability of A's share: the
+is a class like any other. A query that is part A and part B is labelled A with the probability of A's share: the
 loss is linear in the label, so its expectation is the loss of the soft label that CutMix and MetaMix have.
 
 Image operations are kornia's (`pip install 'kshot[augment]'`); mixing needs nothing but torch.
@@ -64,7 +64,7 @@ class Augment:
     class is uniform in 0.25..0.75.
 
     Raises:
-        ValueError: a setting is unknown or out of range; inputs are no images; `task` with unlabelled rows, whose
+        ValueError: a setting is unknown or out of range; inputs are not images; `task` with unlabelled rows, whose
             class could not follow; `task="rotate"` with images that are not square.
         ImportError: an image operation is asked for and kornia is not installed.
 

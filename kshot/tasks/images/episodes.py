@@ -54,8 +54,9 @@ class Episodes:
 
     A sample has support rows `[T, W*S + (W + distractors)*U]`, grouped: the shots of class 0, of class 1, ..., then the
     unlabelled rows in the same manner, then the distractors'; and query rows `[T, W*Q]`. Shapes never change. Padding
-    rows repeat rows that are there, so the batch statistics of a body that ignores masks stay sane. Images are float32
-    in [0, 1]; a bank of float features `[I, D]` gives them as they are. The tasks are on the generator's device.
+    rows repeat rows that are there, so the batch statistics of a backbone that ignores masks stay sane. Images are
+    float32 in [0, 1]; a bank of float features `[I, D]` gives them as they are. The tasks are on the generator's
+    device.
 
     Attributes:
         ways, shots, queries: as above (the largest, where there is a range).
@@ -228,13 +229,13 @@ class Episodes:
         has = f"{large} classes" + (f" of {self.need} or more images (of {total})" if large < total else "")
         has += f", {self.num_classes} with their rotations" if self.rotations > 1 else ""
         most = self.num_classes - self.distractors
-        mend = [f"pass {ways}<={most}"] if most >= 2 else ["pass fewer distractors"] if self.distractors else []
-        mend += [f"lower {shots} or {queries}"] if large < total else []
+        fix = [f"pass {ways}<={most}"] if most >= 2 else ["pass fewer distractors"] if self.distractors else []
+        fix += [f"lower {shots} or {queries}"] if large < total else []
         square = len(self.input_shape) == 3 and self.input_shape[1] == self.input_shape[2]
         if self.rotations == 1 and square and 4 * large >= self.ways + self.distractors:
-            mend.append("pass rotations=4 (a class turned is a new class)")
-        mend.append("use a split with more classes")
-        return f"support needs {needs} but {self._origin} has {has}: {', or '.join(mend)}"
+            fix.append("pass rotations=4 (a class turned is a new class)")
+        fix.append("use a split with more classes")
+        return f"support needs {needs} but {self._origin} has {has}: {', or '.join(fix)}"
 
     def _too_small(self, counts: Tensor) -> str:
         small = (counts < self.need).nonzero().flatten().tolist()

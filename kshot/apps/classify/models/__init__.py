@@ -1,4 +1,4 @@
-"""Bodies by name: what turns a picture into features (or, with a learner that adapts its weights, into a task).
+"""Backbones by name: what turns an image into features (or, with a learner that adapts its weights, into a task).
 
     model = models.get("omniglot")                  # shipped with the package
     model = models.get("runs/omniglot-protonet")    # the folder of `kshot train`
@@ -7,7 +7,7 @@
 
 "features" takes vectors `[N, D]` as they are; "dinov2-small" and others come from the Hugging Face hub
 (`kshot.apps.classify.models.hub`). Shipped files are checkpoints without an optimiser, made by
-`python benchmarks/models.py`; each tells in its header how it was trained and on which classes.
+`python benchmarks/models.py`; each says in its header how it was trained and on which classes.
 
 "omniglot", for drawings, was trained on characters of Omniglot's background alphabets alone, so that the evaluation
 alphabets test it. Before, the name meant "omniglot-vinyals", which was trained on characters of eight of
@@ -39,14 +39,14 @@ from kshot.training import settings
 __all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "loaded", "shipped", "told"]
 
 METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
-"""Learners that work on features alone, so that they can take any body."""
+"""Learners that work on features alone, so that they can take any backbone."""
 BATCH = 256
 FORMER = {"omniglot": ("omniglot-vinyals",)}
 """Name -> the shipped models that had that name before, the newest first."""
 
 
 class Features(nn.Module):
-    """A body that gives its input back: features `[N, D]`."""
+    """A backbone that gives its input back: features `[N, D]`."""
 
     def __init__(self, out_features: int):
         super().__init__()
@@ -58,7 +58,7 @@ class Features(nn.Module):
 
 @dataclass
 class Model:
-    """A body (or a whole learner) with what its inputs look like.
+    """A backbone (or a whole learner) with what its inputs look like.
 
     Attributes:
         name: as it was asked for.
@@ -92,7 +92,7 @@ class Model:
         """uint8 `[C, size, size]` of a path, bytes, array, tensor or Pillow's image; see `kshot.data.images`.
 
         Raises:
-            ValueError, OSError: what is no picture, or a damaged one.
+            ValueError, OSError: what is not an image, or a damaged one.
         """
         rgb = pictures.square(pictures.open_image(source), self.size)
         if self.channels == 3:
@@ -108,7 +108,7 @@ class Model:
 
     def encode(self, images: Tensor) -> Tensor:
         """What a learner of `learner` takes: features `[N, D]` of uint8 images `[N, C, size, size]`, or the images as
-        floats where the learner adapts the body itself.
+        floats where the learner adapts the backbone itself.
         """
         x = images.float() / 255
         if self.kind not in METRIC:
@@ -130,7 +130,7 @@ class Model:
             settings: further ones of the learner, for one on features.
 
         Raises:
-            ValueError: a learner that needs a body of its own, or more classes than a trained one has room for.
+            ValueError: a learner that needs a backbone of its own, or more classes than a trained one has room for.
         """
         name = name or self.kind or "protonet"
         if self.trained is not None and self.kind not in METRIC:
@@ -144,7 +144,7 @@ class Model:
                 raise ValueError(f"the model {self.name!r} tells at most {most} classes apart, got {ways}")
             return self.trained
         if name not in METRIC:
-            raise ValueError(f"learner {name!r} cannot take a body of features: choose from {', '.join(METRIC)}")
+            raise ValueError(f"learner {name!r} cannot take a backbone of features: choose from {', '.join(METRIC)}")
         size = features if features is not None else self.trained.body.out_features  # pyright: ignore
         own = learners.build(name, Features(int(size)), ways, **(settings or {}))  # pyright: ignore
         if name == self.kind and self.trained is not None:
@@ -154,7 +154,7 @@ class Model:
 
 
 def shipped() -> dict[str, Path]:
-    """`{name: file}` of the bodies in the package."""
+    """`{name: file}` of the backbones in the package."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
 
@@ -231,7 +231,7 @@ def loaded(
 
 
 def finetuned(model: Model, images: Tensor, y: Tensor, steps: int, lr: float, seed: int) -> Model:
-    """The model with its body fitted to one support set, see `kshot.apps.classify.models.tuning`.
+    """The model with its backbone fitted to one support set, see `kshot.apps.classify.models.tuning`.
 
     Args:
         images: uint8 `[N, C, S, S]`.
@@ -239,7 +239,7 @@ def finetuned(model: Model, images: Tensor, y: Tensor, steps: int, lr: float, se
         steps, lr, seed: of Adam, and of the changed copies.
 
     Raises:
-        ValueError: a model without a body of features of its own.
+        ValueError: a model without a backbone of features of its own.
         ImportError: kornia is not there.
     """
     from kshot.apps.classify.models.tuning import tuned

@@ -1,8 +1,8 @@
-"""Pretrained bodies of the Hugging Face hub, through `transformers` (extra `kshot[pretrained]`).
+"""Pretrained backbones of the Hugging Face hub, through `transformers` (extra `kshot[pretrained]`).
 
-    body, about = load("dinov2-small")                  # a name of `HUB`
-    body, about = load("hf:facebook/dinov2-large")      # any image model of the hub whose output is pooled
-    body, about = load("path/of/save_pretrained")       # a folder on disk
+    backbone, about = load("dinov2-small")              # a name of `HUB`
+    backbone, about = load("hf:facebook/dinov2-large")  # any image model of the hub whose output is pooled
+    backbone, about = load("path/of/save_pretrained")   # a folder on disk
 
 Weights are safetensors, no code of a repository is run (`trust_remote_code` is off). Files lie in the hub's own cache,
 and are downloaded once.
@@ -40,8 +40,8 @@ HUB = {
 
 KINDS = ("dinov2", "clip_vision_model", "convnext", "convnextv2", "vit")
 """Kinds of networks that a `.kshot` file may bring; others come from a folder or the hub alone."""
-_MOST = 100_000  # of any whole number of a configuration that comes in a file
-_MOST_LAYERS = 200
+_MAX = 100_000  # of any whole number of a configuration that comes in a file
+_MAX_LAYERS = 200
 
 
 class Missing(ValueError):
@@ -82,7 +82,7 @@ def is_hub(name: str) -> bool:
 
 
 def load(name: str) -> tuple[HubBody, dict[str, Any]]:
-    """The body of that name in `eval()` mode, and what `rebuild` makes it from again.
+    """The backbone of that name in `eval()` mode, and what `rebuild` makes it from again.
 
     Raises:
         Missing: with what to do.
@@ -105,8 +105,8 @@ def load(name: str) -> tuple[HubBody, dict[str, Any]]:
 
 
 def rebuild(about: dict[str, Any], tensors: dict[str, Tensor]) -> HubBody:
-    """The body of `load`'s second value and its state dict. A file from elsewhere may ask for a network of any size, so
-    it is built without memory first and compared with the tensors that are there.
+    """The backbone of `load`'s second value and its state dict. A file from elsewhere may ask for a network of any
+    size, so it is built without memory first and compared with the tensors that are there.
 
     Raises:
         ValueError: they do not fit together, or the configuration asks for too much.
@@ -134,7 +134,7 @@ def _transformers(name: str) -> Any:
 
 
 def _class(transformers: Any, config: Any) -> Any:
-    """The class of a configuration: the vision tower of a model of pictures and texts."""
+    """The class of a configuration: the vision tower of a model of images and texts."""
     if config.model_type in ("clip", "clip_vision_model"):
         return transformers.CLIPVisionModel
     return transformers.AutoModel._model_mapping[type(config)]
@@ -189,6 +189,6 @@ def _modest(config: Any, name: str = "") -> None:
         for value in config:
             _modest(value, name)
     elif isinstance(config, int) and not isinstance(config, bool):
-        most = _MOST_LAYERS if any(word in name for word in ("layers", "depths", "stages")) else _MOST
+        most = _MAX_LAYERS if any(word in name for word in ("layers", "depths", "stages")) else _MAX
         if abs(config) > most:
             raise ValueError(f"{name}={config}: no model is so large")

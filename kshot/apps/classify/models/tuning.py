@@ -1,4 +1,4 @@
-"""Fine-tuning a body on a support set: the third stage of Hu et al. 2022 (arXiv:2204.07305), P > M > F."""
+"""Fine-tuning a backbone on a support set: the third stage of Hu et al. 2022 (arXiv:2204.07305), P > M > F."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["tuned"]
 
 def tuned(learner: Learner, images: Tensor, y: Tensor, kind: str, steps: int, lr: float, seed: int) -> Learner:
     """A copy of `learner` that is meta-trained on one task alone: the support set as it is, and changed copies of it as
-    queries (crop and affine: colours often tell classes of photos apart). Population statistics stay as they are.
+    queries (crop and affine: colours often distinguish classes of photos). Population statistics stay as they are.
 
     Args:
         learner: one that works on features of its `body`.

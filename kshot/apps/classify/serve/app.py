@@ -2,9 +2,9 @@
 
     POST   /v1/classifiers                  a new classifier: {"model": "auto", "open_set": true}
     POST   /v1/classifiers/load             the one of a .kshot file
-    GET    /v1/classifiers/{id}             its classes, and how good it is on its own pictures
-    POST   /v1/classifiers/{id}/fit         teach pictures of one class (multipart: label, pictures)
-    POST   /v1/classifiers/{id}/predict     classify pictures (multipart: pictures)
+    GET    /v1/classifiers/{id}             its classes, and how good it is on its own images
+    POST   /v1/classifiers/{id}/fit         teach images of one class (multipart: label, images)
+    POST   /v1/classifiers/{id}/predict     classify images (multipart: images)
     GET    /v1/classifiers/{id}/file        the .kshot file
     DELETE /v1/classifiers/{id}
 
@@ -37,10 +37,10 @@ else:
 
 
 class New(BaseModel):
-    """A classifier that is wished for."""
+    """Settings of a new classifier."""
 
     model_config = ConfigDict(extra="forbid")
-    model: _Bodies = Field("auto", description='A shipped body, or "auto".')
+    model: _Bodies = Field("auto", description='A shipped backbone, or "auto".')
     open_set: bool = Field(True, description='Whether it may answer "none of these".', strict=True)
 
 
@@ -49,9 +49,10 @@ class About(BaseModel):
 
     Attributes:
         id: its name; keep it secret.
-        model: the body; "auto" before the first picture.
-        classes: name -> pictures.
-        left_out_accuracy: share of its pictures that the others classify right; None where that says nothing.
+        model: the backbone; "auto" before the first image.
+        classes: name -> images.
+        left_out_accuracy: leave-one-out accuracy: share of its images that the others classify correctly; None where it
+            cannot be estimated.
         interval95: its 95 % interval.
     """
 
@@ -63,17 +64,17 @@ class About(BaseModel):
 
 
 class Taught(About):
-    """A classifier after pictures were taught.
+    """A classifier after images were taught.
 
     Attributes:
-        refused: what is wrong with each picture that was left out, by its number in the request.
+        refused: what is wrong with each image that was skipped, by its number in the request.
     """
 
     refused: dict[int, str]
 
 
 class Said(BaseModel):
-    """What is said of one image.
+    """The answer for one image.
 
     Attributes:
         name: of the file, as it was sent.
@@ -100,7 +101,7 @@ class Said(BaseModel):
 
 
 class Answers(BaseModel):
-    """What is said of the images of a request, in their order."""
+    """The answers for the images of a request, in their order."""
 
     answers: list[Said]
 
@@ -138,7 +139,7 @@ def create_app(
     app = FastAPI(
         title="kshot",
         version=__version__,
-        description="Classifiers from a few pictures of each class.",
+        description="Classifiers from a few images of each class.",
         responses={
             413: {"model": Problem, "description": "Larger than the limits."},
             503: {"model": Problem, "description": "Too much at once: try again."},
@@ -164,7 +165,7 @@ def create_app(
 
     @app.get("/v1/models", dependencies=guard, responses=problems)
     def bodies() -> dict[str, str]:
-        """The bodies that there are, each in a line."""
+        """The available backbones, each in a line."""
         return {name: models.told(name) for name in models.shipped()}
 
     def find(name: str) -> Session:
@@ -201,7 +202,7 @@ def create_app(
 
     @app.get("/v1/classifiers/{name}", dependencies=guard, responses=there)
     def told(name: _Name) -> About:
-        """Its classes, and how good it is on its own pictures."""
+        """Its classes, and how good it is on its own images."""
         session = find(name)
         with session.lock:
             return About(**about(name, session))
@@ -221,12 +222,12 @@ def create_app(
                 min_length=1,
                 max_length=limits.name,
                 pattern=r"[^\s\x00-\x20\x7f-\xa0]",
-                description="The class of all pictures of this request; it may be new.",
+                description="The class of all images of this request; it may be new.",
             ),
         ],
         pictures: _Pictures,
     ) -> Taught:
-        """Teach pictures of one class. Those that cannot be read are told and left out."""
+        """Teach images of one class. Those that cannot be read are listed and skipped."""
         session = find(name)
         wrong = session.add(label, bytes_of(pictures))
         with session.lock:
@@ -234,7 +235,7 @@ def create_app(
 
     @app.post("/v1/classifiers/{name}/predict", dependencies=guard, responses={**there, **refused})
     def predict(name: _Name, pictures: _Pictures) -> Answers:
-        """Classify pictures."""
+        """Classify images."""
         session = find(name)
         answers, _, own = session.judge(bytes_of(pictures))
         names, labels = [str(c) for c in own.classes_], [str(label) for label in own.labels_]

@@ -1,4 +1,4 @@
-const MOST = 50, SIDE = 512;
+const MAX_IMAGES = 50, SIDE = 512;
 const pad = element.querySelector('.pad'), canvas = element.querySelector('canvas');
 const files = element.querySelector('.files'), told = element.querySelector('.told');
 const choose = element.querySelector('input'), pen = canvas.getContext('2d');
@@ -58,14 +58,14 @@ async function take(list) {
   const bad = [], before = cleared;
   if (!list.length) bad.push('Only image files can be dropped here: save the image first');
   for (const [k, file] of list.entries()) {
-    if (chosen.length >= MOST) { bad.push(`only ${MOST} images at once: ${list.length - k} were skipped`); break; }
+    if (chosen.length >= MAX_IMAGES) { bad.push(`only ${MAX_IMAGES} images at once: ${list.length - k} were skipped`); break; }
     try {
       const url = await small(file), shown = document.createElement('img');
       if (cleared !== before) {  // what comes late must not get into the next class
         told.textContent = `${list.length - k} images were still loading and were skipped: add them again`;
         return;
       }
-      if (chosen.length >= MOST) { bad.push(`only ${MOST} images at once: ${list.length - k} were skipped`); break; }
+      if (chosen.length >= MAX_IMAGES) { bad.push(`only ${MAX_IMAGES} images at once: ${list.length - k} were skipped`); break; }
       chosen.push(url); shown.src = url; shown.alt = file.name || 'image'; files.append(shown);
     } catch { bad.push(`${file.name || 'what was given'} can't be read as an image`); }
   }

@@ -28,11 +28,11 @@ def pictures(value: object, most: int) -> list[bytes]:
     if not value:
         return []
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError("what was sent is no list of images, or too large")
+        raise ValueError("what was sent is not a list of images, or too large")
     try:
         urls = json.loads(value)
         if not isinstance(urls, list):
             raise ValueError("no list")
         return [base64.b64decode(str(url).partition(";base64,")[2], validate=True) for url in urls]
     except (ValueError, RecursionError, binascii.Error) as error:
-        raise ValueError("what was sent is no list of images") from error
+        raise ValueError("what was sent is not a list of images") from error

@@ -91,7 +91,7 @@ def mounted(app: FastAPI, limits: Limits, token: str | None, begin: bytes | None
     _safe_formats_alone()
     first = Session("omniglot", limits)
     if begin is not None:
-        first.load(begin)  # a damaged file is told now, not at the first visit
+        first.load(begin)  # a damaged file is reported now, not at the first visit
     blocks = _blocks(gr, limits, first)
     blocks.kshot_folder = folder  # lives as long as the page
     blocks.state_session_capacity = limits.sessions  # gradio keeps a copy of the page's parts for each visit

@@ -26,11 +26,11 @@ from kshot.storage.checkpoint import CheckpointError
 
 __all__ = ["LIMITS", "Limits", "Refused", "Session", "Store", "resized"]
 
-SIDE = 224  # pixels of what a body is given of a picture: none takes more
+SIDE = 224  # pixels of what a backbone gets of an image: none takes more
 THUMB = 96  # of what is shown of it
 FILE = FileLimits(bytes=64 << 20, steps=20, size=SIDE, inner_steps=100, hub=False, features_alone=True)
 """What a file from outside may ask for; the session's own limits besides."""
-_WORK = threading.Semaphore(2)  # pictures are decoded and files are read by so many at a time, in the whole process
+_WORK = threading.Semaphore(2)  # images are decoded and files are read by so many at a time, in the whole process
 
 
 class Limits(NamedTuple):
@@ -122,7 +122,7 @@ class Session:
 
     @property
     def labels(self) -> list[str]:
-        """Of the support pictures, in their order."""
+        """Of the support images, in their order."""
         return [] if self.classifier is None else [str(label) for label in self.classifier.labels_.tolist()]
 
     @property
@@ -146,7 +146,7 @@ class Session:
                 raise error if isinstance(error, Refused) else Refused(" ".join(str(error).split())) from error
 
     def left_out(self) -> tuple[float, tuple[float, float], int] | None:
-        """Share of the pictures that the others classify right, its 95 % interval, and of how many; None: too few."""
+        """Leave-one-out accuracy of the images, its 95 % interval, and of how many; None: too few."""
         if self.classifier is None:
             return None
         pairs = zip(self.labels, self.classifier.left_out_, strict=True)
@@ -206,7 +206,7 @@ class Session:
         """
         with self._alone():
             if strange := [number for number in ids if number not in self.ids]:
-                raise Refused(f"there is no picture {strange[0]}: it was removed before, or never taught")
+                raise Refused(f"there is no image {strange[0]}: it was removed before, or never taught")
             gone = {row for row, number in enumerate(self.ids) if number in set(ids)}
             if not gone:
                 return
@@ -215,7 +215,7 @@ class Session:
             self._become(_Known(new, [self.thumbs[k] for k in kept], [self.ids[k] for k in kept], self.model))
 
     def use(self, model: str) -> None:
-        """Learn what there is by another body, from the images as they are shown."""
+        """Learn what there is by another backbone, from the images as they are shown."""
         with self._alone():
             labels, new = self.labels, None
             if labels:
@@ -228,7 +228,7 @@ class Session:
         return self._before is not None
 
     def undo(self) -> None:
-        """Take back the last change: what was taught, removed, loaded, or the choice of another body.
+        """Take back the last change: what was taught, removed, loaded, or the choice of another backbone.
 
         Raises:
             Refused: there is none, or it was taken back before.
@@ -256,7 +256,7 @@ class Session:
         """What is said of each image, the image as it was decoded (None: it cannot be), and whose answers these are.
 
         Raises:
-            Refused: there are no classes yet, or too many pictures at once.
+            Refused: there are no classes yet, or too many images at once.
         """
         classifier = self.classifier  # what is learned meanwhile makes another one
         if classifier is None:
@@ -284,7 +284,7 @@ class Session:
             return classifier.to_bytes()
 
     def load(self, blob: bytes) -> None:
-        """Go on with a `.kshot` file of pictures; what was there is forgotten.
+        """Go on with a `.kshot` file of images; what was there is discarded.
 
         Raises:
             Refused: a file that is damaged, foreign, or larger than the limits allow; what was there is kept.
@@ -295,7 +295,7 @@ class Session:
         with self._alone(), _WORK:
             classifier = FewShotClassifier.from_bytes(blob, limits=limits)
             if classifier.images_ is None or classifier.labels_.dtype.kind != "U":
-                raise Refused("the file holds a classifier of numbers, not of pictures with names")
+                raise Refused("the file holds a classifier of numbers, not of images with names")
             if strange := [name for name in set(classifier.labels_.tolist()) if self._name(name) != name]:
                 raise Refused(f"the file has a class of the name {strange[0][:80]!r}, which cannot be shown")
             thumbs = [resized(classifier.model_.shown(image)) for image in classifier.images_.numpy()]
@@ -306,14 +306,14 @@ class Session:
     # ---------------------------------------------------------------------------------------------------------- parts
 
     def decoded(self, pictures: list[bytes]) -> tuple[list[np.ndarray], list[str]]:
-        """uint8 `[224, 224, 3]` of each picture's bytes, and what is wrong with each ("": nothing).
+        """uint8 `[224, 224, 3]` of each image's bytes, and what is wrong with each ("": nothing).
 
         Raises:
             Refused: too many at once.
         """
         most = self.limits
         if len(pictures) > most.at_once:
-            raise Refused(f"{len(pictures)} pictures at once: at most {most.at_once}")
+            raise Refused(f"{len(pictures)} images at once: at most {most.at_once}")
         images, wrong, left = [], [], 4 * most.pixels
         for blob in pictures:
             image, text = np.zeros((SIDE, SIDE, 3), np.uint8), ""
@@ -340,7 +340,7 @@ class Session:
         if not name or len(name) > self.limits.name:
             raise Refused(f"a class needs a name of 1 to {self.limits.name} characters, got {name[:80]!r}")
         if name == "none of these":
-            raise Refused("'none of these' is what is said of pictures of no class: choose another name")
+            raise Refused("'none of these' is the answer for images of no class: choose another name")
         return name
 
 
@@ -416,7 +416,7 @@ class Store(Generic[T]):
 
 
 def resized(image: np.ndarray) -> np.ndarray:
-    """uint8 `[96, 96, 3]` of a square picture `[S, S, 3]`."""
+    """uint8 `[96, 96, 3]` of a square image `[S, S, 3]`."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((THUMB, THUMB), Image.Resampling.BICUBIC))

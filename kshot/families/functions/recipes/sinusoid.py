@@ -36,9 +36,9 @@ def get(name: str, budget: Literal["paper", "quick"]) -> FunctionRecipe:
         inner_lr=0.01,
         inner_steps=1,
         test_steps=10,
-        # Differs from the paper: it tells no smaller rate for the further steps of a test; with the full one some tasks
+        # Differs from the paper: it gives no smaller rate for the further steps of a test; with the full one some tasks
         # diverge. Half of it was the best of 1, 0.5, 0.4, 0.3 and 0.2 on 1000 validation tasks.
-        later=0.5 if learner in ("maml", "fomaml") else None,
+        later_lr_factor=0.5 if learner in ("maml", "fomaml") else None,
         source="Finn et al. 2017, arXiv:1703.03400, section 5.1" + _OWN.get(learner, ""),
         differs="the rate of the test's further steps is halved; the outer rate falls along a cosine",
         outer=Outer(steps=70_000, batch=25, meta_lr=1e-3, schedule="cosine", val_every=5000),

@@ -1,6 +1,6 @@
 """Omniglot, 28x28, N-way K-shot: the split of Vinyals et al. (rotated classes) and Lake's alphabets.
 
-Each recipe names its source: a paper, or the configuration of the authors' code where the paper does not tell. Common
+Each recipe names its source: a paper, or the configuration of the authors' code where the paper does not say. Common
 to all, and unlike the papers: the classes of the validation split are not trained on (Finn et al. and Snell et al.
 train their final models on 1200 characters, these see 1028), unless `--train-split trainval` is given; and a class
 turned by 90 degrees is a class of its own, as in Snell et al., where MAML's code turns each character of a task by one
@@ -56,7 +56,7 @@ def _quick(recipe: ImageRecipe) -> ImageRecipe:
         steps, batch = {(5, 1): (9000, 16), (5, 5): (5000, 8), (20, 1): (3000, 4), (20, 5): (1500, 2)}[
             recipe.ways, recipe.shots
         ]
-        if learner == "anil":  # one pass through the body, however many steps
+        if learner == "anil":  # one pass through the network, however many steps
             batch = 16
         rate = 2e-3
     schedule = "linear" if learner == "reptile" else "cosine"
