@@ -50,7 +50,7 @@ def main(names: list[str]) -> int:
         subprocess.run([sys.executable, "-m", "kshot", *words], check=True)
         path = Path("kshot/models") / f"{name}.safetensors"
         models.export(f"runs/{run}", path, {"command": f"python benchmarks/models.py {name}"})
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {models.told(name)}")
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {models.summary(name)}")
     return 0
 
 

@@ -107,9 +107,9 @@ def train(
         recipe, what = replace(recipe, outer=settings), recipe.name
         records = families.train(recipe, say=lambda line: None, out=out, resume=resume, **options)
     last = None
-    with counting(f"training {what}") as told:
+    with counting(f"training {what}") as report:
         for last in records:
-            told(last.step, settings.steps)
+            report(last.step, settings.steps)
     if last is None:
         raise ValueError(f"{settings.steps} steps are done already, nothing is left to train: pass more steps")
     return last
@@ -162,11 +162,11 @@ def evaluate(
                 f"kshot.evaluate(learner, {tasks!r}): pass tasks, such as kshot.episodes('glyphs', 'test'); a run of "
                 "kshot.load knows its own"
             )
-        with counting(f"testing {type(learner).__name__}") as told:
-            return score(learner, tasks, num_tasks, seed, progress=told, **options)
+        with counting(f"testing {type(learner).__name__}") as report:
+            return score(learner, tasks, num_tasks, seed, progress=report, **options)
     own = families.of_tasks(tasks) if tasks is not None else families.family(what.recipe.family)
     families.check_takes(what, own)
     on = () if tasks is None else (tasks,)
     test = own.test(tasks=num_tasks, on=on, seed=seed, baselines=False, **options)
-    with counting(f"testing {what.recipe.name}") as told:
-        return own.score([what], test, told)[0].rows[0]
+    with counting(f"testing {what.recipe.name}") as report:
+        return own.score([what], test, report)[0].rows[0]

@@ -267,7 +267,7 @@ class Pair(World):
 
     lost, asked, wish = 0, 0, False
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
     def any(self, wish: bool) -> bool:

@@ -170,4 +170,4 @@ def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert join("cpu") == (World(restarts=2), "cpu")
     gradient = {"w": torch.ones(2)}
     assert ALONE.total(gradient, {}) == (gradient, {})
-    assert ALONE.told("this") == "this"
+    assert ALONE.broadcast("this") == "this"

@@ -548,7 +548,7 @@ def test_a_folder_that_another_process_has_is_refused_by_every_rank(tmp_path: Pa
         next(meta_train(Point(1), Target(1.0), out=tmp_path, steps=1))
 
     class Second(World):
-        def told(self, value: Any) -> Any:
+        def broadcast(self, value: Any) -> Any:
             assert value is None
             return caught.value
 

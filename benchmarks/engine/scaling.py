@@ -91,7 +91,7 @@ def work(repeats: int) -> None:
     tasks = world.share(drawn(16, 15))
     one, seconds, sending, norm = learner(1), [], [], 0.0
     for _ in range(1 + repeats):
-        world.told(0)  # start together
+        world.broadcast(0)  # start together
         began = time.perf_counter()
         gradients, outcome = engine.meta_gradient(one, tasks, "loop")
         weight = len(outcome.loss) / 16

@@ -178,9 +178,9 @@ def _models() -> dict[str, str]:
     from kshot.apps.classify import models
     from kshot.apps.series import fitting
 
-    rows = {"features": "vectors as they are"} | {name: models.told(name) for name in models.shipped()}
+    rows = {"features": "vectors as they are"} | {name: models.summary(name) for name in models.shipped()}
     rows |= {name: f"{entry.what}, of the Hugging Face hub" for name, entry in models.HUB.items()}
-    return rows | {name: f"{fitting.told(name)}, for kshot curve" for name in (*fitting.SHIPPED, *fitting.UNTRAINED)}
+    return rows | {name: f"{fitting.summary(name)}, for kshot curve" for name in (*fitting.SHIPPED, *fitting.UNTRAINED)}
 
 
 def _data() -> dict[str, str]:

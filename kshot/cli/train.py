@@ -146,10 +146,10 @@ class Train:
 
 def _line(record: Record) -> str:
     """A record in words."""
-    told = dict(record.metrics)
-    half = told.pop("val_interval95", None)
-    shown = [f"{name} {value:.4g}" for name, value in told.items() if not name.startswith("val_")]
-    val = [f"{name} {value:.4f} ± {half or 0:.4f}" for name, value in told.items() if name.startswith("val_")]
+    measured = dict(record.metrics)
+    half = measured.pop("val_interval95", None)
+    shown = [f"{name} {value:.4g}" for name, value in measured.items() if not name.startswith("val_")]
+    val = [f"{name} {value:.4f} ± {half or 0:.4f}" for name, value in measured.items() if name.startswith("val_")]
     return f"step {record.step}: {', '.join([*val, f'loss {record.loss:.4f}', *shown])}"
 
 

@@ -249,9 +249,9 @@ def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[s
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as CSV in UTF-8") from error
     lines = text.splitlines(keepends=True)
-    told = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
-    if told:
-        delimiter, lines[0] = delimiter or told[1], "\n"
+    declared = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
+    if declared:
+        delimiter, lines[0] = delimiter or declared[1], "\n"
     first = _header_at(lines, delimiter)
     if delimiter is None:
         delimiter = _separator(lines[first]) if first < len(lines) else ","

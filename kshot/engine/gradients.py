@@ -629,7 +629,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(threads, initializer=alone, thread_name_prefix="kshot-engine")
     list(pool.map(lambda _: None, range(threads)))
-    torch.set_num_threads(everywhere)  # what torch tells to threads that are still to come
+    torch.set_num_threads(everywhere)  # for threads that torch starts later
     return pool
 
 

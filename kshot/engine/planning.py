@@ -214,8 +214,8 @@ def _tried(learner: Learner, tasks: Task, candidates: list[Candidate], repeats: 
 
 def key(learner: Learner, tasks: Task, strategy: Strategy, chunk_size: int | None, memory_limit: int | None) -> str:
     """Equal for equal learners, sizes, wishes, machine and versions."""
-    told = json.dumps([_about(learner, tasks), strategy, chunk_size, memory_limit], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:20]
+    key = json.dumps([_about(learner, tasks), strategy, chunk_size, memory_limit], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
 def _about(learner: Learner, tasks: Task) -> dict[str, Any]:
@@ -244,15 +244,15 @@ _OF_THE_MOMENT = ("training", "progress")  # of an annealed learner
 def _plain(module: nn.Module) -> dict[str, Any]:
     """A module's own settings: numbers, words, sequences of them, and functions by name and line."""
 
-    def told(value: Any) -> Any:
+    def plain(value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, list | tuple):
-            return [told(entry) for entry in value]
+            return [plain(entry) for entry in value]
         if isinstance(value, dict):
-            return {str(name): told(entry) for name, entry in value.items() if not str(name).startswith("_")}
+            return {str(name): plain(entry) for name, entry in value.items() if not str(name).startswith("_")}
         code = getattr(value, "__code__", None)
         return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{code.co_firstlineno if code else ''}"
 
     own = {n: v for n, v in vars(module).items() if not n.startswith("_") and n not in _OF_THE_MOMENT}
-    return {name: told(value) for name, value in sorted(own.items())}
+    return {name: plain(value) for name, value in sorted(own.items())}

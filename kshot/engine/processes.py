@@ -90,7 +90,7 @@ class World:
         summed = dict(zip([*gradients, *numbers], parts, strict=True))
         return {name: summed[name] for name in gradients}, {name: summed[name] for name in numbers}
 
-    def told(self, value: Found) -> Found:
+    def broadcast(self, value: Found) -> Found:
         """Rank 0's value, in every process.
 
         Raises:

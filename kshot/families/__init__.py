@@ -39,6 +39,7 @@ __all__ = [
     "by_tasks",
     "check_takes",
     "family",
+    "kept_settings",
     "load_run",
     "of_checkpoint",
     "of_files",
@@ -47,7 +48,6 @@ __all__ = [
     "rebuild",
     "recipe",
     "recipe_names",
-    "told",
     "train",
 ]
 
@@ -291,7 +291,7 @@ def by_tasks(runs: Sequence[Run], on: Sequence[str]) -> list[tuple[str, list[Run
     return [(name, [run for run in runs if run.recipe.on == name]) for name in names]
 
 
-def told(recipe: Recipe) -> dict[str, Any]:
+def kept_settings(recipe: Recipe) -> dict[str, Any]:
     """What a checkpoint keeps of a recipe: JSON of the settings that say something for its tasks and learner."""
     unused = family(recipe.family).unused(recipe)
     return {name: value for name, value in asdict(recipe).items() if name not in unused}

@@ -52,7 +52,7 @@ def gradient_job(
     tasks: TaskDistribution,
     val: TaskDistribution | None,
     machine: GradientMachine,
-    told: dict[str, Any],
+    kept: dict[str, Any],
     say: Say,
 ) -> Job:
     """The training of a learner on tasks that hold data.
@@ -62,7 +62,7 @@ def gradient_job(
         learner: to be trained.
         tasks, val: to train on and to validate with.
         machine: see there.
-        told: what the checkpoint keeps of the settings.
+        kept: what the checkpoint keeps of the settings.
         say: prints a line.
 
     Raises:
@@ -86,8 +86,8 @@ def gradient_job(
         world=world,
         planned=(lambda plan: say(explained(plan))) if machine.explain_engine else None,
     )
-    told = {**told, "job": os.environ.get("TORCHELASTIC_RUN_ID")}
-    return Job(recipe.family, stepper, recipe.outer, told, validation(learner, val, recipe.outer), world)
+    kept = {**kept, "job": os.environ.get("TORCHELASTIC_RUN_ID")}
+    return Job(recipe.family, stepper, recipe.outer, kept, validation(learner, val, recipe.outer), world)
 
 
 def explained(plan: engine.Plan) -> Any:

@@ -72,5 +72,5 @@ def _in_place(message: str, buffers: Mapping[str, tuple[Tensor, int]]) -> bool:
     """Whether torch's error is about an in-place change of what a transform must not change, or of a buffer."""
     if "would mutate a captured" in message or "vmapped over but `self` not being vmapped over" in message:
         return True
-    # Under vmap, `buffer += something of this task`: told as a matter of shapes.
+    # Under vmap, `buffer += something of this task`: the error would be of shapes.
     return any(f"output with shape {list(b.shape)} doesn't match the broadcast" in message for b, _ in buffers.values())

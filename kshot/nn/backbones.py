@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The images in channels-last memory, told so by their strides even where there is one channel."""
+    """The images in channels-last memory, marked so by their strides even where there is one channel."""
     if x.device.type != "cpu" or x.stride(1) == 1:
         return x
     return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)

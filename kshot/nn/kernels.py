@@ -375,5 +375,5 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = [platform.processor()]
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return " ".join([platform.machine(), *sorted(set(told or lines[:1]))])
+    described = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return " ".join([platform.machine(), *sorted(set(described or lines[:1]))])

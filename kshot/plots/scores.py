@@ -336,8 +336,8 @@ def draw_episode(
     asked = f"queries (the first {width} of each class)" if hidden else "queries"
     asked += " · red: guess → truth" if right < count else ""
     unlabelled = int((support_y == core.UNLABELLED).sum())
-    told = "support" + (f" + {unlabelled} unlabelled" if unlabelled else "")
-    write(told, label, -0.3, 0.24, GREY, va="center")
+    words = "support" + (f" + {unlabelled} unlabelled" if unlabelled else "")
+    write(words, label, -0.3, 0.24, GREY, va="center")
     write(asked, begin, -0.3, 0.24, GREY, va="center")
     if len(classes):
         middle = begin - gap / 2 - (pitch - 1) / 2
@@ -354,8 +354,8 @@ def draw_episode(
             x, ok = begin + column * pitch, int(guess[i]) == c
             put(task.query.x[i], x, y, RIGHT if ok else WRONG, (0.022 if ok else 0.065) * points)
             if not ok:
-                told = f"{names.get(int(guess[i]), '?')} → {names[c]}"
-                write(told, x + 0.5, y + 1.21, 0.22, WRONG, weight="bold", ha="center", va="center")
+                words = f"{names.get(int(guess[i]), '?')} → {names[c]}"
+                write(words, x + 0.5, y + 1.21, 0.22, WRONG, weight="bold", ha="center", va="center")
     save(figure, path)
 
 
@@ -479,5 +479,5 @@ def _style(i: int, result: Scores) -> tuple[str, Any]:
 def _label(result: Scores, among: Sequence[Scores]) -> str:
     """The name, with the mode where it is transductive or where the plot shows both."""
     both = len({r.mode for r in among if r.mode}) > 1
-    told = result.mode == "transductive" or (both and result.mode and not result.baseline)
-    return f"{result.name} ({result.mode})" if told else result.name
+    with_mode = result.mode == "transductive" or (both and result.mode and not result.baseline)
+    return f"{result.name} ({result.mode})" if with_mode else result.name

@@ -131,8 +131,8 @@ def evaluate(
     with _evaluating(learner, device) as (where, dtype), torch.no_grad():
         what = measure or _measure(learner, tasks, seed, noise, autoregressive, steps, per_step)
         drawn = _drawn(learner, tasks, what, num_tasks, seed, batch)
-        told = (lambda done: progress(done, num_tasks)) if progress is not None else lambda done: None
-        sums, mode, seconds, questions = _summed(learner, what, drawn, strategy, where, dtype, told)
+        report = (lambda done: progress(done, num_tasks)) if progress is not None else lambda done: None
+        sums, mode, seconds, questions = _summed(learner, what, drawn, strategy, where, dtype, report)
     asked = sums["count"] > 0
     if not bool(asked.any()):
         raise ValueError("no task has a query that is scored (all are padding, or without a label): nothing to score")
@@ -162,11 +162,11 @@ def _summed(
     strategy: engine.Strategy,
     where: torch.device,
     dtype: torch.dtype,
-    told: Callable[[int], object],
+    report: Callable[[int], object],
 ) -> tuple[Sums, Mode, float, str]:
     """What all tasks add `[T, ...]`, the mode of the answers, the seconds that they took, a digest of the questions.
 
-    `told` is called with the number of tasks that are done.
+    `report` is called with the number of tasks that are done.
     """
     parts: dict[str, list[Tensor]] = {}  # what the tasks of each batch add [t, ...]
     digest, done, seconds, mode = hashlib.sha256(), 0, 0.0, ""
@@ -188,7 +188,7 @@ def _summed(
             parts.setdefault(key, []).append(part.cpu())
         seconds += took
         done += core.num_tasks(chunk)
-        told(done)
+        report(done)
     return {key: torch.cat(part) for key, part in parts.items()}, mode, seconds, digest.hexdigest()[:16]
 
 

@@ -25,13 +25,13 @@ def counting(what: str, lines: bool = False) -> Iterator[Callable[..., object]]:
     shown = say.is_terminal or say.is_jupyter
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=say, disable=not shown, transient=True) as bar:
-        row, told = bar.add_task(what, total=None), [what, -math.inf]
+        row, last = bar.add_task(what, total=None), [what, -math.inf]
 
         def progress(done: int, total: int, doing: str = what) -> None:
             bar.update(row, completed=done, total=total, description=doing)
             now = time.monotonic()
-            if lines and not shown and (doing != told[0] or now - told[1] > QUIET) and done < total:
-                told[:] = [doing, now]
+            if lines and not shown and (doing != last[0] or now - last[1] > QUIET) and done < total:
+                last[:] = [doing, now]
                 say.print(f"{doing}: {done} of {total}" if done else f"{doing} ...")
 
         yield progress

@@ -233,8 +233,8 @@ def packed(tensors: dict[str, Tensor], info: dict[str, Any]) -> bytes:
     content = safetensors.save(own, metadata={"kshot": text, "sha256": _digest(own, text)})
     # safetensors writes the metadata in an order that differs from call to call: equal contents are to be equal files.
     start = 8 + int.from_bytes(content[:8], "little")
-    told = json.loads(content[8:start])
-    ordered = {"__metadata__": dict(sorted(told.pop("__metadata__").items())), **told}
+    stated = json.loads(content[8:start])
+    ordered = {"__metadata__": dict(sorted(stated.pop("__metadata__").items())), **stated}
     head = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return len(head).to_bytes(8, "little") + head + content[start:]
@@ -252,10 +252,10 @@ def unpacked(content: bytes, path: Path | str) -> tuple[dict[str, Tensor], dict[
     try:
         tensors = safetensors.load(content)
         length = int.from_bytes(content[:8], "little")
-        told = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        stated = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error})") from error
-    return tensors, _told(tensors, told, path)
+    return tensors, _told(tensors, stated, path)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
@@ -267,16 +267,16 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return found.hexdigest()
 
 
-def _told(tensors: dict[str, Tensor], told: dict[str, str], path: Path | str) -> dict[str, Any]:
+def _told(tensors: dict[str, Tensor], stated: dict[str, str], path: Path | str) -> dict[str, Any]:
     """The info of the metadata, compared with the digest that stands beside it (older files have none)."""
-    if "sha256" in told and told["sha256"] != _digest(tensors, told.get("kshot", "{}")):
+    if "sha256" in stated and stated["sha256"] != _digest(tensors, stated.get("kshot", "{}")):
         raise CheckpointError(f"{path} is damaged: it is not what was written (its SHA-256 is another one). {_INSTEAD}")
-    return _info(told, path)
+    return _info(stated, path)
 
 
-def _info(told: dict[str, str], path: Path | str) -> dict[str, Any]:
+def _info(stated: dict[str, str], path: Path | str) -> dict[str, Any]:
     try:
-        info = json.loads(told.get("kshot", "{}"))
+        info = json.loads(stated.get("kshot", "{}"))
         if not isinstance(info, dict):
             raise TypeError
     except (ValueError, TypeError, RecursionError) as error:
@@ -311,8 +311,8 @@ def load(path: Path | str, needs: tuple[str, ...] = ()) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: no such file, a truncated or damaged one, another program's, or one of a newer kshot.
     """
-    tensors, told = _read(Path(path), True)
-    return tensors, _usable(_told(tensors, told, path), path, needs)
+    tensors, stated = _read(Path(path), True)
+    return tensors, _usable(_told(tensors, stated, path), path, needs)
 
 
 def header(path: Path | str, needs: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -169,15 +169,15 @@ def support_and_query_differ(case: _TasksCase) -> None:
     task = case.draw()
     for i in range(case.num_tasks):
         support, query = task.support.x[i].flatten(1), task.query.x[i].flatten(1)
-        told, asked = task.support.y[i], task.query.y[i]
+        known_y, asked = task.support.y[i], task.query.y[i]
         same = (query[:, None] == support).all(-1)  # [M, N]
-        counts = (asked[:, None] >= 0) & ((asked[:, None] == told) | (told == UNLABELLED))
+        counts = (asked[:, None] >= 0) & ((asked[:, None] == known_y) | (known_y == UNLABELLED))
         rows = (same & counts).nonzero()
         if len(rows):
             m, n = rows[0].tolist()
             fail(
-                f"in task {i} query row {m} (class {asked[m].item()}) is support row {n} (y = {told[n].item()}), and "
-                f"{len(rows) - 1} more pairs are the same",
+                f"in task {i} query row {m} (class {asked[m].item()}) is support row {n} (y = {known_y[n].item()}), "
+                f"and {len(rows) - 1} more pairs are the same",
                 "no example in both sets",
                 "draw the examples of a class without replacement and split them; look for doubles in the data",
             )
@@ -196,7 +196,7 @@ def check_tasks(
 ) -> Report:
     """Check that a task distribution keeps the contract of `kshot.tasks.TaskDistribution`.
 
-    Whether it is classification is told by its attribute `classification`, else by the dtype of y. `TASK_CHECKS` lists
+    Whether it is classification is said by its attribute `classification`, else by the dtype of y. `TASK_CHECKS` lists
     the checks, each with its docstring.
 
     Args:

@@ -246,9 +246,9 @@ def loop(
     with ExitStack() as held:
         start = 0
         if folder is not None:
-            start = run.begin(world.told(run.opened(held, resume, overwrite, annealed, defaults or {})))
+            start = run.begin(world.broadcast(run.opened(held, resume, overwrite, annealed, defaults or {})))
         if start == 0 and world.size > 1:
-            stepper.restore(*world.told((stepper.tensors(), stepper.numbers())))
+            stepper.restore(*world.broadcast((stepper.tensors(), stepper.numbers())))
         for i in range(start, outer.steps):
             began, done = time.perf_counter(), i
             try:

@@ -217,22 +217,22 @@ class MetaGradient:
         """
         if isinstance(self.strategy, engine.Plan):
             return self.strategy
-        learner, before, told = self.learner, self.before, self.planned is not None
+        learner, before, asked = self.learner, self.before, self.planned is not None
         engine.choose(learner, self.strategy)
         found = None
         if self.world.leads:
             batch = self.draw(first, self.world.largest)
             unknown = first > 0 and before is None  # of a run that was begun before there were plans: by the rule
-            trial = self.strategy == "auto" and (told or self.outer.steps - first >= _WORTH_A_TRIAL) and not unknown
+            trial = self.strategy == "auto" and (asked or self.outer.steps - first >= _WORTH_A_TRIAL) and not unknown
             key = planning.key(learner, batch, self.strategy, self.chunk_size, self.memory_limit)
             if before is not None and before.key == key:
                 found = before
-            elif trial or (told and not unknown) or self.memory_limit is not None:
+            elif trial or (asked and not unknown) or self.memory_limit is not None:
                 _be_costliest(learner, batch)
                 found = planning.plan(learner, batch, self.strategy, self.chunk_size, self.memory_limit, trial)
             else:
                 found = replace(engine.resolve(learner, batch, self.strategy, self.chunk_size), why="the rule", key=key)
-        common = self.world.told(found)
+        common = self.world.broadcast(found)
         assert common is not None
         return common
 

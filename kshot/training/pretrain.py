@@ -105,7 +105,7 @@ def pretrain(
     resume: bool = False,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[Record]:
-    """Train `body` in place to tell all classes of `bank` apart, yielding a `Record` after each step.
+    """Train `body` in place to distinguish all classes of `bank`, yielding a `Record` after each step.
 
     The images of step i are drawn (with replacement) from `seeding.generator(seed, "pretrain", i)`, so equal seeds,
     backbones and banks give equal weights on the same machine. With the last step, the one at which `stop` said so and

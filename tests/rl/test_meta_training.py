@@ -301,7 +301,7 @@ def test_observations_that_are_not_finite_are_not_called_rewards(when: int, valu
     named = ", ".join(f"{t} (goal {goals[t].round(3).tolist()})" for t in np.flatnonzero(goals[:, 0] > 0.4))
     said = str(caught.value)
     assert said.startswith(f"outer step {step} on point: observations are not finite")
-    assert f"after {when} steps of a rollout: {named}; mend the observations of these goals" in said
+    assert f"after {when} steps of a rollout: {named}; fix the observations of these goals" in said
     assert "reward" not in said
     assert f"{tmp_path} holds what was learned up to step {step}" in said
     assert checkpoint.load(tmp_path / "last.safetensors")[1]["step"] == step

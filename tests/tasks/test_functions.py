@@ -128,7 +128,7 @@ def test_a_deal_gives_no_place_twice():
         for targets in (None, 3):
             dealt = deal(torch.Generator().manual_seed(1), there, (2, 6), targets, ragged)
             for t in range(200):
-                given = dealt.support[t][dealt.told[t]].tolist()
+                given = dealt.support[t][dealt.known[t]].tolist()
                 asked = dealt.query[t][dealt.asked[t]].tolist()
                 assert len({*given, *asked}) == len(given) + len(asked)
                 assert asked

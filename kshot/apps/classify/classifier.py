@@ -251,10 +251,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """What the learner takes, the labels, and the images as bytes."""
         if not self.model_.takes_images:
             checked = {"reset": first, "dtype": np.float64, "ensure_min_samples": 1}
-            told: Any = (
+            stated: Any = (
                 None if y is None else given.labels(y, self.unlabelled)
             )  # None: scikit-learn says what is missing
-            X, found = validate_data(self, given.array(X), told, **checked)
+            X, found = validate_data(self, given.array(X), stated, **checked)
             labels = np.asarray(found)
             check_consistent_length(X, labels)
             check_classification_targets(labels)
@@ -637,8 +637,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if own:
             assert model.trained is not None
             weights = {f"learner.{n}": t for n, t in model.trained.state_dict().items()}
-            told = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
-            parts["model.safetensors"] = checkpoint.packed(weights, told)
+            stated = {name: model.about[name] for name in ("settings", "hub") if name in model.about}
+            parts["model.safetensors"] = checkpoint.packed(weights, stated)
         return files.archive(manifest, parts)
 
     @classmethod
@@ -668,14 +668,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         limits = limits or files.FileLimits()
         manifest, parts = files.unpacked(blob, path, limits.bytes)
         try:
-            settings, told = manifest["settings"], manifest["model"]
+            settings, stated = manifest["settings"], manifest["model"]
             if strange := sorted(set(settings) - set(cls().get_params())):
                 raise files.FileError(f"{path}: settings {strange} do not fit this version of kshot")
             classifier = cls(**settings)
             classifier._check_settings()
             if not 0 <= classifier.steps <= limits.steps:
                 raise files.FileError(f"{path}: steps={classifier.steps!r:.20} of soft k-means: at most {limits.steps}")
-            name, rows, kind = told["name"], manifest["labels"], np.dtype(manifest["label_kind"])
+            name, rows, kind = stated["name"], manifest["labels"], np.dtype(manifest["label_kind"])
             if not isinstance(name, str) or len(name) > 200 or not isinstance(rows, list) or not len(rows) > 0:
                 raise files.FileError(f"{path}: a model or labels that are none")
             plain = {"U": str, "i": int, "u": int, "f": (int, float), "b": bool}.get(kind.kind)
@@ -687,7 +687,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                     f"{limits.classes}"
                 )
             files.check_shapes(parts["support.safetensors"], len(rows), path)
-            classifier._take_model(told, parts, path, limits)
+            classifier._take_model(stated, parts, path, limits)
             tensors, _ = checkpoint.unpacked(parts["support.safetensors"], f"support.safetensors of {path}")
             support, images = tensors["support"], tensors.get("images")
             labels = np.array(rows)  # strings as long as they are, not as long as the file says
@@ -717,28 +717,28 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             text = " ".join(str(error).split())[:300]
             raise files.FileError(f"{path} is not a complete .kshot file: {type(error).__name__}: {text}") from error
 
-    def _take_model(self, told: dict[str, Any], parts: dict[str, bytes], path: str, limits: files.FileLimits) -> None:
+    def _take_model(self, stated: dict[str, Any], parts: dict[str, bytes], path: str, limits: files.FileLimits) -> None:
         """The model that a file holds or names.
 
         Raises:
             FileError: one that is not here, has other weights, or cannot be used within these limits.
         """
-        name = told["name"]
-        if told["weights"]:
+        name = stated["name"]
+        if stated["weights"]:
             tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
             self.model_ = models.loaded(name, tensors, info, limits.size, limits.inner_steps)
         else:
             known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
             if name not in known:
                 raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
-            self.model_ = models.get(name, told["fingerprint"])
+            self.model_ = models.get(name, stated["fingerprint"])
             if self.model == name:  # weights that had this name before have another one now
                 self.model = self.model_.name
         if limits.features_alone and self.model_.kind not in models.METRIC:
             raise files.FileError(
                 f"{path} holds a learner that adapts all of its backbone, or none: it cannot be used here"
             )
-        if self.model_.fingerprint != told["fingerprint"]:
+        if self.model_.fingerprint != stated["fingerprint"]:
             raise files.FileError(f"{path} was made with other weights of {name!r}: fit it again with this kshot")
 
 

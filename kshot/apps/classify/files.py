@@ -72,8 +72,8 @@ def _check_digests(manifest: dict[str, Any], parts: dict[str, bytes], path: str)
     found["manifest.json"] = _digest(manifest)
     sealed = manifest.get("sha256")
     if sealed != found:
-        told = sealed if isinstance(sealed, dict) else {}
-        changed = sorted(name for name in {*found, *told} if told.get(name) != found.get(name))
+        stated = sealed if isinstance(sealed, dict) else {}
+        changed = sorted(name for name in {*found, *stated} if stated.get(name) != found.get(name))
         raise FileError(
             f"{path} is damaged: {', '.join(changed):.100} in it is not what was written (its SHA-256 is another one). "
             "Take another copy of the file, or fit it again"
@@ -102,10 +102,11 @@ def check_shapes(content: bytes, rows: int, path: str) -> None:
     wanted = {"support": ("F32", "F64"), "images": ("U8",)}
     if not {"support"} <= set(header) <= set(wanted):
         raise FileError(f"{path}: a support set of {sorted(header)}, expected {sorted(wanted)}")
-    for name, told in header.items():
-        if told["dtype"] not in wanted[name] or not told["shape"] or told["shape"][0] != rows:
+    for name, stated in header.items():
+        if stated["dtype"] not in wanted[name] or not stated["shape"] or stated["shape"][0] != rows:
             raise FileError(
-                f"{path}: {name} is {told['dtype']} {told['shape']}, expected {' or '.join(wanted[name])}, {rows} rows"
+                f"{path}: {name} is {stated['dtype']} {stated['shape']}, expected {' or '.join(wanted[name])}, {rows} "
+                "rows"
             )
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "left_out",
     "packed",
     "parts_of",
-    "told",
+    "summary",
     "trained",
     "unpacked",
 ]
@@ -141,7 +141,7 @@ def trained(model: str | os.PathLike[str] | Process | Trained) -> Trained:
     return unpacked(*checkpoint.load(path), path)
 
 
-def told(name: str) -> str:
+def summary(name: str) -> str:
     """A name of `SHIPPED` or `UNTRAINED` in a line."""
     if name in UNTRAINED:
         return f"{learners.REGISTRY[name].purpose}, {learners.REGISTRY[name].paper}"
@@ -171,11 +171,11 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
         CheckpointError: weights of another learner or network than its settings say.
         ValueError: a model that does not answer with distributions of functions.
     """
-    told = info.get("model")
+    stated = info.get("model")
     about = info.get("about")
     familiar = info.get("familiar") or (about.get("familiar") if isinstance(about, dict) else None)
     _check_familiar(familiar, path)
-    if not isinstance(told, dict):
+    if not isinstance(stated, dict):
         learner, recipe, *_ = families.rebuild(tensors, info, path)
         if not isinstance(learner, Process) or isinstance(learner, ConvCNP2d):
             raise ValueError(
@@ -184,7 +184,7 @@ def unpacked(tensors: dict[str, Tensor], info: dict[str, Any], path: Path | str)
             )
         own = {"inputs": learner.inputs, "outputs": learner.outputs, **recipe.options}
         return Trained(learner.eval(), recipe.learner, own, familiar)
-    name, own = told.get("learner"), told.get("settings")
+    name, own = stated.get("learner"), stated.get("settings")
     if name not in (*UNTRAINED, *TRAINED) or not isinstance(own, dict):
         raise ValueError(
             f"{path}: a model {name!r:.60} with the settings {own!r:.60}, expected one of "
@@ -442,12 +442,12 @@ class Fitted:
                     if answer.independent
                     else answer.sample(count, generator)
                 )
-                told = self._answer(own, learner, state, near)
+                answer = self._answer(own, learner, state, near)
             slopes = SLOPE * torch.randn(
                 (count, *over.shape[1:], 2, drawn.shape[2]), generator=generator, dtype=torch.float64
             )
             sides = torch.stack([over.clamp_max(0), over.clamp_min(0)], -1)  # [M, I, 2]
-            middle = (told.mean - self.y_shift[own]) / self.y_factor[own]
+            middle = (answer.mean - self.y_shift[own]) / self.y_factor[own]
             apart = (drawn.double().cpu() - answer.mean.double().cpu())[:, where] * self.factor[own]
             values = middle + apart + torch.einsum("mis,cisd->cmd", sides, slopes)
             columns.append(values * self.y_factor[own] + self.y_shift[own])

@@ -265,13 +265,13 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not isinstance(info.get("regressor"), dict):
             raise ValueError(f"{path} was not written by FewShotRegressor.save: pass it as model=")
         try:
-            told = info["regressor"]
-            own = cls(fitting.unpacked(tensors, info, path), told["scale_x"], told["random_state"])
+            stated = info["regressor"]
+            own = cls(fitting.unpacked(tensors, info, path), stated["scale_x"], stated["random_state"])
             if "seen.x" in tensors:
                 given: Any = [tensors[name].double().numpy() for name in ("seen.x", "seen.y")]
                 X, y = validate_data(own, *given, multi_output=True, y_numeric=True, dtype=np.float64)
                 own.seen_, own.model_ = (np.asarray(X), np.asarray(y)), fitting.trained(own.model)
-                own._adapt(own.scale_x, float(told["width"]))
+                own._adapt(own.scale_x, float(stated["width"]))
         except (AttributeError, KeyError, TypeError) as error:
             raise checkpoint.CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         return own

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kshot import learners
-from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, of_files, told
+from kshot.families import Baseline, Family, Job, Machine, Progress, Say, Table, Test, by_tasks, kept_settings, of_files
 from kshot.families.control import recipes
 from kshot.families.control.settings import ControlRecipe, begin, build, control, upgrade
 from kshot.families.control.step import PolicyStep, validation
@@ -65,7 +65,7 @@ def job(recipe: ControlRecipe, machine: Machine, say: Say) -> Job:
     stepper = PolicyStep(learner, tasks, recipe.outer, recipe.acting)
     val = validation(learner, tasks if recipe.outer.val_every else None, recipe.outer, recipe.acting)
     defaults = asdict(ControlRecipe())  # what checkpoints from before a setting lack
-    return Job(recipe.family, stepper, recipe.outer, told(recipe), val, more={"defaults": defaults})
+    return Job(recipe.family, stepper, recipe.outer, kept_settings(recipe), val, more={"defaults": defaults})
 
 
 def score(runs: Sequence[Run], test: ControlTest, progress: Progress) -> list[Table]:
@@ -121,10 +121,10 @@ def _table(runs: Sequence[Run], test: ControlTest, tasks: str, progress: Progres
 
 def title(rows: Sequence[Scores]) -> str:
     """Above a table of policies."""
-    one, told = rows[0], rows[0].details
+    one, details = rows[0], rows[0].details
     return (
-        f"{one.settings['tasks'].removesuffix('-seen')}, {told['tested_on']} (seed {one.seed}), {told['rollouts']} "
-        "rollouts of each: return after k adaptation steps, each on the rollouts seen"
+        f"{one.settings['tasks'].removesuffix('-seen')}, {details['tested_on']} (seed {one.seed}), "
+        f"{details['rollouts']} rollouts of each: return after k adaptation steps, each on the rollouts seen"
     )
 
 

@@ -157,14 +157,14 @@ def begin(recipe: ControlRecipe) -> PolicyLearner:
     return learner
 
 
-def upgrade(told: dict[str, Any]) -> dict[str, Any] | None:
+def upgrade(stored: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of a checkpoint from before families, whose learners' own settings and whose settings of acting had
     other places; None: of another family.
     """
-    if told.get("kind") != "control":
+    if stored.get("kind") != "control":
         return None
-    kept = {name: value for name, value in told.items() if name != "kind"}
-    defaults = learners.options(str(told.get("learner")), "rollouts")
+    kept = {name: value for name, value in stored.items() if name != "kind"}
+    defaults = learners.options(str(stored.get("learner")), "rollouts")
     former = {name: kept.pop(name) for name in ("ratio", "episodes", "latent", "temperature") if name in kept}
     options = {name: value for name, value in former.items() if name in defaults and value != defaults[name]}
     outer = kept.get("outer")

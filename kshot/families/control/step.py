@@ -142,8 +142,8 @@ def validation(
     if val is None:
         return None
     seed = seeding.generator(outer.seed, "validation").initial_seed()  # never a test's seed
-    told = {"discount": acting.discount, "lam": acting.lam, "rollouts": acting.rollouts, "steps": learner.rounds - 1}
-    return lambda: evaluate_any(learner, val, outer.val_tasks, seed, **told)
+    fixed = {"discount": acting.discount, "lam": acting.lam, "rollouts": acting.rollouts, "steps": learner.rounds - 1}
+    return lambda: evaluate_any(learner, val, outer.val_tasks, seed, **fixed)
 
 
 class PolicyStep:

@@ -13,7 +13,7 @@ import torch
 from kshot import data as datasets
 from kshot import learners
 from kshot.core import Task
-from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, of_files, told
+from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, by_tasks, kept_settings, of_files
 from kshot.families.functions import settings
 from kshot.families.functions.recipes import functions as curves
 from kshot.families.functions.recipes import sinusoid
@@ -58,7 +58,7 @@ def job(recipe: FunctionRecipe, machine: GradientMachine, say: Say) -> Job:
     """See `Family.job`."""
     own = settings.tasks(recipe, recipe.train_split, training=True, data_root=machine.data_root)
     val = settings.tasks(recipe, "val", ragged=True, data_root=machine.data_root) if recipe.outer.val_every else None
-    return gradient_job(recipe, build(recipe), own, val, machine, told(recipe), say)
+    return gradient_job(recipe, build(recipe), own, val, machine, kept_settings(recipe), say)
 
 
 def score(runs: Sequence[Run], test: FunctionTest, progress: Progress) -> list[Table]:
@@ -173,10 +173,10 @@ _FORMER = {"ways", "train_ways", "rotations", "pool", "features", "class_list", 
 """Settings that runs on functions had when they shared the class of those on images; they said nothing."""
 
 
-def _upgrade(told: dict[str, Any]) -> dict[str, Any] | None:
-    if not registry.is_function(str(told.get("data"))) or "learner" not in told:
+def _upgrade(kept_settings: dict[str, Any]) -> dict[str, Any] | None:
+    if not registry.is_function(str(kept_settings.get("data"))) or "learner" not in kept_settings:
         return None
-    kept = {name: value for name, value in told.items() if name not in _FORMER}
+    kept = {name: value for name, value in kept_settings.items() if name not in _FORMER}
     return {**kept, "network": "mlp"} if kept.get("network") == "conv4" else kept
 
 

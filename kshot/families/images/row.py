@@ -18,7 +18,7 @@ from torch import nn
 from kshot import data, learners
 from kshot.core import Learner
 from kshot.data import folder, scripts, split_names
-from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, of_files, told
+from kshot.families import Baseline, Family, Job, Progress, Say, Table, Test, kept_settings, of_files
 from kshot.families.images import settings
 from kshot.families.images.recipes import glyphs, grocery, omniglot
 from kshot.families.images.settings import ImageRecipe, build
@@ -98,7 +98,7 @@ def job(recipe: ImageRecipe, machine: GradientMachine, say: Say) -> Job:
             f"{len(shared)} validation classes are trained on with train_split={recipe.train_split!r}: a best "
             "checkpoint chosen on them would mislead. Add --val-every 0, or train on another split"
         )
-    kept = {**told(recipe), "train_classes": list(classes_of(own))}
+    kept = {**kept_settings(recipe), "train_classes": list(classes_of(own))}
     return gradient_job(recipe, build(recipe), own, val, machine, kept, say)
 
 

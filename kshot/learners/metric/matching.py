@@ -45,7 +45,7 @@ class MatchingNet(Learner):
         scale: factor of the cosine inside the softmax, > 0. 1: the paper's equation; one example of 5 ways then gets a
             probability of 0.65 at most, so we start from 10 (Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter (not in the paper).
-        features: D, where the backbone does not tell it as `out_features`.
+        features: D, where the backbone does not give it as `out_features`.
 
     Raises:
         ValueError: no backbone, one with running statistics, or one of unknown D; a `scale` <= 0.

@@ -49,7 +49,7 @@ class MetaOptNet(Learner):
             on normal features of lengths 0.4 to 40).
         iterations: of the interior point method. 15 in the authors' code; ours has converged after 20 (75 examples of 5
             classes, 100 of 20).
-        features: D, where the backbone does not tell it as `out_features`.
+        features: D, where the backbone does not give it as `out_features`.
 
     Raises:
         ValueError: no backbone, one with running statistics, or one of unknown D; a `cost`, `ridge` or

@@ -46,7 +46,7 @@ class ProtoNet(Learner):
         scale: factor of the scores. None: 1 for "euclidean" (the paper); 10 for "cosine", whose scores would otherwise
             be within -1..1 (the initial value of Gidaris and Komodakis 2018, arXiv:1804.09458).
         learn_scale: make the scale a meta-parameter.
-        features: D, where the backbone does not tell it as `out_features`.
+        features: D, where the backbone does not give it as `out_features`.
 
     Raises:
         ValueError: no backbone, one with running statistics, or one of unknown D; an unknown `distance`, or a `scale`

@@ -56,7 +56,7 @@ class R2D2(Learner):
         penalty: initial weight of the squared norm, > 0, learned by its logarithm. 50: the authors' code.
         scale: initial factor of the scores, learned. 10: the authors' code on Omniglot.
         balanced: classes weigh equally, whatever the numbers of their examples.
-        features: D, where the backbone does not tell it as `out_features`.
+        features: D, where the backbone does not give it as `out_features`.
 
     Raises:
         ValueError: no backbone, one with running statistics, or one of unknown D; a `penalty` <= 0.

@@ -36,7 +36,7 @@ class SimpleShot(Learner):
         ways: the largest number of classes of a task, W.
         scale: factor of the scores. It changes no prediction, only how sure the scores and the loss are; 10, since
             squared distances are at most 4 here.
-        features: D, where the backbone does not tell it as `out_features`.
+        features: D, where the backbone does not give it as `out_features`.
 
     In the paper the backbone is trained by cross-entropy over all training classes at once, and no task is seen in
     training: `kshot.training.pretrain.pretrain`, then `SimpleShot.pretrained`.

@@ -142,7 +142,7 @@ def _finite(what: str, rows: Tensor, simulator: Simulator, step: int, actions: n
     where, tasks, after = wrong.any(1).nonzero()[:, 0].tolist(), len(wrong), step + (what == "rewards")
     goals = simulator.goals[:: simulator.rollouts]
     named = ", ".join(f"{t} (goal {np.round(goals[t], 3).tolist()})" for t in where[:5])
-    fault = f"mend the {what} of these goals"
+    fault = f"fix the {what} of these goals"
     if not np.isfinite(actions[wrong.flatten().numpy()]).all():
         fault = "the policy's actions were not finite either: its weights have diverged, train with smaller steps"
     raise NonFiniteRollouts(

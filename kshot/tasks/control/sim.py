@@ -44,7 +44,7 @@ def needs_mujoco() -> tuple[Any, Path]:
         import mujoco.batch
     except ImportError as error:
         raise ImportError("control tasks need mujoco >= 4.0: pip install 'kshot[rl]'") from error
-    except (AttributeError, OSError, RuntimeError) as error:  # it loads OpenGL when it is told which
+    except (AttributeError, OSError, RuntimeError) as error:  # it loads OpenGL as soon as one is chosen
         chosen = os.environ.get("MUJOCO_GL", "")
         raise ImportError(
             f"mujoco cannot be loaded with MUJOCO_GL={chosen!r} ({error}): install that (Debian: libosmesa6, or "

@@ -104,9 +104,9 @@ class Curves:
         ragged: bool = False,
     ):
         x, y = torch.as_tensor(x).double(), torch.as_tensor(y).double()
-        told, y = list(y.shape), y[..., None] if y.dim() == 2 else y
+        shape, y = list(y.shape), y[..., None] if y.dim() == 2 else y
         if x.dim() != 1 or y.dim() != 3 or y.shape[1] != len(x) or 0 in y.shape or len(x) < 2:
-            raise ValueError(f"x {list(x.shape)} and y {told}: pass x [K] and y [C, K] or [C, K, D], K >= 2")
+            raise ValueError(f"x {list(x.shape)} and y {shape}: pass x [K] and y [C, K] or [C, K, D], K >= 2")
         if not bool(x.isfinite().all()) or len(x.unique()) < len(x):
             raise ValueError("x has infinite, missing or repeated values: pass different finite numbers")
         if bool(y.isinf().any()) or bool((y.isnan().any(-1) != y.isnan().all(-1)).any()):
@@ -211,7 +211,7 @@ class Curves:
             values = y.gather(1, place[..., None].expand(*place.shape, self.outputs))
             return Batch(x[place], torch.where(real[..., None], values, torch.nan))
 
-        return Task(batch(dealt.support, dealt.told), batch(dealt.query, dealt.asked))
+        return Task(batch(dealt.support, dealt.known), batch(dealt.query, dealt.asked))
 
 
 def _standard(values: Tensor) -> Scale:

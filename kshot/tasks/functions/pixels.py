@@ -113,7 +113,7 @@ class ImageCompletion:
             values = y.gather(1, place[..., None].expand(*place.shape, self.outputs))
             return Batch(places[place], torch.where(real[..., None], values, torch.nan))
 
-        support = batch(dealt.support, dealt.told)
+        support = batch(dealt.support, dealt.known)
         if self.grid:
             return Task(support, Batch(places.expand(t, *places.shape).clone(), y.contiguous()))
         return Task(support, batch(dealt.query, dealt.asked))

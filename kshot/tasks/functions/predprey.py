@@ -175,7 +175,7 @@ class PredatorPrey:
         there = torch.ones(t, self.points, dtype=torch.bool, device=device)
         dealt = deal(generator, there, self.context, self.targets, self.ragged)
         batches = []
-        for place, real in ((dealt.support, dealt.told), (dealt.query, dealt.asked)):
+        for place, real in ((dealt.support, dealt.known), (dealt.query, dealt.asked)):
             values = y.gather(1, place[..., None].expand(*place.shape, 2))
             batches.append(Batch(x[place], torch.where(real[..., None], values, torch.nan)))
         return Task(*batches)

@@ -233,7 +233,7 @@ def posterior(own: Tensor, across: Tensor, asked: Tensor, y: Tensor, noise: Tens
     eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
     both = there[:, :, None] & there[:, None, :]
     own = torch.where(both, own + noise[:, None, None] * eye, eye)  # padding rows stand alone ...
-    across = torch.where(there[:, :, None], across, 0.0)  # ... and tell nothing
+    across = torch.where(there[:, :, None], across, 0.0)  # ... and carry no information
     factor = torch.linalg.cholesky(own)
     solved = torch.cholesky_solve(torch.cat([across, torch.where(there, y, 0.0)[..., None]], 2), factor)
     mean = (across.transpose(1, 2) @ solved[..., -1:])[..., 0]

@@ -282,11 +282,11 @@ class Deal(NamedTuple):
 
     Attributes:
         support, query: `[T, N]`, `[T, M]` int64, which place a row shows. No place is in both.
-        told, asked: `[T, N]`, `[T, M]` bool, which rows are there; the others show a place that is.
+        known, asked: `[T, N]`, `[T, M]` bool, which rows are there; the others show a place that is.
     """
 
     support: Tensor
-    told: Tensor
+    known: Tensor
     query: Tensor
     asked: Tensor
 
@@ -315,17 +315,17 @@ def deal(
     sizes = torch.randint(least, most + 1, (t if ragged else 1,), generator=generator, device=generator.device)
     keys = torch.rand(t, k, generator=generator, device=generator.device).to(device)
     order = keys.masked_fill_(~there, -1.0).argsort(1, descending=True)  # [T, K]; places that are there come first
-    told = torch.minimum(sizes.to(device), count - 1)  # [T]
+    known = torch.minimum(sizes.to(device), count - 1)  # [T]
     rows = most if ragged else int(sizes)
-    left = max((most_places or k) - least, 1) if ragged else int((count - told).max())
+    left = max((most_places or k) - least, 1) if ragged else int((count - known).max())
     left = left if targets is None else min(targets, left)
-    asked = (count - told).clamp_max(left)
+    asked = (count - known).clamp_max(left)
 
     def shown(first: Tensor | int, number: int, real: Tensor) -> tuple[Tensor, Tensor]:
         place = torch.arange(number, device=device).expand(t, number)
         return order.gather(1, (first + place) % count[:, None]), place < real[:, None]
 
-    return Deal(*shown(0, rows, told), *shown(told[:, None], left, asked))
+    return Deal(*shown(0, rows, known), *shown(known[:, None], left, asked))
 
 
 def uniform_of(generator: torch.Generator) -> Callable[..., Tensor]:

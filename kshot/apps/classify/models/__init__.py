@@ -36,7 +36,7 @@ from kshot.families.images.settings import ImageRecipe
 from kshot.storage import checkpoint
 from kshot.training import settings
 
-__all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "loaded", "shipped", "told"]
+__all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "loaded", "shipped", "summary"]
 
 METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
 """Learners that work on features alone, so that they can take any backbone."""
@@ -141,7 +141,7 @@ class Model:
                 )
             most = self.trained.ways
             if most is not None and ways > most:
-                raise ValueError(f"the model {self.name!r} tells at most {most} classes apart, got {ways}")
+                raise ValueError(f"the model {self.name!r} distinguishes at most {most} classes, got {ways}")
             return self.trained
         if name not in METRIC:
             raise ValueError(f"learner {name!r} cannot take a backbone of features: choose from {', '.join(METRIC)}")
@@ -158,7 +158,7 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
 
-def told(name: str) -> str:
+def summary(name: str) -> str:
     """A shipped model in a line: learner, data, classes, images."""
     own = checkpoint.header(shipped()[name])["settings"]
     classes, size = len(own.get("train_classes", ())), own["size"]

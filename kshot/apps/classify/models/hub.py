@@ -92,14 +92,14 @@ def load(name: str) -> tuple[HubBody, dict[str, Any]]:
     try:
         config = transformers.AutoConfig.from_pretrained(where)
         model = _class(transformers, config).from_pretrained(where, use_safetensors=True)
-        told = _preprocessing(where)
+        stated = _preprocessing(where)
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise Missing(
             f"the model {name!r} cannot be had: {text}. It is downloaded once from huggingface.co; without a network "
             "take a shipped one ('kshot list models'), or a folder that save_pretrained wrote on another machine"
         ) from error
-    about = {"config": model.config.to_dict(), "size": _size(told, config), **_normalisation(told, where)}
+    about = {"config": model.config.to_dict(), "size": _size(stated, config), **_normalisation(stated, where)}
     about = json.loads(json.dumps(about, default=str))
     return HubBody(model.eval(), about["size"], about["mean"], about["std"]).eval(), about
 
@@ -153,17 +153,17 @@ def _preprocessing(where: str) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _size(told: dict[str, Any], config: Any) -> int:
-    for value in (told.get("crop_size"), told.get("size"), getattr(config, "image_size", None)):
+def _size(stated: dict[str, Any], config: Any) -> int:
+    for value in (stated.get("crop_size"), stated.get("size"), getattr(config, "image_size", None)):
         for number in value.values() if isinstance(value, dict) else (value,):
             if isinstance(number, int) and number > 0:
                 return number
     return 224
 
 
-def _normalisation(told: dict[str, Any], where: str) -> dict[str, Any]:
+def _normalisation(stated: dict[str, Any], where: str) -> dict[str, Any]:
     mean, std = _CLIP if "clip" in where.lower() else _IMAGENET
-    return {"mean": list(told.get("image_mean") or mean), "std": list(told.get("image_std") or std)}
+    return {"mean": list(stated.get("image_mean") or mean), "std": list(stated.get("image_std") or std)}
 
 
 def _harmless(key: str) -> bool:

@@ -166,7 +166,7 @@ def create_app(
     @app.get("/v1/models", dependencies=guard, responses=problems)
     def bodies() -> dict[str, str]:
         """The available backbones, each in a line."""
-        return {name: models.told(name) for name in models.shipped()}
+        return {name: models.summary(name) for name in models.shipped()}
 
     def find(name: str) -> Session:
         found = sessions.get(name)
@@ -184,8 +184,8 @@ def create_app(
     def about(name: str, session: Session) -> dict[str, Any]:
         found = session.left_out()
         own = session.classifier.model_.name if session.classifier is not None else session.model
-        told = {"id": name, "model": own, "classes": session.classes}
-        return {**told, "left_out_accuracy": found[0], "interval95": list(found[1])} if found else told
+        fields = {"id": name, "model": own, "classes": session.classes}
+        return {**fields, "left_out_accuracy": found[0], "interval95": list(found[1])} if found else fields
 
     @app.post("/v1/classifiers", status_code=201, dependencies=guard, responses=problems)
     def create(new: New) -> About:
@@ -201,7 +201,7 @@ def create_app(
         return About(**about(sessions.put(sessions.name(), session), session))
 
     @app.get("/v1/classifiers/{name}", dependencies=guard, responses=there)
-    def told(name: _Name) -> About:
+    def describe(name: _Name) -> About:
         """Its classes, and how good it is on its own images."""
         session = find(name)
         with session.lock:

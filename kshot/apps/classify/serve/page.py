@@ -149,7 +149,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
                     label="Class", placeholder="for instance: robin", max_length=limits.name, elem_id="name"
                 )
                 teach = gr.Button("Teach", variant="primary", elem_id="teach")
-                told = gr.HTML(elem_id="told")
+                notice = gr.HTML(elem_id="told")
                 undo = gr.Button("Undo the last change", visible=False, size="sm", elem_id="undo")
                 shelf = gr.HTML(NOTHING, elem_id="shelf")
                 with gr.Accordion("Remove images", open=False):
@@ -168,7 +168,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
                 table = gr.HTML("", elem_id="table")
                 file = gr.HTML("", html_template=pad.FILE, js_on_load=pad.FILE_JAVASCRIPT, elem_id="file")
 
-        shown = [memory, told, undo, shelf, which, said, keep, table, kind]
+        shown = [memory, notice, undo, shelf, which, said, keep, table, kind]
 
         def all_of(own: Visit, message: str = "", good: bool = True, asked: str = "") -> dict[Any, Any]:
             """The whole page but its file; `asked` is a message beside the answers."""
@@ -177,7 +177,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
             rows = [(f"{i + 1}: {label}", str(number)) for i, (number, label) in enumerate(pairs)]
             model = session.classifier.model_.name if session.classifier else session.model
             return {
-                told: _message(message, good) if message else "",
+                notice: _message(message, good) if message else "",
                 undo: gr.Button(visible=session.can_undo),
                 shelf: _shelf(session),
                 which: gr.Dropdown(rows, value=[]),
@@ -279,7 +279,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
             def alone(held: str, *given: Any) -> dict[Any, Any]:
                 key, has = _memory(held)
                 if not key:
-                    return {told: _message("the page was still loading: try again", False)}
+                    return {notice: _message("the page was still loading: try again", False)}
                 if has and visits.get(key) is None:
                     return forgotten(key)
                 own = visits.get(key, lambda: Visit(first.twin()))
@@ -303,7 +303,7 @@ def _blocks(gr: Any, limits: Limits, first: Session) -> Any:
         corrected.__annotations__["event"] = gr.EventData  # gradio gives what was clicked where it reads this
         hidden: Any = {"api_visibility": "private", "concurrency_limit": 2}
         gr.on([teach.click, name.submit], begun(on_teach), [memory, teach_pad, name], [*shown, teach_pad],
-              show_progress_on=[told, shelf], **hidden)  # fmt: skip
+              show_progress_on=[notice, shelf], **hidden)  # fmt: skip
         ask.click(begun(on_ask), [memory, ask_pad], [*shown, ask_pad], show_progress_on=[said], **hidden)
         # Each click counts, also where the one before is not answered yet: it says itself which image it means.
         said.click(corrected, [memory], shown, trigger_mode="multiple", show_progress="hidden", **hidden)
@@ -326,11 +326,11 @@ def _given(value: Any, limits: Limits) -> list[bytes]:
 def _memory(held: Any) -> tuple[str, bool]:
     """The visit's name, and whether it has something, as the tab remembers it; anything may be sent in its place."""
     try:
-        told = json.loads(held) if isinstance(held, str) and len(held) < 500 else {}
+        stored = json.loads(held) if isinstance(held, str) and len(held) < 500 else {}
     except (ValueError, RecursionError):
-        told = {}
-    key = told.get("visit") if isinstance(told, dict) else None
-    return (key, bool(told.get("has"))) if isinstance(key, str) and 16 <= len(key) <= 64 else ("", False)
+        stored = {}
+    key = stored.get("visit") if isinstance(stored, dict) else None
+    return (key, bool(stored.get("has"))) if isinstance(key, str) and 16 <= len(key) <= 64 else ("", False)
 
 
 def _memory_of(key: str, own: Visit) -> str:

@@ -266,8 +266,8 @@ class Session:
         with _WORK:
             answers = iter(classifier.judge(good, nearest) if good else [])
         nothing = np.full(len(classifier.classes_), np.nan)
-        told = [Answer(None, False, nothing, np.nan, [], text) if text else next(answers) for text in wrong]
-        return told, [None if t else image for image, t in zip(images, wrong, strict=True)], classifier
+        replies = [Answer(None, False, nothing, np.nan, [], text) if text else next(answers) for text in wrong]
+        return replies, [None if t else image for image, t in zip(images, wrong, strict=True)], classifier
 
     # ---------------------------------------------------------------------------------------------------------- files
 
