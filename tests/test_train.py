@@ -890,7 +890,7 @@ def test_an_interrupted_training_saves_says_how_to_go_on_and_ends_with_the_same_
         stopped = checkpoint.load(out / "last.safetensors")[1]["step"]
         assert 5 <= stopped < steps
         assert f"stopped at step {stopped} of {steps}, saved in {out}" in printed
-        command = shlex.split(printed.split("Go on with: ", 1)[1].strip().splitlines()[0])
+        command = shlex.split(printed.split("To resume: ", 1)[1].strip().splitlines()[0])
         assert command[:2] == ["kshot", "train"]
         assert command[-1] == "--resume"
         resumed.append((out, cli(*command[1:])))

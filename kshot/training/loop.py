@@ -99,10 +99,11 @@ class Stepper(Protocol):
     """What the loop drives. Equal tensors, numbers and `i` give equal updates, to the bit.
 
     Attributes:
-        extendable: whether a run of more steps begins with the same updates (nothing is annealed over the steps).
+        extendable: whether a run of more steps begins with the same updates (nothing is annealed over the steps); True
+            for a class that inherits from this one.
     """
 
-    extendable: bool
+    extendable: bool = True
 
     def __call__(self, i: int) -> Update:
         """Step `i`, from 0. Raises NonFiniteLoss where its numbers are not finite."""

@@ -13,7 +13,7 @@ from kshot.core import Learner
 from kshot.numerics import seeding
 from kshot.scoring import scores
 from kshot.storage.checkpoint import load_into
-from kshot.training.loop import Optimiser, Update
+from kshot.training.loop import Optimiser, Stepper, Update
 from kshot.training.settings import Recipe
 
 
@@ -58,9 +58,7 @@ def draw(flips: int, count: int, *purpose: Any) -> Coins:
     return Coins((torch.rand(flips, count, generator=generator) < chance).float().sum(0), flips, chance)
 
 
-class Step:
-    extendable = True
-
+class Step(Stepper):
     def __init__(self, learner: Learner, recipe: CoinRecipe):
         self.learner, self.recipe, self.optimiser = learner, recipe, Optimiser(learner, recipe.outer)
         self.numbers = self.optimiser.numbers
@@ -81,8 +79,6 @@ class Step:
         load_into(self.learner, tensors, "the checkpoint")
         self.optimiser.restore(tensors, numbers)
         self.average = tensors["state.average"]
-
-    def settle(self) -> None: ...
 
 
 def scored(name: str, learner: Learner, flips: int, count: int, seed: int, baseline: bool = False) -> scores.Scores:
