@@ -1,4 +1,4 @@
-"""`import kshot` is light, and imports inside the package point one way (ARCHITECTURE.md, "Rooms and arrows").
+"""`import kshot` is light, and imports inside the package point one way (ARCHITECTURE.md, "Modules and dependencies").
 
 Between rooms every import counts, those in functions and for type checkers too. Inside a room, and for circles, those
 under `if TYPE_CHECKING` do not: they never run.
@@ -338,7 +338,7 @@ def wrong_imports(path: Path) -> list[str]:
 def test_every_room_has_a_place():
     rooms = {room(module_of(file)) for file in FILES}
     assert rooms == MAY_IMPORT.keys(), (
-        f"ROWS, and ARCHITECTURE.md, name other rooms than there are: {rooms ^ MAY_IMPORT.keys()}"
+        f"ROWS, and ARCHITECTURE.md, name other packages than there are: {rooms ^ MAY_IMPORT.keys()}"
     )
 
 

@@ -97,7 +97,7 @@ def test(name: str, learner: Learner, settings: Settings) -> dict[str, Any]:
             for column in ("joint", "joint_gap"):
                 if column in chain.columns:
                     own |= {column: chain[column].mean, f"{column}_interval95": chain[column].interval95}
-                    print(f"one value after another: {column} {chain[column]}", flush=True)
+                    print(f"autoregressive: {column} {chain[column]}", flush=True)
             rows[data]["details"]["autoregressive"] = finite(own)
     return rows
 
