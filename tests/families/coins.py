@@ -97,9 +97,8 @@ def score(runs: Any, test: families.Test, progress: Any) -> list[families.Table]
 def job(recipe: CoinRecipe, where: Any, say: Any) -> families.Job:
     learner, outer = Shrunk(), recipe.outer
     val = lambda: scored("val", learner, recipe.flips, outer.val_tasks, outer.seed + 1000)  # noqa: E731
-    return families.Job(
-        "coins", Step(learner, recipe), outer, families.kept_settings(recipe), val if outer.val_every else None
-    )
+    stepper, kept = Step(learner, recipe), families.kept_settings(recipe)
+    return families.Job("coins", stepper, outer, kept, val if outer.val_every else None)
 
 
 FAMILY = families.Family(
