@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,9 +19,9 @@ from kshot.training.settings import Recipe
 
 
 class Coins(NamedTuple):
-    heads: Tensor  # [T]
+    heads: Tensor  # [T], as chance
     flips: int
-    chance: Tensor  # [T]
+    chance: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ def error(learner: Learner, coins: Coins) -> Tensor:
 
 
 def draw(flips: int, count: int, *purpose: Any) -> Coins:
-    generator = seeding.generator(*purpose)
-    chance = 0.3 + 0.4 * torch.rand(count, generator=generator)
-    return Coins((torch.rand(flips, count, generator=generator) < chance).float().sum(0), flips, chance)
+    chance, flipped = torch.rand(flips + 1, count, generator=seeding.generator(*purpose)).split([1, flips])
+    return Coins((flipped < 0.3 + 0.4 * chance).float().sum(0), flips, 0.3 + 0.4 * chance[0])
 
 
 class Step(Stepper):
@@ -72,8 +72,8 @@ class Step(Stepper):
         return Update(float(loss), {"average": float(self.average)}, 1.0, self.optimiser.step(i, 1.0))
 
     def tensors(self) -> dict[str, Tensor]:
-        weights = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
-        return {**weights, **self.optimiser.tensors(), "state.average": self.average}
+        own = {f"learner.{name}": t for name, t in self.learner.state_dict().items()} | {"state.average": self.average}
+        return own | self.optimiser.tensors()
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         load_into(self.learner, tensors, "the checkpoint")
@@ -89,16 +89,15 @@ def scored(name: str, learner: Learner, flips: int, count: int, seed: int, basel
 
 def score(runs: Any, test: families.Test, progress: Any) -> list[families.Table]:
     count, flips = test.tasks or 50, runs[0].recipe.flips
-    rows = [scored(run.folder.name, run.learner, flips, count, test.seed) for run in runs]
-    rows.append(scored("heads / flips", Shrunk(fixed=True), flips, count // 2, test.seed, True))
+    trained = [scored(run.folder.name, run.learner, flips, count, test.seed) for run in runs]
+    rows = [*trained, scored("heads / flips", Shrunk(fixed=True), flips, count // 2, test.seed, True)]
     return [families.Table(f"coins, {flips} flips", rows)]
 
 
 def job(recipe: CoinRecipe, where: Any, say: Any) -> families.Job:
     learner, outer = Shrunk(), recipe.outer
-    val = lambda: scored("val", learner, recipe.flips, outer.val_tasks, outer.seed + 1000)  # noqa: E731
-    stepper, kept = Step(learner, recipe), families.kept_settings(recipe)
-    return families.Job("coins", stepper, outer, kept, val if outer.val_every else None)
+    val = partial(scored, "val", learner, recipe.flips, outer.val_tasks, outer.seed + 1000) if outer.val_every else None
+    return families.Job("coins", Step(learner, recipe), outer, families.kept_settings(recipe), val)
 
 
 FAMILY = families.Family(
