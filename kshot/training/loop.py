@@ -123,7 +123,7 @@ class Stepper(Protocol):
 
     def settle(self) -> None:
         """Make what is derived from the weights (population statistics), before validation and saving."""
-        ...
+        return
 
 
 class Optimiser:
