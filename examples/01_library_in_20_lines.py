@@ -1,4 +1,4 @@
-"""The library in 20 lines: meta-train on letters of some scripts, test on scripts that were never seen.
+"""The library in 20 lines: meta-train on letters of some scripts, test on unseen scripts.
 
 python examples/01_library_in_20_lines.py [--quick]
 """

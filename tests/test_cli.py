@@ -442,8 +442,8 @@ def test_float64_deterministic_and_the_engine_explained(tmp_path: Path, capsys: 
     [
         (["trian"], ["'trian'", "train"]),
         (["frobnicate"], ["frobnicate", "evaluate", "compare"]),
-        (["train"], ["which recipe", "kshot list recipes"]),
-        (["train", "--out", "x"], ["which recipe"]),
+        (["train"], ["RECIPE is missing", "kshot list recipes"]),
+        (["train", "--out", "x"], ["RECIPE is missing"]),
         (["train", "omniglot-5way-1shot-mamll", "--out", "x"], ["unknown recipe", "omniglot-5way-1shot-maml"]),
         (["train", "zzzzzzzz", "--out", "x"], ["unknown recipe", "kshot list recipes"]),
         (["train", "sinusoid-maml", "--out", "x", "--budget", "huge"], ["--budget", "paper", "quick"]),

@@ -255,7 +255,7 @@ MISTAKES = {
     "fit photos other.kshot": "'other.kshot' is one too many: did you mean --out other.kshot?",
     "fit mine.kshot --out photos": "the folder comes first: type 'kshot fit photos --out mine.kshot'",
     "predict": "CLASSIFIER is missing",
-    "predict mine.kshot": "which images? type 'kshot predict mine.kshot FILES OR FOLDERS'",
+    "predict mine.kshot": "PATHS is missing: type 'kshot predict mine.kshot FILES OR FOLDERS'",
     "predict photos mine.kshot": "the classifier comes first: type 'kshot predict mine.kshot photos'",
     "predict photos empty": "photos is a folder: give a .kshot file, as 'kshot fit' makes it",
     "predict nosuch.kshot photos": "there is no nosuch.kshot",

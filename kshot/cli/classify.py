@@ -166,7 +166,7 @@ class Predict:
         writable(self.csv)
         _a_classifier(self.classifier, "predict", self.paths)
         if not self.paths:
-            raise InputError(f"which images? type 'kshot predict {self.classifier} FILES OR FOLDERS'")
+            raise InputError(f"PATHS is missing: type 'kshot predict {self.classifier} FILES OR FOLDERS'")
         for flag, off in (("--all-classes", self.all_classes), ("--resume", self.resume)):
             if off and self.csv is None:
                 raise InputError(f"{flag} is for a table: add --csv FILE")

@@ -17,7 +17,7 @@ __all__ = ["Demo"]
 
 @dataclass(frozen=True)
 class Demo:
-    """Learn letters of scripts never trained on, from one example each: embedded glyphs, no download."""
+    """Learn letters of unseen scripts from one example each: embedded glyphs, no download."""
 
     out: Path = Path("runs/demo")
     """Folder for the checkpoint, the table and the plots."""
@@ -49,7 +49,7 @@ class Demo:
             with checkpoint.locked(self.out):  # no demo is training there now
                 last.unlink(missing_ok=True)
         console().print(
-            "Meta-training a prototypical network on letters of many scripts; the test scripts are never shown to it."
+            "Meta-training a prototypical network on letters of many scripts; the test scripts are not among them."
         )
         code = Train(settings=recipe, out=self.out, where=family.machine()).run()
         if code:

@@ -198,7 +198,7 @@ def _form(words: list[str]) -> tuple[str, list[str], Any, dict[str, Any]]:
         if late := next((word for word in words if word in families.recipe_names()), None):
             rest = shlex.join(word for word in words if word != late)
             raise InputError(f"the recipe comes first: type 'kshot train {late} {rest}'")
-        raise InputError("which recipe? 'kshot train RECIPE'; 'kshot list recipes' shows the names")
+        raise InputError("RECIPE is missing: type 'kshot train RECIPE'; 'kshot list recipes' shows the names")
     name, *rest = words
     recipe = families.recipe(name, budget)
     family = families.family(recipe.family)

@@ -219,7 +219,7 @@ def _unnamed(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -
 
 
 def _first(path: Path, header: list[str], rows: list[tuple[int, list[str]]], unnamed: str) -> int:
-    """Which column is x where nobody says it, see `read_csv`."""
+    """Which column is x where it is not given, see `read_csv`."""
     if unnamed != "count" or len(header) < 3:
         return 0
     places = [_place(row[1]) for _, row in rows]

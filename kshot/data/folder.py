@@ -31,7 +31,7 @@ __all__ = ["Survey", "is_split", "load_all", "load_unlabelled", "survey"]
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FRACTIONS = (0.6, 0.15, 0.25)
-"""Shares of train, val and test where nobody says others."""
+"""Shares of train, val and test where no others are given."""
 
 
 class Survey(NamedTuple):

@@ -3,7 +3,7 @@
 Every letter and digit of DejaVu Sans, Serif and Mono and of STIX General is a class. Its 20 examples are its renders in
 all faces that have it (upright, bold, oblique), each bent, turned, sheared, moved and thickened at random by a fixed
 seed. The Unicode scripts are the alphabets: training, validation and test scripts are disjoint, so a test class comes
-from a script that was never trained on. `kshot.data.scripts` says the same of other data sets.
+from an unseen script. `kshot.data.scripts` says the same of other data sets.
 
 Many letters look alike across scripts (Latin A, Greek Alpha, Cyrillic A; Latin L and Canadian ᒻ, which is a smaller L).
 A letter whose clean render equals an earlier one's is dropped, and so is a validation or test letter that nearly equals

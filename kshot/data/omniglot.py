@@ -1,7 +1,7 @@
 """Omniglot: 1623 handwritten characters of 50 alphabets, 20 drawings each, as strokes of ink (255) on paper (0).
 
 Two class splits are frozen in the package (`splits/*.json`, each with its source): `vinyals`, the usual one of few-shot
-papers, and `lake`, the original one, whose test alphabets are never seen in training. Rotations, which the papers count
+papers, and `lake`, the original one, whose test alphabets are unseen in training. Rotations, which the papers count
 as further classes, are made by the episode sampler, not here. `one_shot_runs` are the 20 runs of the original test.
 
 B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, Human-level concept learning through probabilistic program induction,

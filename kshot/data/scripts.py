@@ -1,4 +1,4 @@
-"""Which script a class is written in: so that "scripts never trained on" is counted and not only said.
+"""Which script a class is written in: so that "unseen scripts" is checked and not only claimed.
 
     unseen(["glyphs/Lao/ກ U+0E81", "glyphs/Nko/ߊ U+07CA"], trained=["omniglot/N_Ko/character01"])  # the first
 
@@ -81,7 +81,7 @@ def unseen(names: Iterable[str], trained: Iterable[str]) -> list[str]:
         trained: the same.
 
     Raises:
-        ValueError: a data set among them is not one of characters, so that nobody can tell.
+        ValueError: a data set among them is not one of characters, so that it cannot be known.
     """
     names, trained = list(names), list(trained)
     if strange := sorted({name.partition("/")[0] for name in (*names, *trained) if family(name) is None}):

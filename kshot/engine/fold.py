@@ -273,7 +273,7 @@ def _descended(
     """A step of the seeds `alive`, in place on their `views`; the loss and the norm of its gradient, of each.
 
     `at_once` is the state of all seeds, whose gradients are then mapped. Those of seeds that have no row are taken too
-    and not used, so that the bits of a seed depend on nobody else.
+    and not used, so that the bits of a seed depend on no other seed.
     """
     if not alive:
         return []

@@ -9,7 +9,7 @@
     answer.affine(shift, factor)                       # the distribution of shift + factor * value
     answer.widened(factor), answer.plus_noise(std)     # about the same mean
 
-`Gaussian`: every value on its own. `LowRank`: a normal distribution over all values, dependent by a few common causes.
+`Gaussian`: independent values. `LowRank`: a normal distribution over all values with a low-rank covariance.
 `Mixture`: one of several functions, each with noise of its own, as a latent variable gives them. They are NamedTuples
 of tensors, so `torch.vmap` maps them. A y that is NaN is not there: its density counts as 1, here and in what is
 summed.
@@ -156,7 +156,7 @@ class LowRank(NamedTuple):
     Attributes:
         mean: `[M, D]`.
         noise: `[M, D]` standard deviation of what is each value's own.
-        factor: `[M, D, R]` how much each of R common causes moves a value.
+        factor: `[M, D, R]` how much each of R latent factors moves a value.
     """
 
     mean: Tensor

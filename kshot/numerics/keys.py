@@ -1,4 +1,4 @@
-"""Random numbers as a function of a key, an int64 tensor: equal to the bit alone, under `torch.vmap` and on any device.
+"""Random numbers as a function of a key, an int64 tensor: bit-identical alone, under `torch.vmap` and on any device.
 
     k = key(seed, "fold", step)                       # a number for a purpose, as `seeding.generator`
     rows = integers(split(k, 0), (32,), high=count)   # `high` may be a tensor, of this seed alone under vmap

@@ -2,7 +2,7 @@
 
     log p(y_1 .. y_M | support) = sum over i of log p(y_i | support, y_1 .. y_(i-1))
 
-A model that answers value by value so gets joint densities and samples that are whole functions. The order matters (the
+A model with marginal predictions so gets joint densities and samples that are whole functions. The order matters (the
 model is not an exact process); a random one is usual.
 
 Wessel Bruinsma et al.: Autoregressive Conditional Neural Processes. ICLR 2023, arXiv:2303.14468.

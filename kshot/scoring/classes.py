@@ -30,8 +30,8 @@ class Measure(Protocol):
     """What is looked at in the answers. The strategy "auto" is "vmap" wherever `mapped`.
 
     `draw` gives draw k of a seed, from a generator of its own, and what is known of each of its tasks, "cluster" among
-    it; `mode` is that of the answers to ONE task, "" where nobody looks; `sums` gives what each of T tasks adds
-    `[T, ...]`, "count" being the number of its scored values, and the seconds that adapting and answering took;
+    it; `mode` is that of the answers to ONE task, "" where it was not determined; `sums` gives what each of T tasks
+    adds `[T, ...]`, "count" being the number of its scored values, and the seconds that adapting and answering took;
     `columns` gives columns and details of what all tasks added.
     """
 

@@ -5,7 +5,7 @@
     result["gap"]              # 0.70 ± 0.04 nats from the oracle
 
 Densities are natural logarithms, a value, in float64. Where a family of tasks knows its own posterior (an *oracle*),
-the gap to it is given: no answer of the same kind (value by value, or joint) can be below 0 on average. Task i of a
+the gap to it is given: no prediction of the same kind (marginal, or joint) can be below 0 on average. Task i of a
 seed is the same for every learner.
 
 Intervals are 95 % over draws. The published families give all tasks of a draw one number of points, or one kernel, so
@@ -63,12 +63,12 @@ class Densities:
 
     Args:
         noise: standard deviation, of a learner that predicts values alone.
-        autoregressive: the joint density of a process one value after another, in a random order
+        autoregressive: the joint density of a process, autoregressively in a random order
             (`kshot.scoring.autoregressive`).
         steps: adaptation steps, of `stepwise` learners.
 
     Raises:
-        ValueError (by `sums`): a learner of values without `noise`, or one value after another of such.
+        ValueError (by `sums`): a learner of values without `noise`, or `autoregressive` of such.
     """
 
     primary, mapped = "log_likelihood", True

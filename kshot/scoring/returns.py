@@ -51,7 +51,7 @@ def evaluate(
         family: the distribution of tasks.
         num_tasks: T, at least 2.
         rollouts: R of each task, after each step; the steps are taken on these.
-        steps: gradient steps; of a policy with a memory rounds of rollouts.
+        steps: gradient steps; of a recurrent policy rounds of rollouts.
         seed: of tasks and rollouts.
         later_lr_factor: factor of the rate after the first step (MAML's code halves it).
         discount, lam: of the advantages.
@@ -66,7 +66,7 @@ def evaluate(
         returns: `[steps + 1][T]` the mean return of each task's rollouts.
         goals, rates: of the tasks `[T][G]`, of the steps.
         rollouts: R.
-        seen: rollouts that one adaptation step has seen: all of a task's, or 1 where each rollout has a memory.
+        seen: rollouts that one adaptation step has seen: all of a task's, or 1 of a recurrent policy.
         diverged: rollouts after each step that diverged and were ended: such a rollout's return, and with it its
             task's and the mean, is NaN and not the 0 that it was paid from then on.
         called, tested_on: what the tasks are, in the plural, and in words which.

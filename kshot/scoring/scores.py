@@ -105,7 +105,7 @@ class Scores:
         primary: the name of the one that counts.
         num_tasks: how many tasks were scored.
         seed: of the tasks.
-        mode: "inductive" or "transductive", see `kshot.scoring.evaluate`; "" where nobody looked.
+        mode: "inductive" or "transductive", see `kshot.scoring.evaluate`; "" where it was not determined.
         cluster: `[T]` the draw that each task came from: tasks of one draw count as one in an interval. Empty (in
             records of before): each task has one of its own.
         questions: a digest of what was asked; equal ones have been asked in scores of equal digests.

@@ -566,7 +566,7 @@ def queries_are_independent(case: _Case) -> None:
     if learner.transductive:
         raise Skip("transductive is claimed: queries may depend on each other")
     if case.acts and not learner.order_invariant:
-        raise Skip("the rows are trials, each with a memory of its own")
+        raise Skip("the rows are episodes, each with a hidden state of its own")
     x = task.query.x
     half = max(1, len(x) // 2)
     together = case.predict(learner, task.support, x)[:half]

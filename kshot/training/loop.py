@@ -96,7 +96,7 @@ class Update(NamedTuple):
 
 
 class Stepper(Protocol):
-    """What the loop drives. Equal tensors, numbers and `i` give equal updates, to the bit.
+    """What the loop drives. Equal tensors, numbers and `i` give bit-identical updates.
 
     Attributes:
         extendable: whether a run of more steps begins with the same updates (nothing is annealed over the steps); True

@@ -93,7 +93,7 @@ def prior_temperature(spread: float, ways: int, trained: bool) -> float:
 
     `(2 + 3 ln W) / spread` does not depend on the scale of the scores. It was chosen on validation classes, with one
     example of each of 2, 5 and 20 classes (docs/classifier.md). A trained scale goes half of the way to it (in
-    logarithms) where it is surer: outside of what it was trained on it is too sure.
+    logarithms) where it is surer: outside of what it was trained on it is overconfident.
     """
     if ways < 2 or not spread > 1e-12:
         return 1.0

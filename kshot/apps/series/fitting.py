@@ -71,7 +71,7 @@ CHUNK = 4096  # x values of one prediction
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trained:
-    """A learner of functions with what is needed to build and to judge it.
+    """A learner of functions with what is needed to build and to assess it.
 
     Attributes:
         learner: a `Process`; None for a name of `UNTRAINED`, which is built for the numbers of x and y at the fit.
@@ -326,7 +326,8 @@ class Fitted:
         y_shift, y_factor: `[D]`.
         width: of the seen range, as the model sees it.
         count: points seen.
-        density: mean log-density of a value given the points of other parts, standardised; None where nobody asked.
+        density: mean log-density of a value given the points of other parts, standardised; None where it was not asked
+            for.
         factor: `[D]`, that intervals are wider by than the model's own.
         flat: `[D]` bool, values that are all equal.
         known: `[2, I]`, the lowest and highest x that were seen, and where they are one, those that may be asked; None
@@ -335,11 +336,11 @@ class Fitted:
     Where values that were left out were further off than the answers said, all intervals are wider by one factor.
 
     A trained model knows nothing of x far from all that it saw in training. Beyond half of the seen range to
-    either side, its answer is that at this edge, and the values go on from there on a line of unknown slope, normal
+    either side, its answer is that at this edge, and the values continue from there on a line of unknown slope, normal
     with mean 0 and a standard deviation of sqrt(12) deviations of y for each range of x, independent at either side:
     that is the slope of values that lie on one line.
 
-    Of values that are all equal nobody knows how they vary: the mean is that value, and the deviation of y that the
+    Values that are all equal do not show how they vary: the mean is that value, and the deviation of y that the
     answers are multiples of is its size (1 for 0). A model without weights answers with that deviation everywhere.
     """
 

@@ -111,7 +111,7 @@ class FewShotRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             steps, batch, meta_lr: updates, tasks of each, and the rate (Adam, falling along a cosine).
             seed: of the weights and the tasks.
             progress: called as `progress(updates done, steps)`.
-            judged: tasks by which `unfamiliar_` is judged afterwards; 0: it stays None.
+            judged: training tasks that `unfamiliar_` is calibrated on afterwards; 0: it stays None.
             settings: of the learner, for instance `width=32`.
 
         Raises:

@@ -103,7 +103,7 @@ def film(
         if ending == ".gif":
             imageio.imwrite(file, pictures, extension=".gif", duration=1000 / rate, loop=0)
         else:
-            sizes: Any = {"macro_block_size": 2}  # H.264 with 4:2:0 colours wants no more than even numbers
+            sizes: Any = {"macro_block_size": 2}  # H.264 with 4:2:0 colours needs even numbers
             imageio.imwrite(file, pictures, extension=".mp4", fps=rate, output_params=["-f", "mp4"], **sizes)
             _check_whole(file, imageio)
 

@@ -144,7 +144,7 @@ def recipe_of(run: Run, test: ImageTest, on: str | None = None, shots: int | Non
 def tasks(runs: Sequence[Run], test: ImageTest, shown: ImageRecipe) -> tuple[Episodes, str]:
     """The tasks of a test of these runs, and the split that they are of; `shown` is the recipe of the test.
 
-    A folder that nobody split is not halved once more: it is tested with all classes that none of the runs was trained
+    A folder without splits is not split once more: it is tested with all classes that none of the runs was trained
     on, unless it is the very folder that one was trained on, whose rest holds the validation classes.
 
     Raises:

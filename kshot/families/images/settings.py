@@ -114,7 +114,7 @@ def build(recipe: ImageRecipe) -> Learner:
             recipe.learner, row, {**own, **given(recipe, "inner_lr", "inner_steps", "later_lr_factor")}
         )
     if recipe.network == "conv4" and recipe.pool == "max" and not learners.REGISTRY[recipe.learner].baseline:
-        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.nn.kernels wants it
+        learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  as kshot.nn.kernels needs it
     return in_precision(learner, recipe)
 
 

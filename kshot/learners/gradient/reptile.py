@@ -13,7 +13,7 @@ Alex Nichol, Joshua Achiam, John Schulman: On First-Order Meta-Learning Algorith
 
 Reptile knows no query set: its inner run sees all examples of a training task, here support and query together, so
 1 shot and 11 queries are the paper's "12 train shots". `adapt` sees the support set alone, as at test. `loss` returns
-the query loss of that honest adaptation, with phi - theta of the inner run in place of its gradient.
+the query loss of that adaptation, with phi - theta of the inner run in place of its gradient.
 """
 
 from __future__ import annotations

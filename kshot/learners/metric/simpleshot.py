@@ -34,7 +34,7 @@ class SimpleShot(Learner):
     Args:
         body: inputs -> features `[N, D]`.
         ways: the largest number of classes of a task, W.
-        scale: factor of the scores. It changes no prediction, only how sure the scores and the loss are; 10, since
+        scale: factor of the scores. It changes no prediction, only the confidence and the loss; 10, since
             squared distances are at most 4 here.
         features: D, where the backbone does not give it as `out_features`.
 

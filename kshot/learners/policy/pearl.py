@@ -1,4 +1,4 @@
-"""PEARL: a belief over what task it is, made of single transitions in any order; a policy and its values given that.
+"""PEARL: a posterior over tasks (a belief) from single transitions in any order; a policy and its values given that.
 
     learner = PEARL(17, 6)
 

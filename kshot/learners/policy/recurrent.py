@@ -1,4 +1,4 @@
-"""RL2: a policy with a memory, which goes on from one rollout of a task to the next, learns the task while it acts.
+"""RL2: a recurrent policy, whose hidden state is kept from one rollout of a task to the next, learns while it acts.
 
     learner = RL2(GaussianGRU(20, 6), episodes=4)
 

@@ -46,7 +46,8 @@ class Process(Learner):
         inputs, outputs: numbers of x and of y.
         least: the smallest standard deviation.
         rank: 0: an answer is a normal distribution for each value (`Gaussian`), trained by the values' own
-            likelihood; else one over all values with that many common causes (`LowRank`), trained by the likelihood of
+            likelihood; else one over all values with a covariance of that rank (`LowRank`), trained by the likelihood
+            of
             all together: a Gaussian neural process (Wessel Bruinsma et al. 2021, arXiv:2101.03606) with the "linear"
             covariance of Stratis Markou et al. 2022, arXiv:2203.08775.
     """

@@ -77,7 +77,7 @@ class ACNP(Remembering):
         layers: hidden ones of each network.
         heads: of the attention.
         least: the smallest standard deviation.
-        rank: common causes of the values of an answer, see `Process`; 0 is none.
+        rank: of the covariance of a prediction, see `Process`; 0: independent values.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class CNP(Summing):
         width: H, of all layers.
         layers: of encoder and decoder each, hidden ones.
         least: the smallest standard deviation.
-        rank: common causes of the values of an answer, see `Process`; 0 is none.
+        rank: of the covariance of a prediction, see `Process`; 0: independent values.
 
     Differs from the paper: the decoder is given the number of points (the share n / (n + 8)), which a mean hides.
     """

@@ -40,7 +40,7 @@ class ConvCNP(Remembering):
         levels: of the network's resolutions below the grid's.
         kernel: width of a convolution in grid points, odd.
         least: the smallest standard deviation.
-        rank: common causes of the values of an answer, see `Process`; 0 is none.
+        rank: of the covariance of a prediction, see `Process`; 0: independent values.
 
     Differs from the paper: the length scale of the kernels begins at two steps of the grid, and the grid lies about the
     support set alone, so that no query depends on another.

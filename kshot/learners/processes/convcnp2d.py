@@ -45,7 +45,7 @@ class ConvCNP2d(Process):
         levels: of the network's resolutions below the image's.
         kernel: width of a convolution, odd.
         least: the smallest standard deviation.
-        rank: common causes of the values of an answer, see `Process`; 0 is none.
+        rank: of the covariance of a prediction, see `Process`; 0: independent values.
 
     Differs from the paper: a network of several resolutions in place of residual blocks of one.
     """

@@ -1,7 +1,7 @@
 """Gaussian process regression, the kernel fitted to each support set: what a learner of functions has to beat.
 
     kernel = scale^2 RBF(length) + noise^2, by the largest marginal likelihood of the support set
-    answer = the posterior, value by value
+    answer = the marginal posterior
 
 Carl Rasmussen, Christopher Williams: Gaussian Processes for Machine Learning. MIT Press 2006, chapters 2 and 5. By
 scikit-learn's GaussianProcessRegressor: no gradients, one task at a time.

@@ -49,7 +49,7 @@ class TNPD(Remembering):
         heads: of the attention.
         feed: width of the feed-forward networks.
         least: the smallest standard deviation.
-        rank: common causes of the values of an answer, see `Process`; 0 is none.
+        rank: of the covariance of a prediction, see `Process`; 0: independent values.
 
     Differs from the paper: the norm stands before each part, which trains without a warm-up; an unknown y is marked by
     a flag.

@@ -1,4 +1,5 @@
-"""The set "bodies": the task is the body. A leg is lost, shortened or weakened, or gained; mass and friction change.
+"""The environments "bodies": the task is the body. A leg is missing, shortened, weakened or added; mass and friction
+change.
 
 A goal has a number for each of these (`Bodies.parts`): the presence of each leg, its length and its strength, the
 robot's mass and the ground's friction, as shares of gymnasium's body. Every body is a model of its own, a lost leg is
@@ -6,8 +7,8 @@ not there at all (no joints, no mass), and observations and actions are those of
 reads 0, what is sent to it is ignored. Policies are not given the body; an oracle is
 (`kshot.tasks.control.observed.GoalObserved`).
 
-Trained on some bodies, tested on others: "ant-body" loses any of its first three legs or none, "ant-body-lost" the
-fourth, "ant-body-gained" has a fifth; "cheetah-body" loses any of five motors or none, "cheetah-body-lost" the sixth;
+Trained on some bodies, tested on others: "ant-body" lacks any of its first three legs or none, "ant-body-lost" the
+fourth, "ant-body-gained" has a fifth; "cheetah-body" lacks any of five motors or none, "cheetah-body-lost" the sixth;
 "walker-body" has legs of 0.8 to 1.2 of gymnasium's length, "walker-body-far"
 legs of 0.7 to 0.8 and 1.2 to 1.3.
 """

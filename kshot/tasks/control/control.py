@@ -91,7 +91,7 @@ class Simulator(Protocol):
 
         Returns:
             What they observe `[n, D]` and rewards `[n]`; rollouts that had ended before keep their last observation
-            and get 0. `alive` tells which go on.
+            and get 0. `alive` says which continue.
 
         Raises:
             ValueError: actions of another shape, or that are not numbers.

@@ -26,7 +26,7 @@ class Mujoco(Control):
     Attributes:
         file: gymnasium's model.
         torso: the root body's name; its subtree is the whole robot.
-        frame_skip: physics steps of an action.
+        frame_skip: physics steps per action.
         backend: "mujoco", or "warp" (`kshot.tasks.control.warp`).
         stage: up to where the forward pass at the new state goes: "vel" (positions and velocities) or "acc" (forces).
     """

@@ -1,4 +1,4 @@
-"""The set "paper": the environments of MAML's paper, whose figures can be compared.
+"""The environments "paper": those of MAML's paper, whose figures can be compared.
 
 They follow Chelsea Finn, Pieter Abbeel, Sergey Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep
 Networks, ICML 2017, arXiv:1703.03400, section 5.3, as github.com/cbfinn/maml_rl has them (rllab's bodies, no frame

@@ -132,7 +132,7 @@ class MujocoPhysics:
         self.diverged = batch.warning[:, first : first + 3, 1]
 
     def __reduce__(self) -> Any:
-        # MuJoCo's batch cannot be pickled: its rows are the whole state, from which another one goes on.
+        # MuJoCo's batch cannot be pickled: its rows are the whole state, from which another one continues.
         return _physics_again, (*self._made, self.batch.state.copy(), self.batch.warning.copy(), self.was)
 
     def reset(self, which: NDArray[np.intp], qpos: Array, qvel: Array) -> None:

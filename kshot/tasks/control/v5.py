@@ -1,4 +1,4 @@
-"""The set "v5": gymnasium's HalfCheetah-v5 and Ant-v5 with a task, as in the papers after MAML's.
+"""The environments "v5": gymnasium's HalfCheetah-v5 and Ant-v5 with a task, as in the papers after MAML's.
 
 Five physics steps per action (frame skip), velocities from how far the body went, rewards of gymnasium's form. Jonas
 Rothfuss, Dennis Lee, Ignasi Clavera, Tamim Asfour, Pieter Abbeel: ProMP: Proximal meta-policy search. ICLR 2019,
@@ -55,7 +55,7 @@ class V5(Mujoco):
         return qpos, 0.1 * rng.standard_normal((len(tasks), self.model.nv))
 
     def paid(self, physics: Physics, goals: Array) -> Array:
-        """`[n]` for going where the task wants: +-v, -|v - goal|, or minus the distance |x| + |y| to the place."""
+        """`[n]` for going where the task asks: +-v, -|v - goal|, or minus the distance |x| + |y| to the goal."""
         if self.task == "goal":
             return -np.abs(physics.qpos[:, :2] - goals).sum(1)
         velocity = (physics.qpos[:, 0] - physics.was[:, 0]) / (self.frame_skip * self.model.opt.timestep)

@@ -104,7 +104,7 @@ class WarpPhysics:
         self._read()
 
     def step(self, which: NDArray[np.intp] | None, times: int) -> None:
-        """See `Physics.step`; those that are not asked for go on too, and nobody looks at them."""
+        """See `Physics.step`; those that are not asked for are stepped too, and ignored."""
         self.was[:] = self.qpos
         self._tensor("ctrl").copy_(torch.from_numpy(self.ctrl))
         self.advance(times)

@@ -2,7 +2,8 @@
 
     tasks = GaussianProcess("rbf")
     task, truth = tasks.sample_with(generator, 16)        # truth: the kernels' hyper-parameters
-    best = tasks.oracle(task, truth)                      # log-densities of the targets that nobody can beat on average
+    best = tasks.oracle(task, truth)                      # log-densities of the targets that no learner can beat on
+    average
 
 Sizes differ from task to task: padding rows have y = NaN, in support and query, and x repeats a real one.
 """

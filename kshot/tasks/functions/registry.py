@@ -137,7 +137,7 @@ def make(
         splits: omniglot's, "vinyals" or "lake".
         shots, queries: points of a sinusoid.
         ragged: each task has its own number of points (and of a mixture its own family), so that the tasks of a batch
-            are independent, as a test wants them; False: one for a batch, as the published training runs have it.
+            are independent, as a test needs them; False: one for a batch, as the published training runs have it.
 
     Raises:
         ValueError: an unknown name; with those that there are.

@@ -1,4 +1,4 @@
-"""Functions in the units of their support sets, as somebody who has these points alone can make them."""
+"""Functions in the units of their support sets, which need no other points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Standardised:
         stretch: support sets of 2 points or more, but fewer than this, have x moved and stretched so that they reach
             from -2 to 2, as a fit will do it; queries farther than 4 from 0 are then left out (y = NaN). 0: none.
         farthest: queries whose y is farther from 0 than this are left out: the deviation of two points that happen to
-            be alike is so small that their queries would be all that a batch is judged by.
+            be alike is so small that their queries would dominate the loss of a batch.
 
     >>> from kshot.tasks import GaussianProcess
     >>> task = Standardised(GaussianProcess()).sample(torch.Generator().manual_seed(0), 2)

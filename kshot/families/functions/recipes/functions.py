@@ -1,6 +1,6 @@
 """Functions: neural processes on Gaussian processes, on the tasks of Bruinsma et al., on predators and prey, on pixels.
 
-gp-*: the protocol of Nguyen and Grover 2022 (arXiv:2207.04179): 3 to 46 support points, 50 in all, 100,000 updates of
+gp-*: the protocol of Nguyen and Grover 2022 (arXiv:2207.04179): 3 to 46 support points, 50 in total, 100,000 updates of
 16 tasks, Adam of 5e-4 that falls along a cosine. np-*: Bruinsma et al. 2023 (arXiv:2303.14468).
 """
 

@@ -72,7 +72,7 @@ def _quick(recipe: ImageRecipe) -> ImageRecipe:
 
 def _metric(recipe: ImageRecipe) -> ImageRecipe:
     # 60-way episodes, 5 queries, Adam of 1e-3 halved every 2000 episodes: Snell et al. 2017, section 3.1. They train
-    # until 20,000 episodes bring no better validation; 20,000 in all is our choice.
+    # until 20,000 episodes bring no better validation; 20,000 in total is our choice.
     recipe = replace(
         recipe,
         train_ways=60,
