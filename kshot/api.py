@@ -59,7 +59,7 @@ def episodes(
             raise ValueError("size and channels are of a data set that is loaded here: give them to kshot.data.load")
         return Episodes(data, ways, shots, queries, **options)
     name = os.fspath(data)
-    if name not in banks.available() and not name.startswith("folder:") and Path(name).exists():
+    if name not in banks.available() and Path(name).exists():
         name = f"folder:{name}"
     return Episodes(banks.load(name, split, size=size, channels=channels), ways, shots, queries, **options)
 

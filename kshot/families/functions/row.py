@@ -181,8 +181,8 @@ def _upgrade(kept_settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _needs(recipe: FunctionRecipe) -> str:
-    images = recipe.data.partition(":")[2] if recipe.data.startswith("pixels:") else ""
-    return datasets.needed(images) if images else ""
+    images = recipe.data.partition(":")[2]  # of "pixels:omniglot"
+    return datasets.needed(images) if images in datasets.SETS else ""
 
 
 FAMILY = Family(
