@@ -293,7 +293,7 @@ OTHER_TABLES = {
     ("docs/glossary.md", "Glossary", 0): "definitions",
     ("docs/kshot-file.md", "The `.kshot` file, format 2", 1): "settings",
     ("docs/own-learner.md", "A learner of your own", 0): "values that mean something",
-    ("docs/processes.md", "Neural processes: functions from a few points", 1): "years of papers",
+    ("docs/processes.md", "Learners and functions", 1): "years of papers",
     ("docs/web.md", "What it does with what you give it", 0): "limits",
 }
 OTHER_PHRASES = {
@@ -306,7 +306,7 @@ OTHER_PHRASES = {
     "docs/control-results.md": ["goals 0..3 m/s"],
     "docs/cookbook.md": ["60 % of the classes", "15 % for validation and 25 % for test"],
     "docs/engine.md": ["(0.43 MiB each)"],  # 111,936 weights of four bytes
-    "docs/processes.md": ["a series below 99 % of them"],
+    "docs/series.md": ["A series below 99 % of them"],
     "docs/training.md": ["60 % of the classes", "15 % validate and 25 % test"],
 }
 
@@ -741,7 +741,7 @@ def _control() -> list[Table]:
 
 def _processes() -> list[Table]:
     kernels = ("gp-rbf", "gp-matern52", "gp-periodic")
-    best = "Beside the best possible answer"
+    best = "Compared with the oracle"
 
     def learner(name: str, who: str) -> list[Values]:
         cells: list[Values] = [[record(name)[who]["updates"]]]
@@ -779,7 +779,7 @@ def _processes() -> list[Table]:
     compared: list[Any] = []
     for kind in ("sawtooth", "mixture"):
         compared += [(kind, published(kind, who or "convcnp", not who)) for _, who in shown]
-    stations, series, many, speed = (record(f"processes-{name}") for name in ("stations", "series", "many", "speed"))
+    stations, series, speed = (record(f"processes-{name}") for name in ("stations", "series", "speed"))
 
     def station(who: str) -> list[Values]:
         row = stations[who]
@@ -845,8 +845,14 @@ def _processes() -> list[Table]:
                 ("the same, kernel fitted by 50 steps", seconds("gp fitted")),
             ],
         ),
+    ]
+
+
+def _series() -> list[Table]:
+    many = record("processes-many")
+    return [
         Table(
-            "For people with a series",
+            "How far to trust the intervals",
             [
                 (
                     f"{row['known']:,}",
@@ -914,7 +920,7 @@ def _engine() -> list[Table]:
             ],
         ),
         Table(
-            "Where the time goes, and what each change gave",
+            "Where the time goes, and what each change gained",
             [
                 (label, layer(key))
                 for label, key in {
@@ -1031,6 +1037,7 @@ TABLES = {
     "docs/engine.md": _engine,
     "docs/how-many.md": _how_many,
     "docs/processes.md": _processes,
+    "docs/series.md": _series,
 }
 
 
@@ -1256,7 +1263,7 @@ def _processes_phrases() -> list[Phrase]:
         Phrase("# to # % on Matérn curves", _extremes("gp-matern52")),
         Phrase("(# % of these updates for a ConvCNP", [short / jobs["np-sawtooth/convcnp"]["updates"] * 100]),
         Phrase("(ConvCNP: # after four minutes, # at full", [-value for value in late]),
-        Phrase("(best possible #)", [density("processes-gp", "cnp", "gp-rbf")["joint_oracle"].mean]),
+        Phrase("(oracle #)", [density("processes-gp", "cnp", "gp-rbf")["joint_oracle"].mean]),
         Phrase("CNP one value after another # ± # (gap # ± #), ", joint("cnp")),
         Phrase("ACNP one value after another # ± # (gap # ± #), ", joint("acnp")),
         Phrase("GNP # ± # (gap # ± #), ", joint("gnp")),
@@ -1325,7 +1332,7 @@ def _engine_phrases() -> list[Phrase]:
         ),
         Phrase("Sending took # % of the time", [100 * processes[1]["share of sending"]]),
         Phrase(
-            "made anew take # times the memory of one step with its graph kept at 15 queries and # times",
+            "recomputed steps take # times the memory of one step with its graph kept at 15 queries and # times",
             memory,
         ),
         Phrase("Time: # to # times", [min(times), max(times)]),

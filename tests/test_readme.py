@@ -537,7 +537,7 @@ def test_commands_run(page: str, given: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.reason is None for b in of(page, "python"))])
 def test_python_runs(page: str, given: dict[str, Any]) -> None:
-    if page == "docs/processes.md":
+    if page == "docs/series.md":
         given["others"] = given["days"] + 0.5
     if page == "docs/index.md":
         given |= _episode()
