@@ -83,7 +83,8 @@ def train(
         tasks: what a learner is trained on; of a recipe None.
         outer: the settings; None: the usual ones, or the recipe's. Single ones are given by name: `steps=600`.
         val: tasks of other classes; the best checkpoint by them is kept in `out`.
-        out: the folder of the run, for `kshot.load`; None: nothing is written.
+        out: the folder of the run; None: nothing is written. `kshot.load` reads the run of a recipe. The weights of a
+            learner of your own go back into one by `kshot.training.meta.restore(learner, out / "best.safetensors")`.
         resume: resume from what is in `out`.
         options: of `kshot.meta_train`, and of `Outer`: steps, batch, meta_lr, ...
 
