@@ -66,7 +66,7 @@ def film(
     """
     path = Path(path)
     if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"{path.name}: films end in .mp4 or .gif")
+        raise ValueError(f"{path.name}: videos end in .mp4 or .gif")
     try:
         import imageio.v3 as imageio
     except ImportError as error:
