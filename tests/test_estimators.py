@@ -670,7 +670,7 @@ def test_bad_input_is_told() -> None:
         FewShotClassifier("nothing").fit(X, y)
     with pytest.raises(ValueError, match="example 1 cannot be read as an image: not a"):
         FewShotClassifier("omniglot").fit([X[0], b"not an image"], ["a", "b"])
-    with pytest.raises(ValueError, match="learner 'maml' cannot take a body of features"):
+    with pytest.raises(ValueError, match="learner 'maml' cannot take a backbone of features"):
         FewShotClassifier("omniglot", "maml").fit(X, y)
     with pytest.raises(ValueError, match="all examples are unlabelled"):
         FewShotClassifier(unlabelled=True).fit([[1.0]], [-1])

@@ -296,7 +296,7 @@ def test_the_plan_is_for_the_largest_share() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "plan", note)
-        patch.setattr(World, "told", lambda self, value: value)
+        patch.setattr(World, "broadcast", lambda self, value: value)
         stepper = MetaGradient(
             learner(), Clusters(ways=3, shots=1, queries=2, shape=(8,)), Outer(steps=200, batch=3), world=World(0, 2)
         )

@@ -166,7 +166,7 @@ def test_zips_that_are_encrypted_or_damaged(tmp_path: Path) -> None:
     blob[first + 10] = zipfile.ZIP_LZMA  # zipfile unpacks it without a bound
     path.write_bytes(blob)
     with Source(path) as source:
-        assert names(source) == {"a/1.png": "packed by method 14, not stored or deflated: pack it anew"}
+        assert names(source) == {"a/1.png": "packed by method 14, not stored or deflated: pack it again"}
     blob = zipped(path, ("a/1.png", b"1"), ("a/2.png", b"2"))
     blob[first + 8] |= 1
     path.write_bytes(blob)

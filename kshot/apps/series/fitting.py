@@ -443,12 +443,12 @@ class Fitted:
                     if answer.independent
                     else answer.sample(count, generator)
                 )
-                answer = self._answer(own, learner, state, near)
+                scaled = self._answer(own, learner, state, near)
             slopes = SLOPE * torch.randn(
                 (count, *over.shape[1:], 2, drawn.shape[2]), generator=generator, dtype=torch.float64
             )
             sides = torch.stack([over.clamp_max(0), over.clamp_min(0)], -1)  # [M, I, 2]
-            middle = (answer.mean - self.y_shift[own]) / self.y_factor[own]
+            middle = (scaled.mean - self.y_shift[own]) / self.y_factor[own]
             apart = (drawn.double().cpu() - answer.mean.double().cpu())[:, where] * self.factor[own]
             values = middle + apart + torch.einsum("mis,cisd->cmd", sides, slopes)
             columns.append(values * self.y_factor[own] + self.y_shift[own])
