@@ -162,7 +162,8 @@ def _show_recipes(rows: dict[str, _Recipe], total: int) -> None:
             print(f"\n{name}\n  source: {row.source}" + (f"\n  differs: {row.differs}" if row.differs else ""))
     print(
         f"\n{len(rows)} of {total} recipes. quick and paper: about how long --budget quick and --budget paper train on "
-        "one thread of two shared CPU cores, without validation"
+        "one thread of a busy machine (two CPU cores, load 5 to 11), without validation: an idle one needs less. ?: "
+        "not measured"
     )
 
 
