@@ -86,14 +86,16 @@ INSIDE: dict[str, dict[str, str]] = {
         "video": "_options _shared scores",
     },
     "kshot.data": {
-        ".": "arrays bank sets",
+        ".": "arrays bank corpora sets text",
         "arrays": "bank images",
+        "corpora": "bank text",
         "folder": "bank images sources",
         "glyphs": "bank",
         "idx": "bank images",
         "omniglot": "bank images sources",
         "sets": "bank folder glyphs idx omniglot",
         "sources": "bank images",
+        "text": "bank csv images sources",
     },
     "kshot.engine": {
         ".": "gradients",

@@ -18,7 +18,7 @@ __all__ = ["Data", "List"]
 _LISTS = {
     "learners": "algorithms: what each is for, and its paper",
     "recipes": "named runs for 'kshot train': learner and tasks, the data they need, and how long they take",
-    "data": "data sets of images",
+    "data": "data sets of images and of texts",
     "tasks": "tasks of control and of functions, for --tasks, --data and --on",
     "models": "backbones for 'kshot fit', and models for 'kshot curve'",
 }
@@ -187,7 +187,7 @@ def _models() -> dict[str, str]:
 def _data() -> dict[str, str]:
     from kshot import data
 
-    return dict(data.available())
+    return data.available() | {name: own.about for name, own in data.CORPORA.items()}
 
 
 def _sizes(tasks: Control) -> str:

@@ -7,6 +7,8 @@
                     Images in no class folder are its split "unlabelled", a bank without labels
     grocery         81 classes of photos taken in shops, as a folder
 
+Sets of labelled texts (`load_texts`): banking77, clinc150, sib200 (`kshot.data.corpora`); your own: `read_texts`.
+
 Data sets are looked for under `data_root`, else `KSHOT_DATA`, else the user's cache folder. Nothing is downloaded
 unless asked (`fetch_dataset`, `kshot data fetch NAME`, or `load(..., download=True)`).
 """
@@ -21,16 +23,20 @@ from typing import Any
 
 from kshot.data.arrays import from_arrays, from_dataset
 from kshot.data.bank import Bank, DataError, split_names
+from kshot.data.corpora import CORPORA, fetch_texts, languages, load_texts
 from kshot.data.sets import SETS, DataSet
+from kshot.data.text import Texts, read_texts
 from kshot.storage.download import DownloadError, fetch
 from kshot.storage.places import cache_dir, data_dir
 
 __all__ = [
+    "CORPORA",
     "SETS",
     "Bank",
     "DataError",
     "DownloadError",
     "Report",
+    "Texts",
     "available",
     "cache_dir",
     "check",
@@ -41,11 +47,14 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "is_data",
+    "languages",
     "load",
+    "load_texts",
     "located",
     "needed",
     "options",
     "own_folder",
+    "read_texts",
     "split_names",
 ]
 
@@ -172,6 +181,8 @@ def check(name: str, data_root: Path | str | None = None) -> Report:
     """Read the whole data set and say what each split holds, or what is missing or damaged (named)."""
     import warnings
 
+    if name in CORPORA:
+        return _check_texts(name, data_root)
     name = located(name, data_root)
     own = _row(name)
     lines: list[str] = []
@@ -199,6 +210,20 @@ def check(name: str, data_root: Path | str | None = None) -> Report:
     return Report(name, ok, tuple(lines))
 
 
+def _check_texts(name: str, data_root: Path | str | None) -> Report:
+    """`check` of a set of texts, in the languages that are fetched by default."""
+    lines: list[str] = []
+    try:
+        for language in CORPORA[name].languages:
+            for split in CORPORA[name].sizes:
+                found = load_texts(name, split, language=language, data_root=data_root)
+                label = f"{language} {split}" if len(CORPORA[name].languages) > 1 else split
+                lines.append(f"{label}: {len(set(found.labels))} classes, {len(found.texts)} texts")
+    except (OSError, ValueError) as error:
+        return Report(name, False, (*lines, str(error)))
+    return Report(name, True, tuple(lines))
+
+
 def fetch_dataset(name: str, data_root: Path | str | None = None) -> list[Path]:
     """Download a data set into the data root, and return its files; what is there already is kept.
 
@@ -206,6 +231,8 @@ def fetch_dataset(name: str, data_root: Path | str | None = None) -> list[Path]:
         DownloadError: see `fetch`.
         ValueError: for a name that is unknown, or of a set that has to be put in place by hand (it says how).
     """
+    if name in CORPORA:
+        return fetch_texts(name, data_root)
     fetch = _row(name).fetch
     if fetch is None:
         raise ValueError(f"{name} is yours already: nothing to fetch")
@@ -230,7 +257,9 @@ def located(name: str, data_root: Path | str | None) -> str:
 def _row(name: str) -> DataSet:
     if is_data(name):
         return SETS[name.partition(":")[0]]
-    near = difflib.get_close_matches(name, list(available()), n=3)
+    if name in CORPORA:
+        raise ValueError(f"{name} is a set of texts and not of images: kshot.data.load_texts({name!r}) reads it")
+    near = difflib.get_close_matches(name, [*available(), *CORPORA], n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
     if Path(name).exists():  # the user's own, without the word before it
         guess = f"; did you mean folder:{name}?"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["INDEX", "CurveTable", "cells_of", "is_place", "places_of", "read_csv"]
+__all__ = ["INDEX", "CurveTable", "cells_of", "declared", "is_place", "places_of", "read_csv", "separator"]
 
 
 class CurveTable(NamedTuple):
@@ -249,12 +249,10 @@ def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[s
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as CSV in UTF-8") from error
     lines = text.splitlines(keepends=True)
-    declared = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
-    if declared:
-        delimiter, lines[0] = delimiter or declared[1], "\n"
+    delimiter = declared(lines, delimiter)
     first = _header_at(lines, delimiter)
     if delimiter is None:
-        delimiter = _separator(lines[first]) if first < len(lines) else ","
+        delimiter = separator(lines[first]) if first < len(lines) else ","
     lines[:first] = ["\n"] * first
     if first < len(lines):
         lines[first] = lines[first].lstrip().lstrip("#")
@@ -275,8 +273,17 @@ def cells_of(path: Path, delimiter: str | None = None) -> list[tuple[int, list[s
     return rows
 
 
-def _separator(line: str) -> str:
-    return max(",;\t", key=line.count)  # a comma where there is none of them
+def declared(lines: list[str], delimiter: str | None) -> str | None:
+    """The delimiter, or else that of a first line "sep=;", as spreadsheets write it; that line is emptied in place."""
+    found = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
+    if found:
+        lines[0] = "\n"
+    return delimiter or (found[1] if found else None)
+
+
+def separator(line: str) -> str:
+    """Whichever of comma, semicolon and tab is most in a header; a comma where there is none of them."""
+    return max(",;\t", key=line.count)
 
 
 def _header_at(lines: list[str], delimiter: str | None) -> int:
@@ -288,7 +295,7 @@ def _header_at(lines: list[str], delimiter: str | None) -> int:
     if plain is None:
         return len(lines)
     above = [k for k in full if k < plain]
-    mark = delimiter or _separator(lines[plain])
+    mark = delimiter or separator(lines[plain])
     cells = [cell.strip().strip('"') for cell in lines[plain].split(mark)]
     if above and len(cells) > 1 and lines[above[-1]].count(mark) + 1 == len(cells) and all(
         _NUMBER.fullmatch(cell) or cell.lower() in _MISSING or _place(cell) for cell in cells
