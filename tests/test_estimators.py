@@ -35,6 +35,8 @@ from sklearn.utils.estimator_checks import check_estimator
 from kshot.apps import FewShotClassifier, FileError
 from kshot.apps.classify import confidence, files, models, vectors
 from kshot.apps.classify.classifier import OldRules
+from kshot.apps.classify.fitted import left_out_distances
+from kshot.apps.classify.heads import Head
 from kshot.apps.classify.models import Features
 from kshot.apps.classify.report import page
 from kshot.core import Batch
@@ -242,15 +244,16 @@ def test_unlabelled_examples_help() -> None:
     assert np.mean(gains) > 4 * np.std(gains) / np.sqrt(len(gains)) > 0
 
 
-def test_unlabelled_examples_are_shared_as_the_learner_does() -> None:
+def test_unlabelled_examples_are_shared_as_the_learner_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its state is that of soft k-means, a learner, on the same rows, where both share by the bare scores."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((9, 6)), np.array([0, 1, 2, -1, -1, -1, -1, -1, -1])
     classifier = FewShotClassifier("features", unlabelled=True, steps=3).fit(X, y)
-    classifier._prior_temperature = lambda state, known: 1.0
-    state = classifier._adapt(classifier._y)
+    monkeypatch.setattr(Head, "prior_temperature", lambda *_: 1.0)
+    fitted = classifier._fitted
+    state = fitted.head.adapt(fitted.x, fitted.y)
     learner = SoftKMeans(Features(6), ways=3, steps=3).double()
-    wanted = learner.adapt(learner.init(), Batch(classifier._x, torch.tensor(y)))
+    wanted = learner.adapt(learner.init(), Batch(fitted.x, torch.tensor(y)))
     torch.testing.assert_close(state.sums, wanted.sums)
     torch.testing.assert_close(state.counts, wanted.counts)
 
@@ -537,7 +540,8 @@ def test_novelty_is_the_distance_in_the_learners_geometry() -> None:
 
         wanted = [nearest(one, np.ones(12, dtype=bool)) for one in q]
         np.testing.assert_allclose(classifier.novelty(Q), wanted, rtol=1e-5)
-        own, strange, rows = classifier._left_out_distances()
+        fitted = classifier._fitted
+        own, strange, rows = left_out_distances(fitted.head, fitted.x, fitted.y)
         assert rows.tolist() == list(range(12))
         np.testing.assert_allclose(own, [nearest(x[i], np.arange(12) != i) for i in range(12)], rtol=1e-5)
         np.testing.assert_allclose(strange, [nearest(x[i], y != y[i]) for i in range(12)], rtol=1e-5)

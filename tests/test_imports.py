@@ -56,7 +56,13 @@ INSIDE: dict[str, dict[str, str]] = {
         "classify": ".",
     },
     "kshot.apps.classify": {
-        "classifier": "confidence files given models vectors",
+        "choice": "given models",
+        "classifier": "choice files fitted given heads labels models saved",
+        "fitted": "confidence heads models",
+        "given": "vectors",
+        "heads": "confidence models vectors",
+        "labels": "given",
+        "saved": "files given models",
         "serve": "models",
     },
     "kshot.apps.classify.models": {

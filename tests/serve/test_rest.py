@@ -25,6 +25,7 @@ pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
 from kshot.apps import FewShotClassifier
+from kshot.apps.classify import fitted
 from kshot.apps.classify.serve import Limits, Session, create_app
 from kshot.apps.classify.serve import session as session_module
 from kshot.apps.classify.serve.session import Refused, Store
@@ -304,13 +305,13 @@ def test_what_fails_leaves_a_session_as_it_was(monkeypatch: pytest.MonkeyPatch) 
         raise ValueError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FewShotClassifier, "_look_at_itself", broken)
+        patch.setattr(fitted, "fit", broken)
         with pytest.raises(Refused, match="no room"):
             session.add(one, first)
         assert session.classes == {}
     session.add(one, first)
     with monkeypatch.context() as patch:
-        patch.setattr(FewShotClassifier, "_look_at_itself", broken)
+        patch.setattr(fitted, "fit", broken)
         with pytest.raises(Refused, match="no room"):
             session.add(two, second)
     assert session.classes == {one: 2}

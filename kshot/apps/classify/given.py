@@ -1,21 +1,45 @@
-"""What a user hands to `FewShotClassifier`, checked once and brought into one form: lists of examples, rows of labels.
+"""What a user hands to `FewShotClassifier`, checked once and brought into one form: settings, lists of examples, rows.
 
-examples(df["path"])              # a pandas column, an array [n, 1], a generator, a tensor: a list
-labels(["cat", None], unlabelled=True)
+found = examples(df["path"])                   # a pandas column, an array [n, 1], a generator, a tensor: a list
+images, errors = read(found, model.picture)
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 
-__all__ = ["array", "examples", "is_table", "labels", "listed", "rows"]
+from kshot.apps.classify import vectors
+
+__all__ = ["array", "check_settings", "each_row", "examples", "is_table", "listed", "one_line", "read", "rows"]
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Refuse settings of `FewShotClassifier` out of range, before anything is done.
+
+    Raises:
+        ValueError: one of them, by its name.
+    """
+    whole = {"steps": 1000, "finetune": 100_000, "random_state": 2**63 - 1}
+    for name, most in whole.items():
+        value = values[name]
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value <= most:
+            raise ValueError(f"{name}={value!r}: pass a whole number from 0 to {most:,}")
+    for name in ("unlabelled", "open_set"):
+        if not isinstance(values[name], (bool, np.bool_)):
+            raise ValueError(f"{name}={values[name]!r}: pass True or False")
+    rate = values["finetune_lr"]
+    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
+        raise ValueError(f"finetune_lr={rate!r}: pass a rate above 0")
+    if values["normalize"] not in vectors.CHOICES:
+        raise ValueError(f"normalize={values['normalize']!r}: use {', '.join(map(repr, vectors.CHOICES))}")
 
 
 def listed(X: Any) -> Any:
@@ -86,55 +110,49 @@ def examples(X: Any) -> list[Any]:
     return [_content(x) for x in X]
 
 
-def labels(y: Any, unlabelled: bool = False) -> np.ndarray:
-    """Labels `[n]` of one type: strings, integers, numbers or truths.
-
-    Args:
-        y: a list, array, tensor or pandas column, `[n]` or (with scikit-learn's warning) `[n, 1]`.
-        unlabelled: whether None and NaN stand for an unknown class; they become "" beside strings, -1 beside integers.
-
-    Raises:
-        ValueError: a missing label (by its number), labels of several types or of one that is not a label.
+def read(sources: list[Any], way: Callable[[Any], Any]) -> tuple[list[Any], list[str]]:
+    """What `way` makes of each example, and what is wrong with each ("": nothing); by several threads, since Pillow
+    decodes without Python's lock.
     """
-    y = array(y)
-    if not isinstance(y, np.ndarray) and hasattr(y, "__array__"):  # pandas', and whatever else says how it is one
-        y = np.asarray(y)
-    if isinstance(y, (str, bytes, Mapping, set, frozenset)) or not isinstance(y, Iterable):
-        raise ValueError(f"y is {y!r:.50}: pass a list with a label for each example")
-    if not hasattr(y, "__len__"):
-        y = list(y)
-    if not hasattr(y, "dtype"):  # a list: numpy would make strings of numbers beside strings
-        own = np.empty(len(y), dtype=object)  # pyright: ignore[reportArgumentType]
-        own[:] = list(y)
-        y = own
-    found = np.asarray(column_or_1d(np.asarray(y), warn=True))
-    if found.dtype.kind in "bU":
-        return found.copy()  # the caller may write into theirs
-    if found.dtype.kind in "mM":
-        raise ValueError(f"labels of type {found.dtype}: pass strings, for instance [str(label) for label in y]")
-    values = [value.item() if isinstance(value, (np.generic, Tensor)) else value for value in found.tolist()]
-    kinds = {_kind(value) for value in values}
-    absent = [i for i, value in enumerate(values) if _kind(value) == "missing"]
-    if absent and not unlabelled:
-        raise ValueError(
-            f"label {absent[0]} is missing ({values[absent[0]]!r}), and {len(absent) - 1} more"
-            ": drop these examples, or pass unlabelled=True if they are examples of unknown classes"
-        )
-    kinds -= {"missing"}
-    if absent and kinds == {"number"} and all(value == int(value) for value in values if _kind(value) == "number"):
-        kinds = {"integer"}  # pandas makes floats of integers where one is missing
-    if kinds <= {"string"}:
-        return np.array(["" if _kind(value) == "missing" else value for value in values], dtype=np.str_)
-    if kinds == {"integer"}:
-        if any(not -(2**63) <= value < 2**63 for value in values if _kind(value) != "missing"):
-            raise ValueError("integer labels beyond 64 bits: pass strings, for instance [str(label) for label in y]")
-        return np.array([-1 if _kind(value) == "missing" else int(value) for value in values], dtype=np.int64)
-    if not absent and kinds in ({"truth"}, {"number"}, {"integer", "number"}):
-        return np.array(values, dtype=np.bool_ if kinds == {"truth"} else np.float64)
-    raise ValueError(
-        f"labels of type {' and '.join(sorted(kinds))}{' with missing ones' if absent else ''}: pass strings alone or "
-        "integers alone, for instance [str(label) for label in y]"
-    )
+
+    def one(source: Any) -> tuple[Any, str]:
+        if isinstance(source, Exception):  # of an open file that could not be read
+            return None, one_line(source)
+        try:
+            return way(source), ""
+        except Exception as error:  # an example may be anything: what is wrong with it is said, and the others are read
+            return None, one_line(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        both = list(pool.map(one, sources))
+    return [found for found, _ in both], [error for _, error in both]
+
+
+def each_row(X: Any, encode: Callable[[Any], Tensor]) -> tuple[Tensor | None, list[str]]:
+    """What `encode` makes of the rows of a table that it takes, and what is wrong with each ("": nothing)."""
+    try:
+        x = encode(X)
+    except ValueError as error:
+        if not hasattr(X, "__len__") or len(X) < 2:
+            raise
+        whole = error
+    else:
+        return x, [""] * len(x)
+    good, errors = [], []
+    for k in range(len(X)):
+        try:
+            good.append(encode(X[k : k + 1] if not hasattr(X, "iloc") else X.iloc[k : k + 1]))
+            errors.append("")
+        except ValueError as error:
+            errors.append(one_line(error))
+    if not good:
+        errors = [one_line(whole)] * len(X)
+    return torch.cat(good) if good else None, errors
+
+
+def one_line(error: Exception) -> str:
+    """Its message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def rows(which: Any, count: int) -> np.ndarray:
@@ -160,14 +178,6 @@ def rows(which: Any, count: int) -> np.ndarray:
         bad = found[(found < -count) | (found >= count)][0]
         raise ValueError(f"example {bad} is to be forgotten, and there are {count} (0 to {count - 1})")
     return np.unique(found.astype(np.int64) % count)
-
-
-def _kind(label: Any) -> str:
-    """Of a label: string, truth, integer, number, missing (None, NaN, pandas' NA, NaT), or the name of another type."""
-    if label is None or type(label).__name__ in ("NAType", "NaTType") or (isinstance(label, float) and label != label):
-        return "missing"
-    known = {str: "string", bool: "truth", int: "integer", float: "number"}
-    return known.get(type(label), type(label).__name__)
 
 
 def _is_frame(X: Any) -> bool:
