@@ -67,6 +67,7 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     "kshot.apps.classify.models": {
         ".": "hub tuning",
+        "lite": "hub",
     },
     "kshot.apps.classify.serve": {
         ".": "app http session",
@@ -176,9 +177,10 @@ INSIDE: dict[str, dict[str, str]] = {
         "tnpd": "_process acnp",
     },
     "kshot.nn": {
-        ".": "backbones conversion functional normalisation",
+        ".": "backbones conversion efficientnet functional normalisation",
         "backbones": "kernels normalisation",
         "conversion": "functional normalisation",
+        "efficientnet": "normalisation",
         "functional": "normalisation",
         "normalisation": "kernels",
     },

@@ -6,6 +6,7 @@ outputs = call(net, weights, x)
 
 from kshot.nn.backbones import MLP, Conv1d, Conv4, Noise, NoiseLike, ResNet12, UNet
 from kshot.nn.conversion import convert
+from kshot.nn.efficientnet import EfficientNetLite
 from kshot.nn.functional import call, call_with, evaluating, place, require_functional, unknown
 from kshot.nn.normalisation import BatchNorm, InstanceNorm, LayerNorm, recording
 from kshot.numerics.checks import transformed
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNorm",
     "Conv1d",
     "Conv4",
+    "EfficientNetLite",
     "InstanceNorm",
     "LayerNorm",
     "Noise",
