@@ -68,6 +68,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "kshot.apps.classify.models": {
         ".": "hub tuning",
         "lite": "hub",
+        "text": "hub",
     },
     "kshot.apps.classify.serve": {
         ".": "app http session",
