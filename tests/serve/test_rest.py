@@ -87,7 +87,7 @@ def test_from_pictures_to_answers_and_back_from_the_file() -> None:
 
 def test_none_and_the_classes_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """REST and the page give P(none) and P(class), which sum to 1; the page shows the best and the sum of the rest."""
-    from kshot.apps.classify.serve import page
+    from kshot.apps.classify.serve import markup
 
     judge = FewShotClassifier.judge
     monkeypatch.setattr(
@@ -107,18 +107,18 @@ def test_none_and_the_classes_share_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(said["probabilities"].values()) == pytest.approx(1)
     answers, images, _ = session.judge(asked)
     assert images[0] is not None
-    text = page._answer(session, answers[0], images[0])
+    text = markup.answered(session, answers[0], images[0])
     shown = [float(p) for p in re.findall(r"<meter[^>]* value='([\d.]+)'", text)]
-    assert len(shown) == page.SHOWN + 2
+    assert len(shown) == markup.SHOWN + 2
     assert sum(shown) == pytest.approx(1, abs=1e-3)
     assert 0.25 in shown
     assert "2 other classes" in text
     percents = [int(p) for p in re.findall(r"<span>(\d+) %</span>", text)]
     assert sum(percents) == 100
-    assert page._percents([0.694, 0.206, 0.066, 0.034]) == [69, 21, 7, 3]  # each rounded: 69, 21, 7, 3
-    assert page._percents([0.686, 0.208, 0.068, 0.038]) == [68, 21, 7, 4]  # each rounded would be 69, 21, 7, 4
-    assert page._percents([1 / 3] * 3) == [34, 33, 33]
-    assert page._percents([1.0, 0.0]) == [100, 0]
+    assert markup._percents([0.694, 0.206, 0.066, 0.034]) == [69, 21, 7, 3]  # each rounded: 69, 21, 7, 3
+    assert markup._percents([0.686, 0.208, 0.068, 0.038]) == [68, 21, 7, 4]  # each rounded would be 69, 21, 7, 4
+    assert markup._percents([1 / 3] * 3) == [34, 33, 33]
+    assert markup._percents([1.0, 0.0]) == [100, 0]
 
 
 def test_what_is_refused() -> None:
