@@ -75,7 +75,9 @@ INSIDE: dict[str, dict[str, str]] = {
         "app": "guard page session",
         "guard": "session",
         "http": "guard session",
-        "page": "pad session",
+        "markup": "session",
+        "page": "markup pad session visit",
+        "visit": "markup pad session",
     },
     "kshot.apps.series": {
         "familiar": "fitting",
