@@ -15,14 +15,15 @@ every request under /v1 but `/v1/health` needs `Authorization: Bearer TOKEN`, an
 # Annotations are read by FastAPI inside a function, so they are not put off (no `from __future__ import annotations`).
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Path, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Path, Request, Response, UploadFile
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.formparsers import MultiPartParser
 
 from kshot import __version__
+from kshot.apps import Answer, FewShotClassifier
 from kshot.apps.classify import models
 from kshot.apps.classify.serve.guard import Guard
 from kshot.apps.classify.serve.session import LIMITS, Limits, Refused, Session, Store
@@ -62,6 +63,13 @@ class About(BaseModel):
     left_out_accuracy: float | None = None
     interval95: list[float] | None = Field(None, min_length=2, max_length=2)
 
+    @classmethod
+    def of(cls, name: str, session: Session, **more: Any) -> Self:
+        found = session.left_out()
+        own = session.classifier.model_.name if session.classifier is not None else session.model
+        accuracy = {"left_out_accuracy": found[0], "interval95": list(found[1])} if found else {}
+        return cls(id=name, model=own, classes=session.classes, **accuracy, **more)
+
 
 class Taught(About):
     """A classifier after images were taught.
@@ -99,6 +107,22 @@ class Said(BaseModel):
     nearest: list[str]
     error: str
 
+    @classmethod
+    def of(cls, name: str, answer: Answer, classifier: FewShotClassifier) -> Self:
+        names, labels = map(str, classifier.classes_), classifier.labels_
+        chance = {} if answer.error else dict(zip(names, map(float, answer.probabilities), strict=True))
+        return cls(
+            name=name,
+            label=None if answer.error else str(answer.label),
+            none=answer.none,
+            probability=max(chance.values()) if chance else None,
+            probabilities=chance,
+            p_none=None if answer.error else answer.p_none,
+            p_classes={name: (1 - answer.p_none) * p for name, p in chance.items()},
+            nearest=[str(labels[row]) for row in answer.nearest],
+            error=answer.error,
+        )
+
 
 class Answers(BaseModel):
     """The answers for the images of a request, in their order."""
@@ -113,6 +137,9 @@ class Problem(BaseModel):
 
 
 _Pictures = Annotated[list[UploadFile], File(min_length=1, description="JPEG, PNG or WebP.")]
+_BYTES = "application/octet-stream"
+_ABSENT: Any = {404: {"model": Problem, "description": "No such classifier."}}
+_REFUSED: Any = {409: {"model": Problem, "description": "It cannot be done now; the detail says why."}}
 _BEARER = HTTPBearer(auto_error=False)
 _Name = Annotated[str, Path(min_length=1, max_length=64, description="What POST /v1/classifiers gave.")]
 
@@ -147,12 +174,6 @@ def create_app(
     )
     app.add_middleware(Guard, limits=limits, token=token, hosts=hosts)
     MultiPartParser.spool_max_size = limits.request + 1  # uploads stay in memory
-    sessions = Store[Session](limits)
-
-    problems: Any = {401: {"model": Problem, "description": "Without the token."}} if token is not None else {}
-    there: Any = {**problems, 404: {"model": Problem, "description": "No such classifier."}}
-    refused: Any = {409: {"model": Problem, "description": "It cannot be done now; the detail says why."}}
-    guard = [Depends(_BEARER)] if token is not None else []  # for OpenAPI; `Guard` looks at it
 
     @app.exception_handler(Refused)
     def _(_: Request, error: Refused) -> Response:
@@ -163,115 +184,99 @@ def create_app(
         """Whether it is up, and its version. Waits for no other request."""
         return {"status": "ok", "version": __version__}
 
-    @app.get("/v1/models", dependencies=guard, responses=problems)
-    def bodies() -> dict[str, str]:
-        """The available backbones, each in a line."""
-        return {name: models.summary(name) for name in models.shipped()}
-
-    def find(name: str) -> Session:
-        found = sessions.get(name)
-        if found is None:
-            raise HTTPException(404, "there is no such classifier; one that is unused for long is forgotten")
-        return found
-
-    def bytes_of(pictures: list[UploadFile]) -> list[bytes]:
-        if long := [p.filename for p in pictures if p.filename and len(p.filename) > limits.file_name]:
-            raise Refused(
-                f"a file's name of {len(long[0])} characters ({long[0][:40]!r}...): at most {limits.file_name}"
-            )
-        return [picture.file.read() for picture in pictures]
-
-    def about(name: str, session: Session) -> dict[str, Any]:
-        found = session.left_out()
-        own = session.classifier.model_.name if session.classifier is not None else session.model
-        fields = {"id": name, "model": own, "classes": session.classes}
-        return {**fields, "left_out_accuracy": found[0], "interval95": list(found[1])} if found else fields
-
-    @app.post("/v1/classifiers", status_code=201, dependencies=guard, responses=problems)
-    def create(new: New) -> About:
-        """A new classifier, without classes."""
-        session = Session(new.model, limits, new.open_set)
-        return About(**about(sessions.put(sessions.name(), session), session))
-
-    @app.post("/v1/classifiers/load", status_code=201, dependencies=guard, responses={**problems, **refused})
-    def load(file: Annotated[UploadFile, File(description="A .kshot file.")]) -> About:
-        """The classifier of a file that was saved."""
-        session = Session(limits=limits)
-        session.load(file.file.read())
-        return About(**about(sessions.put(sessions.name(), session), session))
-
-    @app.get("/v1/classifiers/{name}", dependencies=guard, responses=there)
-    def describe(name: _Name) -> About:
-        """Its classes, and how good it is on its own images."""
-        session = find(name)
-        with session.lock:
-            return About(**about(name, session))
-
-    @app.delete("/v1/classifiers/{name}", status_code=204, dependencies=guard, responses=there)
-    def delete(name: _Name) -> None:
-        """Forget it."""
-        if not sessions.remove(name):
-            find(name)
-
-    @app.post("/v1/classifiers/{name}/fit", dependencies=guard, responses={**there, **refused})
-    def fit(
-        name: _Name,
-        label: Annotated[
-            str,
-            Form(
-                min_length=1,
-                max_length=limits.name,
-                pattern=r"[^\s\x00-\x20\x7f-\xa0]",
-                description="The class of all images of this request; it may be new.",
-            ),
-        ],
-        pictures: _Pictures,
-    ) -> Taught:
-        """Teach images of one class. Those that cannot be read are listed and skipped."""
-        session = find(name)
-        wrong = session.add(label, bytes_of(pictures))
-        with session.lock:
-            return Taught(**about(name, session), refused={i: text for i, text in enumerate(wrong) if text})
-
-    @app.post("/v1/classifiers/{name}/predict", dependencies=guard, responses={**there, **refused})
-    def predict(name: _Name, pictures: _Pictures) -> Answers:
-        """Classify images."""
-        session = find(name)
-        answers, _, own = session.judge(bytes_of(pictures))
-        names, labels = [str(c) for c in own.classes_], [str(label) for label in own.labels_]
-        said = []
-        for picture, answer in zip(pictures, answers, strict=True):
-            chance = {} if answer.error else dict(zip(names, map(float, answer.probabilities), strict=True))
-            said.append(
-                Said(
-                    name=picture.filename or "",
-                    label=None if answer.error else str(answer.label),
-                    none=answer.none,
-                    probability=max(chance.values()) if chance else None,
-                    probabilities=chance,
-                    p_none=None if answer.error else answer.p_none,
-                    p_classes={name: (1 - answer.p_none) * p for name, p in chance.items()},
-                    nearest=[labels[row] for row in answer.nearest],
-                    error=answer.error,
-                )
-            )
-        return Answers(answers=said)
-
-    @app.get(
-        "/v1/classifiers/{name}/file",
-        dependencies=guard,
-        response_class=Response,
-        responses={**there, **refused, 200: {"content": {"application/octet-stream": {}}}},
-    )
-    def file(name: _Name) -> Response:
-        """The `.kshot` file, for `kshot predict` and for `load`."""
-        session = find(name)
-        content = session.save()
-        headers = {"Content-Disposition": 'attachment; filename="classifier.kshot"'}
-        return Response(content, media_type="application/octet-stream", headers=headers)
-
+    guard: dict[str, Any] = {}  # for OpenAPI; `Guard` looks at it
+    if token is not None:
+        problem = {401: {"model": Problem, "description": "Without the token."}}
+        guard = {"dependencies": [Depends(_BEARER)], "responses": problem}
+    store = Store[Session](limits)
+    app.include_router(_new(store, limits), prefix="/v1", **guard)
+    app.include_router(_known(store, limits), prefix="/v1/classifiers/{name}", **guard)
     if page:
         from kshot.apps.classify.serve.page import mounted
 
         return mounted(app, limits, token, begin)
     return app
+
+
+def _new(store: Store[Session], limits: Limits) -> APIRouter:
+    """What there may be: backbones, and new classifiers."""
+    router = APIRouter()
+
+    @router.get("/models")
+    def bodies() -> dict[str, str]:
+        """The available backbones, each in a line."""
+        return {name: models.summary(name) for name in models.shipped()}
+
+    @router.post("/classifiers", status_code=201)
+    def create(new: New) -> About:
+        """A new classifier, without classes."""
+        session = Session(new.model, limits, new.open_set)
+        return About.of(store.put(store.name(), session), session)
+
+    @router.post("/classifiers/load", status_code=201, responses=_REFUSED)
+    def load(file: Annotated[UploadFile, File(description="A .kshot file.")]) -> About:
+        """The classifier of a file that was saved."""
+        session = Session(limits=limits)
+        session.load(file.file.read())
+        return About.of(store.put(store.name(), session), session)
+
+    return router
+
+
+def _known(store: Store[Session], limits: Limits) -> APIRouter:
+    """What may be done with one of the classifiers."""
+    router = APIRouter(responses=_ABSENT)
+    words = Form(
+        min_length=1,
+        max_length=limits.name,
+        pattern=r"[^\s\x00-\x20\x7f-\xa0]",
+        description="The class of all images of this request; it may be new.",
+    )
+
+    def find(name: str) -> Session:
+        found = store.get(name)
+        if found is None:
+            raise HTTPException(404, "there is no such classifier; one that is unused for long is forgotten")
+        return found
+
+    @router.get("")
+    def describe(name: _Name) -> About:
+        """Its classes, and how good it is on its own images."""
+        session = find(name)
+        with session.lock:
+            return About.of(name, session)
+
+    @router.delete("", status_code=204)
+    def delete(name: _Name) -> None:
+        """Forget it."""
+        if not store.remove(name):
+            find(name)
+
+    @router.post("/fit", responses=_REFUSED)
+    def fit(name: _Name, label: Annotated[str, words], pictures: _Pictures) -> Taught:
+        """Teach images of one class. Those that cannot be read are listed and skipped."""
+        session = find(name)
+        wrong = session.add(label, _bytes_of(pictures, limits))
+        with session.lock:
+            return Taught.of(name, session, refused={i: text for i, text in enumerate(wrong) if text})
+
+    @router.post("/predict", responses=_REFUSED)
+    def predict(name: _Name, pictures: _Pictures) -> Answers:
+        """Classify images."""
+        answers, _, own = find(name).judge(_bytes_of(pictures, limits))
+        pairs = zip(pictures, answers, strict=True)
+        return Answers(answers=[Said.of(picture.filename or "", answer, own) for picture, answer in pairs])
+
+    @router.get("/file", response_class=Response, responses={**_REFUSED, 200: {"content": {_BYTES: {}}}})
+    def file(name: _Name) -> Response:
+        """The `.kshot` file, for `kshot predict` and for `load`."""
+        headers = {"Content-Disposition": 'attachment; filename="classifier.kshot"'}
+        return Response(find(name).save(), media_type=_BYTES, headers=headers)
+
+    return router
+
+
+def _bytes_of(pictures: list[UploadFile], limits: Limits) -> list[bytes]:
+    if long := [p.filename for p in pictures if p.filename and len(p.filename) > limits.file_name]:
+        raise Refused(f"a file's name of {len(long[0])} characters ({long[0][:40]!r}...): at most {limits.file_name}")
+    return [picture.file.read() for picture in pictures]
