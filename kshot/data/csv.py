@@ -14,7 +14,7 @@ import datetime
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,87 +113,143 @@ def read_csv(
     """
     path = Path(path)
     header, rows = _rows(path, delimiter)
-    unnamed = _unnamed(path, header, rows)
-    where = {name: number for number, name in enumerate(header)}
-
-    def column(name: str, argument: str) -> int:
-        if name not in where:
-            raise ValueError(f"{path}: no column {name!r} ({_SPOKEN[argument]}); there are {', '.join(header)}")
-        return where[name]
-
+    sheet = _Sheet(path, header, rows, _unnamed(path, header, rows))
     if (id is None) != (value is None):
         have, lack = ("id", "value") if value is None else ("value", "id")
         raise ValueError(
             f"{path}: {_SPOKEN[have]} without {_SPOKEN[lack]}: pass both for a file with a row for each value, or "
             "none where each series has a column"
         )
-    if id is not None and value is not None:
-        if columns is not None:
-            raise ValueError(
-                f"{path}: {_SPOKEN['columns']} is for files where each series has a column: leave it out, or "
-                f"{_SPOKEN['id']} and {_SPOKEN['value']}"
-            )
-        of_id, of_value = column(id, "id"), column(value, "value")
-        free = [n for n in range(len(header)) if n not in (of_id, of_value)]
-        if unnamed == "count" and len(free) > 1 and 0 in free:
-            free.remove(0)
-        if x is None and not free:
-            raise ValueError(f"{path}: no column is left for x beside {id!r} and {value!r}: add one")
-        of_x = free[0] if x is None else column(x, "x")
+    if id is None or value is None:
+        of_x = sheet.first() if x is None else sheet.column(x, "x")
+        places, means = sheet.places(of_x)
+        names, cells = _wide(sheet, of_x, places, columns)
+    elif columns is not None:
+        raise ValueError(
+            f"{path}: {_SPOKEN['columns']} is for files where each series has a column: leave it out, or "
+            f"{_SPOKEN['id']} and {_SPOKEN['value']}"
+        )
     else:
-        of_x = _first(path, header, rows, unnamed) if x is None else column(x, "x")
-        of_id = of_value = -1
-    places, means = places_of(path, header[of_x], [(line, row[of_x]) for line, row in rows])
+        of_id, of_value = sheet.column(id, "id"), sheet.column(value, "value")
+        of_x = _beside(sheet, of_id, of_value) if x is None else sheet.column(x, "x")
+        places, means = sheet.places(of_x)
+        names, cells = _long(sheet, of_id, of_value, places)
+    sheet.check_named([of_x, *(cell.column for cell in cells)])
     grid = sorted(set(places))
+    table, there = _filled(sheet, of_x, grid, names, cells)
     written = dict(zip(reversed(places), (row[of_x] for _, row in reversed(rows)), strict=True))
+    known = tuple(written[place] for place in grid)
+    return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means, known, there)
+
+
+class _Sheet(NamedTuple):
+    """A file: its header, its other rows with their lines, and what its first column is where that has no name, see
+    `_unnamed`.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+    unnamed: str
+
+    def column(self, name: str, argument: str) -> int:
+        if name not in self.header:
+            raise ValueError(
+                f"{self.path}: no column {name!r} ({_SPOKEN[argument]}); there are {', '.join(self.header)}"
+            )
+        return self.header.index(name)
+
+    def first(self) -> int:
+        """The column of x of the wide form, where it is not given."""
+        return _first(self.path, self.header, self.rows, self.unnamed)
+
+    def places(self, column: int) -> tuple[list[float], str]:
+        """The x of each row, and what its numbers are."""
+        return places_of(self.path, self.header[column], [(line, row[column]) for line, row in self.rows])
+
+    def check_named(self, columns: Iterable[int]) -> None:
+        for n in dict.fromkeys(columns):
+            if not self.header[n]:
+                raise ValueError(
+                    f"{self.path}, column {n + 1}: it has no name; write one in the header, or name the columns that "
+                    f"are wanted ({_SPOKEN['x']}, {_SPOKEN['columns']})"
+                )
+
+
+class _Cell(NamedTuple):
+    """A value of a curve: which, at what x, and where it stands."""
+
+    curve: int
+    place: float
+    line: int
+    column: int
+    text: str
+
+
+def _wide(
+    sheet: _Sheet, of_x: int, places: list[float], columns: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[_Cell]]:
+    """The curves of columns beside x."""
+    header = sheet.header
+    taken = [n for n in range(len(header)) if n != of_x and not (n == 0 and sheet.unnamed == "count")]
+    if columns is not None:
+        taken = [sheet.column(name, "columns") for name in columns]
+    if not taken or len(set(taken)) < len(taken) or of_x in taken:
+        raise ValueError(
+            f"{sheet.path}: the curves are the columns {[header[n] for n in taken]} beside x, {header[of_x]!r}: give "
+            "at least one, none twice, and not x"
+        )
+    lines = zip(sheet.rows, places, strict=True)
+    cells = [_Cell(c, place, line, n, row[n]) for (line, row), place in lines for c, n in enumerate(taken)]
+    return tuple(header[n] for n in taken), cells
+
+
+def _beside(sheet: _Sheet, of_id: int, of_value: int) -> int:
+    """The column of x of the long form, where it is not given."""
+    free = [n for n in range(len(sheet.header)) if n not in (of_id, of_value)]
+    if sheet.unnamed == "count" and len(free) > 1 and 0 in free:
+        free.remove(0)
+    if not free:
+        names = f"{sheet.header[of_id]!r} and {sheet.header[of_value]!r}"
+        raise ValueError(f"{sheet.path}: no column is left for x beside {names}: add one")
+    return free[0]
+
+
+def _long(sheet: _Sheet, of_id: int, of_value: int, places: list[float]) -> tuple[tuple[str, ...], list[_Cell]]:
+    """The curves of rows, each with the name of its curve."""
+    names: dict[str, int] = {}
+    cells = []
+    for (line, row), place in zip(sheet.rows, places, strict=True):
+        if not row[of_id]:
+            raise ValueError(
+                f"{sheet.path}, line {line}, column {sheet.header[of_id]!r}: no name of a curve; write one"
+            )
+        cells.append(_Cell(names.setdefault(row[of_id], len(names)), place, line, of_value, row[of_value]))
+    return tuple(names), cells
+
+
+def _filled(
+    sheet: _Sheet, of_x: int, grid: list[float], names: tuple[str, ...], cells: list[_Cell]
+) -> tuple[Tensor, Tensor]:
+    """`[C, K]` values, NaN where there are none, and which cells there are."""
     index = {place: k for k, place in enumerate(grid)}
-    if of_id >= 0:
-        names = tuple(dict.fromkeys(row[of_id] for _, row in rows))
-        entries = [
-            (names.index(row[of_id]), place, line, of_value, row[of_value])
-            for (line, row), place in zip(rows, places, strict=True)
-        ]
-        if "" in names:
-            line = next(line for line, row in rows if row[of_id] == "")
-            raise ValueError(f"{path}, line {line}, column {header[of_id]!r}: no name of a curve; write one")
-    else:
-        taken = [n for n in range(len(header)) if n != of_x and not (n == 0 and unnamed == "count")]
-        if columns is not None:
-            taken = [column(name, "columns") for name in columns]
-        if not taken or len(set(taken)) < len(taken) or of_x in taken:
-            raise ValueError(
-                f"{path}: the curves are the columns {[header[n] for n in taken]} beside x, {header[of_x]!r}: give at "
-                "least one, none twice, and not x"
-            )
-        names = tuple(header[n] for n in taken)
-        entries = [
-            (c, place, line, n, row[n])
-            for (line, row), place in zip(rows, places, strict=True)
-            for c, n in enumerate(taken)
-        ]
-    for n in (of_x, *(dict.fromkeys(entry[3] for entry in entries))):
-        if not header[n]:
-            raise ValueError(
-                f"{path}, column {n + 1}: it has no name; write one in the header, or name the columns that are wanted "
-                f"({_SPOKEN['x']}, {_SPOKEN['columns']})"
-            )
     y = [[math.nan] * len(grid) for _ in names]
     seen: dict[tuple[int, float], int] = {}
-    for c, place, line, n, cell in entries:
-        if (c, place) in seen:
+    for cell in cells:
+        at = cell.curve, cell.place
+        if at in seen:
             raise ValueError(
-                f"{path}, line {line}, column {header[of_x]!r}: {names[c]} has this x already in line "
-                f"{seen[c, place]}; take one of the lines out, or, where another column distinguishes the series, name "
-                "it and that of the values (--id and --value, id= and value=)"
+                f"{sheet.path}, line {cell.line}, column {sheet.header[of_x]!r}: {names[cell.curve]} has this x "
+                f"already in line {seen[at]}; take one of the lines out, or, where another column distinguishes the "
+                "series, name it and that of the values (--id and --value, id= and value=)"
             )
-        seen[c, place] = line
-        y[c][index[place]] = _number(path, line, header[n], cell)
+        seen[at] = cell.line
+        y[cell.curve][index[cell.place]] = _number(sheet.path, cell.line, sheet.header[cell.column], cell.text)
     table = torch.tensor(y, dtype=torch.float64).view(len(names), len(grid))
     there = torch.zeros_like(table, dtype=torch.bool)
     for c, place in seen:
         there[c, index[place]] = True
-    known = tuple(written[place] for place in grid)
-    return CurveTable(torch.tensor(grid, dtype=torch.float64), table, names, header[of_x], means, known, there)
+    return table, there
 
 
 def _unnamed(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> str:
