@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,34 @@ class Fit:
     """Write what was found to this file."""
 
     def run(self) -> int:
+        out = self._place()
+        load_torch()
+        X, y, bad = self._images()
+        classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
+        classifier.save(out)
+        say, counts = console(), {label: y.count(label) for label in classifier.classes_.tolist()}
+        fewest, most = min(counts.values()), max(counts.values())
+        say.print(
+            f"{len(X)} image{'s' if len(X) > 1 else ''}, {len(counts)} class{'es' if len(counts) > 1 else ''} "
+            f"({fewest}{f' to {most}' if most > fewest else ''} per class), model {classifier.model_.name}, "
+            f"learner {self.learner or classifier.model_.kind}: {out}"
+        )
+        if classifier.why_no_threshold_:
+            say.print(f"'none of these' is never answered: {classifier.why_no_threshold_}")
+        values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": bad}
+        values |= {"why_no_threshold": classifier.why_no_threshold_, **_left_out(classifier, y)}
+        same, odd = _duplicates(classifier, X), _odd(classifier, X)
+        for a, b in same:
+            say.print(f"the same image twice: {a} and {b}")
+        for file in odd:
+            say.print(f"looks unlike its class: {file}")
+        values |= {"duplicates": same, "odd": odd}
+        if self.json is not None:
+            write_json(self.json, values)
+        return 0
+
+    def _place(self) -> Path:
+        """Where the classifier goes; what cannot be is refused before torch is loaded."""
         out = self.out or Path(f"{self.support.resolve().name or 'classifier'}.kshot")
         if self.support.suffix == ".kshot" and self.out is not None and self.out.is_dir():
             raise InputError(f"the folder comes first: type 'kshot fit {self.out} --out {self.support}'")
@@ -62,14 +91,15 @@ class Fit:
             raise InputError(f"{self.support} {what}: give a folder that has a folder of images for each class")
         if self.out is None and out.exists():
             raise InputError(f"{out} is there already: type '--out {out}' to replace it, or another name")
-        load_torch()
+        return out
+
+    def _images(self) -> tuple[list[str], list[str], list[str]]:
+        """The images that can be read, their labels, and what is wrong with the others."""
         from kshot.data import folder
         from kshot.data.images import frames, open_image, square
-        from kshot.scoring.intervals import proportion95
 
-        found = folder.survey(self.support)
-        say, bad, several = console(), [], []
-        X, y = [], []
+        found, say = folder.survey(self.support), console()
+        X, y, bad, several = [], [], [], []
         for label, files in found.tree.items():
             for file in files:
                 try:
@@ -96,49 +126,7 @@ class Fit:
             say.print(
                 f"warning: {y[0]!r} is the only class, and the answer to every image: add a folder for each other class"
             )
-        classifier = _estimator()(self.model, self.learner, open_set=self.open_set, finetune=self.finetune).fit(X, y)
-        classifier.save(out)
-        counts = {label: y.count(label) for label in classifier.classes_.tolist()}
-        fewest, most = min(counts.values()), max(counts.values())
-        say.print(
-            f"{len(X)} image{'s' if len(X) > 1 else ''}, {len(counts)} class{'es' if len(counts) > 1 else ''} "
-            f"({fewest}{f' to {most}' if most > fewest else ''} per class), model {classifier.model_.name}, "
-            f"learner {self.learner or classifier.model_.kind}: {out}"
-        )
-        values: dict[str, Any] = {"command": command(), "machine": machine(), "classes": counts, "bad": problems}
-        if classifier.why_no_threshold_:
-            say.print(f"'none of these' is never answered: {classifier.why_no_threshold_}")
-        values["why_no_threshold"] = classifier.why_no_threshold_
-        none = classifier.none_label_
-        seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
-        if len(seen) > 1:
-            right = [float(true == guess) for true, guess in seen]
-            mean, (low, high) = sum(right) / len(right), proportion95(int(sum(right)), len(right))
-            refused = sum(guess == none for _, guess in seen)
-            say.print(
-                f"leave-one-out accuracy: {int(sum(right))}/{len(right)} = {100 * mean:.1f} % (95 % CI {100 * low:.0f} "
-                f"to {100 * high:.0f} %), {refused} refused as {none!r}; near-duplicate images inflate it"
-            )
-            values |= {"left_out_accuracy": mean, "interval95": [low, high], "left_out": len(right), "refused": refused}
-            pairs: dict[str, int] = {}
-            for true, guess in seen:
-                if true != guess:
-                    pairs[f"{true} taken for {guess}"] = pairs.get(f"{true} taken for {guess}", 0) + 1
-            most = sorted(pairs.items(), key=lambda pair: -pair[1])[:5]
-            if most:
-                say.print(f"most confused: {', '.join(f'{what} ({n})' for what, n in most)}")
-            values["confused"] = dict(most)
-        else:
-            say.print("one image per class: its accuracy cannot be estimated without a second one")
-        same, odd = _duplicates(classifier, X), _odd(classifier, X)
-        for a, b in same:
-            say.print(f"the same image twice: {a} and {b}")
-        for file in odd:
-            say.print(f"looks unlike its class: {file}")
-        values |= {"duplicates": same, "odd": odd}
-        if self.json is not None:
-            write_json(self.json, values)
-        return 0
+        return X, y, problems
 
 
 @dataclass(frozen=True)
@@ -163,34 +151,17 @@ class Predict:
     """Skip what cannot be read (it is named), or stop."""
 
     def run(self) -> int:
-        writable(self.csv)
-        _a_classifier(self.classifier, "predict", self.paths)
-        if not self.paths:
-            raise InputError(f"PATHS is missing: type 'kshot predict {self.classifier} FILES OR FOLDERS'")
-        for flag, off in (("--all-classes", self.all_classes), ("--resume", self.resume)):
-            if off and self.csv is None:
-                raise InputError(f"{flag} is for a table: add --csv FILE")
-        if self.dry_run and self.sort_into is None:
-            raise InputError("--dry-run is for copies: add --sort-into FOLDER")
+        self._check()
         load_torch()
         from rich.progress import Progress
 
-        from kshot.data.sources import gather
         from kshot.storage.checkpoint import locked
 
-        if self.sort_into is not None:
-            writable(self.sort_into / "CLASS")
         classifier = _estimator().load(self.classifier)
         if not classifier.model_.takes_images:
             raise InputError("this classifier takes tables of numbers, not images: use it in Python")
-        files, problems = gather(self.paths)
-        if problems and self.on_bad == "refuse":
-            raise InputError(f"{'; '.join(problems)}. Fix or remove them, or --on-bad skip")
-        if not files:
-            raise InputError("; ".join([f"no image in {', '.join(self.paths)}", *problems]))
-        for text in problems:
-            console().print(f"skipped: {text}")
-        say, count, bad, none, began = console(), 0, 0, 0, time.monotonic()
+        files, say = self._files(), console()
+        count, bad, none, began = 0, 0, 0, time.monotonic()
         head: dict[str, Any] = {"classifier": hashlib.sha256(self.classifier.read_bytes()).hexdigest()}
         columns = [f"p: {name}" for name in classifier.classes_] if self.all_classes else []
         head |= {"columns": columns} if columns else {}
@@ -206,19 +177,7 @@ class Predict:
             while chunk := list(itertools.islice(left, CHUNK)):
                 rows, refused = _rows(classifier, chunk, self.all_classes)
                 none += refused
-                for row in rows:
-                    if row["error"] and self.on_bad == "refuse":
-                        raise InputError(f"{row['file']}: {row['error']}. Fix or remove it, or --on-bad skip")
-                    if row["error"]:
-                        bad += 1
-                        say.print(f"{row['file']}: skipped, {row['error']}")
-                    elif self.csv is None and self.sort_into is None:
-                        after = (
-                            f", then {row['runner_up']} ({row['runner_up_probability']})" if row["runner_up"] else ""
-                        )
-                        say.print(f"{row['file']}: {row['label']} ({row['probability']}){after}")
-                    if self.sort_into is not None and not row["error"]:
-                        self._copy(Path(row["file"]), row["label"])
+                bad += self._handed_out(rows, say)
                 table.add(rows)  # after the copies: what is interrupted in between is copied again, and found there
                 count += len(chunk)
                 bar.advance(task, len(chunk))
@@ -236,6 +195,49 @@ class Predict:
             f"skipped ({speed:.0f} files/s){place}"
         )
         return 0
+
+    def _check(self) -> None:
+        """Refuse what cannot be, before torch is loaded."""
+        writable(self.csv)
+        _a_classifier(self.classifier, "predict", self.paths)
+        if not self.paths:
+            raise InputError(f"PATHS is missing: type 'kshot predict {self.classifier} FILES OR FOLDERS'")
+        for flag, off in (("--all-classes", self.all_classes), ("--resume", self.resume)):
+            if off and self.csv is None:
+                raise InputError(f"{flag} is for a table: add --csv FILE")
+        if self.dry_run and self.sort_into is None:
+            raise InputError("--dry-run is for copies: add --sort-into FOLDER")
+        if self.sort_into is not None:
+            writable(self.sort_into / "CLASS")
+
+    def _files(self) -> list[str]:
+        """The images of the paths; what is passed over is named."""
+        from kshot.data.sources import gather
+
+        files, problems = gather(self.paths)
+        if problems and self.on_bad == "refuse":
+            raise InputError(f"{'; '.join(problems)}. Fix or remove them, or --on-bad skip")
+        if not files:
+            raise InputError("; ".join([f"no image in {', '.join(self.paths)}", *problems]))
+        for text in problems:
+            console().print(f"skipped: {text}")
+        return files
+
+    def _handed_out(self, rows: list[dict[str, str]], say: Any) -> int:
+        """Answers are printed where there is no other place for them, and files copied; how many cannot be read."""
+        bad = 0
+        for row in rows:
+            if row["error"] and self.on_bad == "refuse":
+                raise InputError(f"{row['file']}: {row['error']}. Fix or remove it, or --on-bad skip")
+            if row["error"]:
+                bad += 1
+                say.print(f"{row['file']}: skipped, {row['error']}")
+            elif self.sort_into is not None:
+                self._copy(Path(row["file"]), row["label"])
+            elif self.csv is None:
+                after = f", then {row['runner_up']} ({row['runner_up_probability']})" if row["runner_up"] else ""
+                say.print(f"{row['file']}: {row['label']} ({row['probability']}){after}")
+        return bad
 
     def _copy(self, file: Path, label: str) -> None:
         assert self.sort_into is not None
@@ -411,6 +413,34 @@ def _rows(classifier: FewShotClassifier, files: list[str], all_classes: bool) ->
                 row |= {"runner_up": second, "runner_up_probability": f"{chances[second]:.4f}"}
         rows.append({**dict.fromkeys(COLUMNS, ""), **row})
     return rows, refused
+
+
+def _left_out(classifier: FewShotClassifier, y: list[str]) -> dict[str, Any]:
+    """What leave-one-out says, printed and as values for the JSON file."""
+    from kshot.scoring.intervals import proportion95
+
+    say, none = console(), classifier.none_label_
+    seen = [(true, guess) for true, guess in zip(y, classifier.left_out_, strict=True) if guess is not None]
+    if len(seen) < 2:
+        say.print("one image per class: its accuracy cannot be estimated without a second one")
+        return {}
+    right = sum(true == guess for true, guess in seen)
+    mean, (low, high) = right / len(seen), proportion95(right, len(seen))
+    refused = sum(guess == none for _, guess in seen)
+    say.print(
+        f"leave-one-out accuracy: {right}/{len(seen)} = {100 * mean:.1f} % (95 % CI {100 * low:.0f} to "
+        f"{100 * high:.0f} %), {refused} refused as {none!r}; near-duplicate images inflate it"
+    )
+    confused = Counter(f"{true} taken for {guess}" for true, guess in seen if true != guess).most_common(5)
+    if confused:
+        say.print(f"most confused: {', '.join(f'{what} ({n})' for what, n in confused)}")
+    return {
+        "left_out_accuracy": mean,
+        "interval95": [low, high],
+        "left_out": len(seen),
+        "refused": refused,
+        "confused": dict(confused),
+    }
 
 
 def _duplicates(classifier: FewShotClassifier, files: list[str]) -> list[list[str]]:
