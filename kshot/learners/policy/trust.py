@@ -151,18 +151,35 @@ def improve(
         generator: draws the rows of the products, where not all take part.
         threads: None: torch's number.
     """
-    count = num_tasks(tasks)
     own = learner.init()
-    theta = tree.flat(tree.detach(own))
+    drawn = [_few(tasks, t, region.rows, generator) for t in range(num_tasks(tasks))]
+    gradient, before, entropy, curvatures = _slopes(learner, tasks, drawn, threads)
 
-    def mean(parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts).sum(0) / count
+    def product(v: Tensor) -> Tensor:
+        return _bent(curvatures, v, own, threads) + region.damping * v
 
-    drawn = [_few(tasks, t, region.rows, generator) for t in range(count)]
-    curvatures: list[Curvature | None] = [None] * count
+    direction, bent = conjugate_gradient(product, gradient, region.cg_steps, least=1e-10)
+    longest = torch.sqrt(2 * region.kl / (direction.dot(bent) + 1e-8)).nan_to_num(1.0)
+    old = tree.copy(own)
+    for k in range(region.tries):
+        candidate = tree.axpy(-1.0, tree.unflat(longest * region.shrink**k * direction, own), old)
+        after, kl = _scored(learner, tasks, candidate, threads)
+        if after < before and kl <= region.kl:
+            with torch.no_grad():
+                for name, p in own.items():
+                    p.copy_(candidate[name])
+            return Update(before, after, kl, k + 1, float(gradient.norm()), entropy)
+    return Update(before, before, 0.0, region.tries + 1, float(gradient.norm()), entropy)
 
-    def slopes(first: int, last: int) -> tuple[Tensor, Tensor]:
-        total, found = torch.zeros_like(theta, dtype=torch.float64), []
+
+def _slopes(
+    learner: PolicyMAML, tasks: Task[Steps], drawn: list[tuple[Steps, Steps]], threads: int | None
+) -> tuple[Tensor, float, float, list[Curvature]]:
+    """The mean meta-gradient, loss and entropy, and the curvature of each task on the rows that are `drawn`."""
+    none = torch.zeros_like(tree.flat(tree.detach(learner.init())), dtype=torch.float64)
+
+    def share(first: int, last: int) -> tuple[Tensor, Tensor, list[Curvature]]:
+        total, found, curvatures = none, [], []
         for t in range(first, last):
             task = tree.index(tasks, t)
             with torch.enable_grad():
@@ -172,50 +189,49 @@ def improve(
                 slope = torch.autograd.grad(loss, list(start.values()))
             total = total + tree.flat(slope).double()
             found.append(torch.stack([loss.detach(), metrics["entropy"]]).double())
-            curvatures[t] = Curvature(learner, *drawn[t])
-        return total, torch.stack(found).sum(0)
+            curvatures.append(Curvature(learner, *drawn[t]))
+        return total, torch.stack(found).sum(0), curvatures
 
-    parts = engine.in_threads(count, slopes, threads)
-    gradient = mean([part[0] for part in parts])
-    before, entropy = mean([part[1] for part in parts]).tolist()
+    totals, sums, curvatures = zip(*engine.in_threads(len(drawn), share, threads), strict=True)
+    before, entropy = _mean(sums, len(drawn)).tolist()
+    return _mean(totals, len(drawn)), before, entropy, [one for part in curvatures for one in part]
 
-    def product(v: Tensor) -> Tensor:
-        given = list(tree.unflat(v, own).values())
 
-        def share(first: int, last: int) -> Tensor:
-            total = torch.zeros_like(v)
-            for t in range(first, last):
-                curvature = curvatures[t]
-                assert curvature is not None
-                total += tree.flat(curvature(given)).detach()
-            return total
+def _bent(curvatures: list[Curvature], v: Tensor, like: dict[str, Tensor], threads: int | None) -> Tensor:
+    """The mean curvature times v, both flat vectors of weights like these."""
+    given = list(tree.unflat(v, like).values())
 
-        return mean(engine.in_threads(count, share, threads)) + region.damping * v
+    def share(first: int, last: int) -> Tensor:
+        total = torch.zeros_like(v)
+        for curvature in curvatures[first:last]:
+            total += tree.flat(curvature(given)).detach()
+        return total
 
-    direction, bent = conjugate_gradient(product, gradient, region.cg_steps, least=1e-10)
-    bend = direction.dot(bent)
-    longest = torch.sqrt(2 * region.kl / (bend + 1e-8)).nan_to_num(1.0)
-    old = tree.copy(own)
-    for k in range(region.tries):
-        candidate = tree.axpy(-1.0, tree.unflat(longest * region.shrink**k * direction, own), old)
+    return _mean(engine.in_threads(len(curvatures), share, threads), len(curvatures))
 
-        def scored(first: int, last: int, candidate: dict[str, Tensor] = candidate) -> Tensor:
-            found = []
-            for t in range(first, last):
-                task = tree.index(tasks, t)
-                with torch.no_grad():
-                    after = learner.adapt(candidate, task.support) if learner.adapts else candidate
-                    loss, metrics = learner.outer(candidate, after, task)
-                found.append(torch.stack([loss, metrics["kl"]]).double())
-            return torch.stack(found).sum(0)
 
-        after, kl = mean(engine.in_threads(count, scored, threads)).tolist()
-        if after < before and kl <= region.kl:
+def _scored(
+    learner: PolicyMAML, tasks: Task[Steps], candidate: dict[str, Tensor], threads: int | None
+) -> tuple[float, float]:
+    """The mean loss and divergence of other weights."""
+
+    def share(first: int, last: int) -> Tensor:
+        found = []
+        for t in range(first, last):
+            task = tree.index(tasks, t)
             with torch.no_grad():
-                for name, p in own.items():
-                    p.copy_(candidate[name])
-            return Update(before, after, kl, k + 1, float(gradient.norm()), entropy)
-    return Update(before, before, 0.0, region.tries + 1, float(gradient.norm()), entropy)
+                after = learner.adapt(candidate, task.support) if learner.adapts else candidate
+                loss, metrics = learner.outer(candidate, after, task)
+            found.append(torch.stack([loss, metrics["kl"]]).double())
+        return torch.stack(found).sum(0)
+
+    count = num_tasks(tasks)
+    loss, kl = _mean(engine.in_threads(count, share, threads), count).tolist()
+    return loss, kl
+
+
+def _mean(parts: Sequence[Tensor], count: int) -> Tensor:
+    return torch.stack(tuple(parts)).sum(0) / count
 
 
 def _few(tasks: Task[Steps], t: int, share: float, generator: torch.Generator) -> tuple[Steps, Steps]:
