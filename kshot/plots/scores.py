@@ -283,9 +283,6 @@ def draw_episode(
         ValueError: the task is not a classification of such images, or is a batch of tasks.
         CheckpointError: the disk is full or not writable.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
     _require_images(task)
     transductive = is_transductive(learner, task)
     with knn.evaluating(learner), torch.no_grad():
@@ -294,69 +291,96 @@ def draw_episode(
         guess = learner.predict(state, own.query.x).argmax(-1).cpu()  # [M]
     support_y, query_y = task.support.y.cpu(), task.query.y.cpu()
     classes: list[int] = sorted({int(c) for c in support_y[support_y >= 0]})
-    names = {c: _badge(i, len(classes)) for i, c in enumerate(classes)}
-    scored = query_y >= 0
-    right, count = int((guess == query_y)[scored].sum()), int(scored.sum())
-
     shots = [(support_y == c).nonzero().flatten().tolist() for c in classes]
     queries = [(query_y == c).nonzero().flatten().tolist() for c in classes]
-    left = min(max(map(len, shots), default=1), max_shots)
-    width = min(max(map(len, queries), default=1), max_queries)
-
-    # Units: an image is 1 wide and high; a row has room for a caption below it.
     if class_names is not None and classes and len(class_names) <= classes[-1]:
         raise ValueError(f"class_names has {len(class_names)} names, but the task has a class {classes[-1]}")
-    gap, pitch, pitch_y, margin = 0.85, 1.12, 1.42, 0.3
-    label = 0.75  # the letter; names need more, depending on the longest
-    if class_names is not None:
-        label += 0.75 + 0.155 * min(max((len(class_names[c]) for c in classes), default=0), 34)
-    begin = label + left * pitch + gap  # where the queries start
-    total_width, total_height = begin + width * pitch - (pitch - 1) + 2 * margin, len(classes) * pitch_y + 1.6
-    cell = min(0.62, 15 / total_width)  # inches of an image
-    points = 72 * cell  # of an image; letters scale with it
-    figure = Figure((total_width * cell, total_height * cell), dpi=200, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(-margin, total_width - margin)
-    axes.set_ylim(total_height - 1.6, -1.6)
-    axes.axis("off")
+    names = None if class_names is None else [class_names[c] for c in classes]
+    most, asked = (max(map(len, rows), default=1) for rows in (shots, queries))
+    sheet = _Sheet(len(classes), min(most, max_shots), min(asked, max_queries), names, ink)
 
-    def put(image: Tensor, x: float, y: float, colour: str, line: float) -> None:
-        # `extent` is (left, right, bottom, top) of a y axis that points down.
-        axes.imshow(_pixels(image, ink), extent=(x, x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1, zorder=1)
-        frame = Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=line, joinstyle="miter", zorder=2)
-        axes.add_patch(frame)
-
-    def write(text: str, x: float, y: float, size: float, colour: str = INK, **options: Any) -> None:
-        axes.text(x, y, text, fontsize=size * points, color=colour, **options)
-
+    scored = query_y >= 0
+    right, count = int((guess == query_y)[scored].sum()), int(scored.sum())
     ways = f"{len(classes)}-way " + (f"{len(shots[0])}-shot" if len(set(map(len, shots))) == 1 else "")
     share = f" ({100 * right / count:.1f} %{', transductive' if transductive else ''})" if count else ""
-    write(title or f"{ways.strip()}: {right} of {count} right{share}", 0, -1.05, 0.36, weight="bold", va="center")
-    hidden = max(map(len, queries), default=0) > width
-    asked = f"queries (the first {width} of each class)" if hidden else "queries"
-    asked += " · red: guess → truth" if right < count else ""
+    sheet.write(title or f"{ways.strip()}: {right} of {count} right{share}", 0, -1.05, 0.36, weight="bold")
     unlabelled = int((support_y == core.UNLABELLED).sum())
-    words = "support" + (f" + {unlabelled} unlabelled" if unlabelled else "")
-    write(words, label, -0.3, 0.24, GREY, va="center")
-    write(asked, begin, -0.3, 0.24, GREY, va="center")
-    if len(classes):
-        middle = begin - gap / 2 - (pitch - 1) / 2
-        bottom = (len(classes) - 1) * pitch_y + 1
-        axes.plot([middle, middle], [0, bottom], color=FAINT, linewidth=0.02 * points, solid_capstyle="butt")
+    hidden = f" (the first {sheet.queries} of each class)" if asked > sheet.queries else ""
+    sheet.write(f"support{f' + {unlabelled} unlabelled' if unlabelled else ''}", sheet.label, -0.3, 0.24, GREY)
+    sheet.write(f"queries{hidden}{' · red: guess → truth' if right < count else ''}", sheet.begin, -0.3, 0.24, GREY)
+    letters = {c: _badge(i, len(classes)) for i, c in enumerate(classes)}
     for row, c in enumerate(classes):
-        y = row * pitch_y
-        write(names[c], 0.12, y + 0.5, 0.34, weight="bold", va="center")
-        if class_names is not None:
-            write(_short(class_names[c]), 0.75, y + 0.5, 0.25, va="center")
-        for column, i in enumerate(shots[row][:left]):
-            put(task.support.x[i], label + column * pitch, y, GREY, 0.018 * points)
-        for column, i in enumerate(queries[row][:width]):
-            x, ok = begin + column * pitch, int(guess[i]) == c
-            put(task.query.x[i], x, y, RIGHT if ok else WRONG, (0.022 if ok else 0.065) * points)
-            if not ok:
-                words = f"{names.get(int(guess[i]), '?')} → {names[c]}"
-                write(words, x + 0.5, y + 1.21, 0.22, WRONG, weight="bold", ha="center", va="center")
-    save(figure, path)
+        sheet.name(row, letters[c])
+        for column, i in enumerate(shots[row][: sheet.shots]):
+            sheet.put(task.support.x[i], sheet.label, column, row, GREY, 0.018)
+        for column, i in enumerate(queries[row][: sheet.queries]):
+            ok = int(guess[i]) == c
+            words = "" if ok else f"{letters.get(int(guess[i]), '?')} → {letters[c]}"
+            sheet.put(task.query.x[i], sheet.begin, column, row, RIGHT if ok else WRONG, 0.022 if ok else 0.065, words)
+    save(sheet.figure, path)
+
+
+class _Sheet:
+    """A row per class, its support images on the left, its queries on the right. Units: an image is 1 wide and high.
+
+    Args:
+        rows: how many classes.
+        shots, queries: columns of either side.
+        names: of the classes; None: they have their letters alone.
+        ink: whether 0 is paper.
+
+    Attributes:
+        label, begin: where the support images and the queries start.
+    """
+
+    PITCH, PITCH_Y, GAP, MARGIN = 1.12, 1.42, 0.85, 0.3  # a row has room for a caption below it
+
+    def __init__(self, rows: int, shots: int, queries: int, names: Sequence[str] | None, ink: bool):
+        from matplotlib.figure import Figure
+
+        self.shots, self.queries, self.names, self.ink = shots, queries, names, ink
+        self.label = 0.75  # the letter; names need more, depending on the longest
+        if names is not None:
+            self.label += 0.75 + 0.155 * min(max(map(len, names), default=0), 34)
+        self.begin = self.label + shots * self.PITCH + self.GAP
+        width = self.begin + queries * self.PITCH - (self.PITCH - 1) + 2 * self.MARGIN
+        height = rows * self.PITCH_Y + 1.6
+        cell = min(0.62, 15 / width)  # inches of an image
+        self.points = 72 * cell  # of an image; letters scale with it
+        self.figure = Figure((width * cell, height * cell), dpi=200, facecolor="white")
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_xlim(-self.MARGIN, width - self.MARGIN)
+        self.axes.set_ylim(height - 1.6, -1.6)
+        self.axes.axis("off")
+        if rows:
+            middle, bottom = self.begin - self.GAP / 2 - (self.PITCH - 1) / 2, (rows - 1) * self.PITCH_Y + 1
+            line = {"linewidth": 0.02 * self.points, "solid_capstyle": "butt"}
+            self.axes.plot([middle, middle], [0, bottom], color=FAINT, **line)
+
+    def write(self, text: str, x: float, y: float, size: float, colour: str = INK, **options: Any) -> None:
+        """`size`: of an image."""
+        self.axes.text(x, y, text, fontsize=size * self.points, color=colour, va="center", **options)
+
+    def name(self, row: int, letter: str) -> None:
+        """What a class is called."""
+        y = row * self.PITCH_Y + 0.5
+        self.write(letter, 0.12, y, 0.34, weight="bold")
+        if self.names is not None:
+            self.write(_short(self.names[row]), 0.75, y, 0.25)
+
+    def put(
+        self, image: Tensor, begin: float, column: int, row: int, colour: str, line: float, words: str = ""
+    ) -> None:
+        """An image with a frame of that colour and thickness (of an image), and words below it."""
+        from matplotlib.patches import Rectangle
+
+        x, y = begin + column * self.PITCH, row * self.PITCH_Y
+        # `extent` is (left, right, bottom, top) of a y axis that points down.
+        self.axes.imshow(_pixels(image, self.ink), extent=(x, x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1, zorder=1)
+        frame = {"edgecolor": colour, "linewidth": line * self.points, "joinstyle": "miter"}
+        self.axes.add_patch(Rectangle((x, y), 1, 1, fill=False, zorder=2, **frame))
+        if words:
+            self.write(words, x + 0.5, y + 1.21, 0.22, WRONG, weight="bold", ha="center")
 
 
 def plot_sinusoid(

@@ -115,11 +115,7 @@ def evaluate(
     if isinstance(tasks, Control | ScoresItself):
         given = {"num_tasks": num_tasks, "steps": steps, "name": name, "progress": progress, "baseline": baseline}
         given = {**{k: v for k, v in given.items() if v is not None}, **own}
-        if isinstance(tasks, ScoresItself):
-            found = tasks.score(learner, seed=seed, **given)
-        else:
-            policy: Any = learner
-            found = returns.evaluate(policy, tasks, seed=seed, **given)
+        found = _by_themselves(tasks)(learner, seed=seed, **given)
         return dataclasses.replace(found, settings={**found.settings, **(settings or {})})
     if own:
         raise TypeError(f"evaluate() does not know {', '.join(own)}: {type(tasks).__name__} has no test of its own")
@@ -153,6 +149,13 @@ def evaluate(
         baseline=baseline,
         details=details,
     )
+
+
+def _by_themselves(tasks: Control | ScoresItself) -> Callable[..., Scores]:
+    """The test that these tasks have of their own."""
+    if isinstance(tasks, ScoresItself):
+        return tasks.score
+    return lambda learner, **given: returns.evaluate(learner, tasks, **given)
 
 
 def _summed(
