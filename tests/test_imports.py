@@ -66,7 +66,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "serve": "models",
     },
     "kshot.apps.classify.models": {
-        ".": "hub tuning",
+        ".": "hub text tuning",
         "lite": "hub",
         "text": "hub",
     },

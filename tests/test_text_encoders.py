@@ -169,15 +169,15 @@ def test_other_weights_are_refused(name: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_other_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Missing, match="unknown text encoder 'bert': choose from use, e5, hf:OWNER/NAME"):
+    with pytest.raises(Missing, match="unknown text encoder 'bert': choose from use, e5, text:OWNER/NAME"):
         text.get("bert")
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
     )
-    with pytest.raises(Missing, match=r"'hf:a/b' cannot be had: no network. .* without a network take 'use' or 'e5'"):
-        text.get("hf:a/b")
+    with pytest.raises(Missing, match=r"'text:a/b' cannot be had: no network. .* without a network take 'use' or 'e5'"):
+        text.get("text:a/b")
 
 
 # ------------------------------------------------------------------------------------------- sentence-transformers' way

@@ -15,15 +15,20 @@ MAX_INSPECTED = 64  # images by which it is decided between drawings and photos
 
 
 def suited(X: Any) -> models.Model:
-    """ "features" for a table of numbers; else the shipped backbone for drawings or for photos, whichever suits most of
-    the images.
+    """ "features" for a table of numbers; an encoder of texts for texts; else the shipped backbone for drawings or for
+    photos, whichever suits most of the images.
 
     Args:
         X: of `given.listed`.
+
+    Raises:
+        ValueError: strings of which some name files and others do not; texts, and no encoder for them is installed.
     """
     if given.is_table(X):
         return models.get("features")
     images = given.examples(X)
+    if given.are_texts(images):
+        return models.get(models.text.default())
     some, bad = given.read(images[:: max(1, len(images) // MAX_INSPECTED)], _photo_or_not)
     known = [bool(photo) for photo, error in zip(some, bad, strict=True) if not error]
     return models.get("photos-small" if known and np.mean(known) > 0.5 else "omniglot")

@@ -1,6 +1,7 @@
-"""A classifier from a few images of each class, with scikit-learn's conventions. Needs `kshot[sklearn]`.
+"""A classifier from a few images or texts of each class, with scikit-learn's conventions. Needs `kshot[sklearn]`.
 
     classifier = FewShotClassifier("omniglot").fit(images, names)        # paths, bytes, files, arrays, tensors, Pillow
+    classifier = FewShotClassifier().fit(["Where is my card?", ...], names)   # texts; needs kshot[text]
     classifier.predict(others)
     classifier.predict_proba(others)
     classifier.judge(others)                                             # all that can be said of each, in one pass
@@ -66,9 +67,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Classes from a few examples each.
 
     Args:
-        model: a name of `kshot.apps.classify.models.get`: a shipped backbone, a training folder, or "features" for
-            vectors `[n, d]`. "auto": "features" where X is a table of numbers, else the shipped backbone for drawings
-            ("omniglot") or for photos ("photos-small"), whichever suits most of the images.
+        model: a name of `kshot.apps.classify.models.get`: a shipped backbone, a training folder, an encoder of texts,
+            or "features" for vectors `[n, d]`, sparse ones too. "auto": "features" where X is a table of numbers, the
+            first encoder of texts that is installed where it is texts, else the shipped backbone for drawings
+            ("omniglot") or for photos ("photos-small"), whichever suits most of the images. Strings are paths of images
+            where all of them name files, or end as images' names do, and texts where none of them names a file; with
+            an encoder of texts they are texts in any case.
         learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any backbone; None:
             the one that the model was trained with, which may also be one that adapts the backbone ("maml", ...).
         unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
@@ -88,6 +92,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: `[C]` sorted labels.
         n_features_in_: d, where X was a table.
+        images_, texts_: the support set as bytes of images, uint8 `[n, C, S, S]`, or as strings `[n]`; None where there
+            are none.
         temperature_: what scores are multiplied by before the softmax; chosen by leaving support examples out.
         left_out_: what `predict` says of the support examples when left out, "none of these" included, in the order of
             the fit; where that leaves a class empty, None.
@@ -110,7 +116,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "auto",
+        model: str | os.PathLike[str] | models.TextEncoder = "auto",
         learner: str | None = None,
         *,
         unlabelled: bool = False,
@@ -146,15 +152,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             delattr(twin, name)
         twin._rules = 2
         twin.model_ = choice.suited(X) if self.model == "auto" else models.get(self.model)
-        x, names, images = twin._given(X, y, first=True)
+        x, names, shown = twin._given(X, y, first=True)
         if self.finetune:
-            if images is None:
+            if not isinstance(shown, Tensor):
                 raise ValueError(
-                    "finetune fits a backbone of images, and the model 'features' has none: pass finetune=0"
+                    f"finetune fits a backbone of images, and the model {twin.model_.name!r} has none: pass finetune=0"
                 )
-            twin.model_ = twin._finetuned(names, images)
-            x = twin.model_.encode(images)
-        twin._learn(x, names, images)
+            twin.model_ = twin._finetuned(names, shown)
+            x = twin.model_.encode(shown)
+        twin._learn(x, names, shown)
         self.__dict__.clear()
         self.__dict__.update(twin.__dict__)
         return self
@@ -174,10 +180,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"y has the labels {strange}, which are not in classes")
         if not hasattr(self, "support_"):
             return self.fit(X, y)
-        x, names, images = self._given(X, y, first=False)
+        x, names, shown = self._given(X, y, first=False)
         names = labels.appended(self.labels_, names, self.unlabelled)
-        images = None if images is None or self.images_ is None else torch.cat([self.images_, images])
-        return self._learn(torch.cat([self.support_, x]), names, images)
+        if isinstance(shown, Tensor):
+            shown = None if self.images_ is None else torch.cat([self.images_, shown])
+        elif shown is not None:
+            shown = None if self.texts_ is None else np.concatenate([self.texts_, shown])
+        return self._learn(torch.cat([self.support_, x]), names, shown)
 
     def forget(self, rows: Any) -> FewShotClassifier:
         """Take support examples away again; classes that have none left go too.
@@ -191,28 +200,32 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         kept = np.ones(len(self.labels_), dtype=bool)
         kept[given.rows(rows, len(kept))] = False
-        images = None if self.images_ is None else self.images_[torch.from_numpy(kept)]
+        shown = None if self.texts_ is None else self.texts_[kept]
+        if self.images_ is not None:
+            shown = self.images_[torch.from_numpy(kept)]
         if not kept.any():
             raise ValueError("these are all examples there are: make a new classifier in place of forgetting them")
-        return self._learn(self.support_[torch.from_numpy(kept)], self.labels_[kept], images)
+        return self._learn(self.support_[torch.from_numpy(kept)], self.labels_[kept], shown)
 
-    def _given(self, X: Any, y: Any, first: bool) -> tuple[Tensor, np.ndarray, Tensor | None]:
-        """The features, the labels, and the images as bytes."""
-        if not self.model_.takes_images:
+    def _given(self, X: Any, y: Any, first: bool) -> tuple[Tensor, np.ndarray, Tensor | np.ndarray | None]:
+        """The features, the labels, and the images as bytes or the texts."""
+        if not self.model_.takes_images and self.model_.texts is None:
             stated: Any = (
                 None if y is None else labels.read(y, self.unlabelled)
             )  # None: scikit-learn says what is missing
-            checked = {"reset": first, "dtype": np.float64, "ensure_min_samples": 1}
+            checked = {"reset": first, "dtype": np.float64, "ensure_min_samples": 1, "accept_sparse": "csr"}
             X, names = validate_data(self, given.array(X), stated, **checked)
             names = np.asarray(names)
             check_consistent_length(X, names)
             check_classification_targets(names)
-            return torch.tensor(X), names, None
-        sources = given.examples(X)
+            return torch.tensor(given.dense(X)), names, None
+        sources = given.examples(X) if self.model_.texts is None else given.texts(X)
         names = labels.read(y, self.unlabelled)
         if len(names) != len(sources) or not len(names):
             raise ValueError(f"{len(sources)} examples need as many labels in one row, got {len(names)}")
         check_classification_targets(names)
+        if self.model_.texts is not None:
+            return self.model_.texts.encode(sources), names, np.array(sources, dtype=object)
         images = self._pictures(sources)
         return self.model_.encode(images), names, images
 
@@ -233,7 +246,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         how = self.finetune, self.finetune_lr, self.random_state
         return models.finetuned(self.model_, images[rows], torch.from_numpy(y), *how)
 
-    def _learn(self, x: Tensor, names: np.ndarray, images: Tensor | None) -> FewShotClassifier:
+    def _learn(self, x: Tensor, names: np.ndarray, shown: Tensor | np.ndarray | None) -> FewShotClassifier:
         """Learn these; where that cannot be, nothing has changed."""
         classes, y = labels.ids(names, self.unlabelled, self.open_set, self._rules)
         head = heads.of(
@@ -249,7 +262,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         found = fitted.fit(head, head.takes(x), y, classes.names.tolist(), self.open_set)
         self._params = self.get_params()  # what is saved, whatever is set after
         self._classes, self._fitted = classes, found
-        self.support_, self.labels_, self.images_ = x, names, images
+        self.support_, self.labels_ = x, names
+        self.images_ = shown if isinstance(shown, Tensor) else None
+        self.texts_ = shown if isinstance(shown, np.ndarray) else None
         self.classes_, self.none_label_ = classes
         self.normalize_ = "" if head.scaling is None else head.scaling.kind
         self.temperature_ = found.temperature
@@ -305,6 +320,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 found, errors = given.read(given.examples(X), self.model_.picture)
                 good = [picture for picture, error in zip(found, errors, strict=True) if not error]
                 x = self._taken(torch.from_numpy(np.stack(good))) if good else None
+            elif self.model_.texts is not None:
+                sources = given.examples(X)
+                errors = [self.model_.texts.problem(one, k) for k, one in enumerate(sources)]
+                good = [str(one) for one, error in zip(sources, errors, strict=True) if not error]
+                x = self._fitted.head.takes(self.model_.texts.encode(good)) if good else None
             else:
                 x, errors = given.each_row(X, self._encoded)
         except Exception as error:  # whatever was handed over: an answer that says what is wrong with it
@@ -334,7 +354,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         X = given.listed(X)
         if self.model_.takes_images:
             return self._taken(self._pictures(given.examples(X)))
-        return self._fitted.head.takes(torch.tensor(validate_data(self, given.array(X), reset=False, dtype=np.float64)))
+        if self.model_.texts is not None:
+            return self._fitted.head.takes(self.model_.texts.encode(given.texts(X)))
+        X = validate_data(self, given.array(X), reset=False, dtype=np.float64, accept_sparse="csr")
+        return self._fitted.head.takes(torch.tensor(given.dense(X)))
 
     def _taken(self, images: Tensor) -> Tensor:
         return self._fitted.head.takes(self.model_.encode(images))
@@ -350,9 +373,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self._classes.of(scores.argmax(1).numpy(), none)
 
     def __sklearn_tags__(self) -> Any:
-        """Tables of numbers, and lists of images."""
+        """Tables of numbers, and lists of images and of texts."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
+        tags.input_tags.sparse = True
         return tags
 
     # ---------------------------------------------------------------------------------------------------------- files
@@ -360,8 +384,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.kshot` file: a zip of `manifest.json` and safetensors, no code (docs/kshot-file.md).
 
-        Holds the settings, the support set (features, labels, and small images of it), and the model: its name and
-        fingerprint where it is shipped with kshot, its weights otherwise.
+        Holds the settings, the support set (features, labels, and small images of it, or its texts), and the model: its
+        name and fingerprint where it is shipped with kshot or encodes texts, its weights otherwise.
 
         Raises:
             CheckpointError: the disk is full or not writable; what was there is untouched.
@@ -372,9 +396,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def to_bytes(self) -> bytes:
         """What `save` writes."""
         check_is_fitted(self, "classes_")
+        shown = self.images_ if self.texts_ is None else self.texts_
         columns = getattr(self, "n_features_in_", None), getattr(self, "feature_names_in_", None)
         return saved.pack(
-            saved.Content(self._params, self.model_, self.support_, self.labels_, self.images_, *columns, self._rules)
+            saved.Content(self._params, self.model_, self.support_, self.labels_, shown, *columns, self._rules)
         )
 
     @classmethod
@@ -409,7 +434,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 classifier.n_features_in_ = content.columns
             if content.column_names is not None:
                 classifier.feature_names_in_ = content.column_names
-            classifier._learn(content.support, content.labels, content.images)
+            classifier._learn(content.support, content.labels, content.shown)
         if content.rules == 1:
             warnings.warn(f"{path}: {saved.OLD_RULES}", OldRules, stacklevel=3)
         return classifier

@@ -17,8 +17,24 @@ import torch
 from torch import Tensor
 
 from kshot.apps.classify import vectors
+from kshot.data.images import SUFFIXES
 
-__all__ = ["array", "check_settings", "each_row", "examples", "is_table", "listed", "one_line", "read", "rows"]
+MAX_DENSE = 4 << 30
+"""Bytes of a sparse matrix as an array of float64."""
+__all__ = [
+    "are_texts",
+    "array",
+    "check_settings",
+    "dense",
+    "each_row",
+    "examples",
+    "is_table",
+    "listed",
+    "one_line",
+    "read",
+    "rows",
+    "texts",
+]
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
@@ -110,6 +126,64 @@ def examples(X: Any) -> list[Any]:
     return [_content(x) for x in X]
 
 
+def texts(X: Any) -> list[str]:
+    """A list of texts, of a list, an array, a pandas column or a frame of one column, or an iterator.
+
+    Raises:
+        ValueError: see `listed`; what is no string, by its index.
+    """
+    found = examples(X)
+    for k, one in enumerate(found):
+        if not isinstance(one, str):
+            raise ValueError(f"example {k} is of type {type(one).__name__}, and the others are texts: pass strings")
+    return [str(one) for one in found]  # numpy's strings too
+
+
+def are_texts(found: list[Any]) -> bool:
+    """Whether examples of `examples` are texts, and not images.
+
+    Strings are paths of images where all of them name files that are there, or end as images' names do; and texts where
+    none of them names a file.
+
+    Raises:
+        ValueError: some strings name files and others do not.
+    """
+    if not found or not all(isinstance(one, str) for one in found):
+        return False
+    there = [_is_file(one) for one in found]
+    if all(there) or not any(there):
+        return not any(there) and not all(one.lower().endswith(SUFFIXES) for one in found)
+    odd = there.index(False)
+    raise ValueError(
+        f"{sum(there)} of {len(found)} strings name files and the others do not, the first is example {odd} "
+        f"({found[odd]!r:.60}): for images give paths that are there, for texts pass model='use' or another encoder"
+    )
+
+
+def dense(X: Any) -> Any:
+    """X, or where it is a sparse matrix (of scipy) the same as an array.
+
+    Raises:
+        ValueError: one that would take more than `MAX_DENSE` bytes.
+    """
+    if not hasattr(X, "toarray"):
+        return X
+    if math.prod(X.shape) * 8 > MAX_DENSE:
+        raise ValueError(
+            f"X is a sparse matrix of {X.shape[0]:,} x {X.shape[1]:,} numbers, which takes {MAX_DENSE >> 30} GiB and "
+            "more as an array: pass fewer rows at once, or fewer columns (TfidfVectorizer(max_features=20_000), or "
+            "TruncatedSVD after it)"
+        )
+    return X.toarray()
+
+
+def _is_file(one: str) -> bool:
+    try:
+        return len(one) < 4096 and os.path.isfile(one)
+    except ValueError:  # a zero byte
+        return False
+
+
 def read(sources: list[Any], way: Callable[[Any], Any]) -> tuple[list[Any], list[str]]:
     """What `way` makes of each example, and what is wrong with each ("": nothing); by several threads, since Pillow
     decodes without Python's lock.
@@ -133,7 +207,7 @@ def each_row(X: Any, encode: Callable[[Any], Tensor]) -> tuple[Tensor | None, li
     try:
         x = encode(X)
     except ValueError as error:
-        if not hasattr(X, "__len__") or len(X) < 2:
+        if not hasattr(X, "__len__") or hasattr(X, "toarray") or len(X) < 2:
             raise
         whole = error
     else:

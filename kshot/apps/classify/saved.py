@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Content(NamedTuple):
         model: the backbone.
         support: `[N, ...]`, its features of the support set.
         labels: `[N]`.
-        images: uint8 `[N, C, S, S]` of the support set; None for vectors.
+        shown: the support set's images, uint8 `[N, C, S, S]`, or texts, strings `[N]`; None for vectors.
         columns: how many there were in a table; None where there was none.
         column_names: of that table, `[D]`; None where they had none.
         rules: of confidence and threshold: 2; 1 in files of format 1.
@@ -49,15 +50,24 @@ class Content(NamedTuple):
     model: models.Model
     support: Tensor
     labels: np.ndarray
-    images: Tensor | None
+    shown: Tensor | np.ndarray | None
     columns: int | None
     column_names: np.ndarray | None
     rules: int
 
 
 def pack(content: Content) -> bytes:
-    """The file: the model is in it by its name and fingerprint where it is found by them elsewhere, else whole."""
+    """The file: the model is in it by its name and fingerprint where it is found by them elsewhere, else whole.
+
+    Raises:
+        ValueError: an encoder of texts that is a function.
+    """
     model = content.model
+    if model.texts is not None and not model.texts.named:
+        raise ValueError(
+            f"the encoder {model.name!r} is a function, which no file can hold: save the features, and use "
+            "FewShotClassifier('features') on them"
+        )
     own = model.takes_images and not model.by_name
     manifest = {
         "kshot": files.FORMAT,
@@ -71,8 +81,10 @@ def pack(content: Content) -> bytes:
         "feature_names_in": None if content.column_names is None else content.column_names.tolist(),
     }
     tensors = {"support": content.support}
-    if content.images is not None:
-        tensors["images"] = content.images
+    if isinstance(content.shown, Tensor):
+        tensors["images"] = content.shown
+    elif content.shown is not None:
+        manifest["texts"] = content.shown.tolist()
     parts = {"support.safetensors": checkpoint.packed(tensors, {})}
     if own:
         assert model.trained is not None
@@ -110,6 +122,9 @@ def unpack(blob: bytes, path: str, limits: files.FileLimits, defaults: Mapping[s
         shape = [len(labels), model.channels, model.size, model.size]
         if images is not None and list(images.shape) != shape:
             raise files.FileError(f"{path}: images of shape {list(images.shape)}, expected {shape}")
+        texts = manifest.get("texts")
+        if texts is not None and (len(texts) != len(labels) or not all(isinstance(text, str) for text in texts)):
+            raise files.FileError(f"{path}: texts that are not one string for each of {len(labels)} labels")
         columns, names = manifest["n_features_in"], manifest.get("feature_names_in")
         columns = None if columns is None else int(columns)
         if names is not None and (len(names) != columns or not all(isinstance(name, str) for name in names)):
@@ -118,7 +133,8 @@ def unpack(blob: bytes, path: str, limits: files.FileLimits, defaults: Mapping[s
         if rules not in (1, 2):
             raise files.FileError(f"{path} was made by a newer kshot: update kshot")
         names = None if names is None else np.array(names, dtype=object)
-        return Content(settings, model, support, labels, images, columns, names, rules)
+        shown = images if texts is None else np.array(texts, dtype=object)
+        return Content(settings, model, support, labels, shown, columns, names, rules)
 
 
 @contextlib.contextmanager
@@ -172,10 +188,10 @@ def _model(stated: dict[str, Any], parts: dict[str, bytes], path: str, limits: f
         tensors, info = checkpoint.unpacked(parts["model.safetensors"], f"model.safetensors of {path}")
         model = models.loaded(name, tensors, info, limits.size, limits.inner_steps)
     else:
-        known = {"features", *models.shipped(), *(models.HUB if limits.hub else ())}
-        if name not in known:
-            raise files.FileError(f"{path} needs the model {name!r}, which is not here: update kshot")
-        model = models.get(name, stated["fingerprint"])
+        known = {"features", *models.shipped(), *models.text.ENCODERS, *(models.HUB if limits.hub else ())}
+        if name not in known and not (limits.hub and models.text.is_text_model(name)):
+            raise files.FileError(f"{path} needs the model {name!r}, which is not here: {_how_to_get(name)}")
+        model = models.get(name, stated["fingerprint"], fetch=False)
     if limits.features_alone and model.kind not in models.METRIC:
         raise files.FileError(
             f"{path} holds a learner that adapts all of its backbone, or none: it cannot be used here"
@@ -183,6 +199,12 @@ def _model(stated: dict[str, Any], parts: dict[str, bytes], path: str, limits: f
     if model.fingerprint != stated["fingerprint"]:
         raise files.FileError(f"{path} was made with other weights of {name!r}: fit it again with this kshot")
     return model
+
+
+def _how_to_get(name: str) -> str:
+    if name.startswith("text:") or len(Path(name).parts) > 1:
+        return "put that model's folder there, or fit it again with another one"
+    return "update kshot"
 
 
 def _json(value: Any) -> Any:

@@ -5,9 +5,10 @@
     x = model.encode(images)                        # [N, D]
     learner = model.learner(ways=5)                 # adapts on these
 
-"features" takes vectors `[N, D]` as they are; "dinov2-small" and others come from the Hugging Face hub
-(`kshot.apps.classify.models.hub`). Shipped files are checkpoints without an optimiser, made by
-`python benchmarks/models.py`; each says in its header how it was trained and on which classes.
+"features" takes vectors `[N, D]` as they are; "use" and "e5" take texts (`kshot.apps.classify.models.text`);
+"dinov2-small" and others come from the Hugging Face hub (`kshot.apps.classify.models.hub`). Shipped files are
+checkpoints without an optimiser, made by `python benchmarks/models.py`; each says in its header how it was trained and
+on which classes.
 
 "omniglot", for drawings, was trained on characters of Omniglot's background alphabets alone, so that the evaluation
 alphabets test it. Before, the name meant "omniglot-vinyals", which was trained on characters of eight of
@@ -27,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from kshot import families, learners
-from kshot.apps.classify.models import hub
+from kshot.apps.classify.models import hub, text
 from kshot.apps.classify.models.hub import HUB
+from kshot.apps.classify.models.text import TextEncoder
 from kshot.core import Learner
 from kshot.data import SETS, class_lists
 from kshot.data import images as pictures
@@ -70,6 +72,7 @@ class Model:
         about: how it was trained, from its header.
         meta_trained: whether `trained` was, so that its scores are as sure as they should be.
         by_name: whether `get` finds it by its name on another machine too.
+        texts: of a model of texts, what encodes them.
     """
 
     name: str
@@ -82,10 +85,11 @@ class Model:
     about: dict[str, Any]
     meta_trained: bool = True
     by_name: bool = False
+    texts: TextEncoder | None = None
 
     @property
     def takes_images(self) -> bool:
-        """False for "features"."""
+        """False for "features" and models of texts."""
         return self.trained is not None
 
     def picture(self, source: Any) -> np.ndarray:
@@ -167,13 +171,15 @@ def summary(name: str) -> str:
     return f"{own['learner']} on {own['data']}{split}, {classes} classes; {size}x{size} {colour}"
 
 
-def get(name: str | os.PathLike[str], fingerprint: str | None = None) -> Model:
-    """The model of that name: "features", a shipped one, a training folder, or a file that `export` wrote.
+def get(name: str | os.PathLike[str] | TextEncoder, fingerprint: str | None = None, fetch: bool = True) -> Model:
+    """The model of that name: "features", a shipped one, one of texts (`kshot.apps.classify.models.text`), a training
+    folder, or a file that `export` wrote.
 
     Args:
-        name: of the model.
+        name: of the model; or an encoder of texts itself.
         fingerprint: of the weights that were meant; where they are those of a shipped model that had this name before
             (`FORMER`), it is that one. The caller compares it with what it gets.
+        fetch: whether an encoder of texts may be downloaded.
 
     Raises:
         ValueError: an unknown name; with those that there are.
@@ -182,13 +188,20 @@ def get(name: str | os.PathLike[str], fingerprint: str | None = None) -> Model:
     """
     if str(name) == "features":
         return Model("features", None, None, 0, 0, False, "", {}, meta_trained=False, by_name=True)
+    if isinstance(name, TextEncoder) or text.is_text_model(str(name)):
+        own = name if isinstance(name, TextEncoder) else text.get(str(name), fetch)
+        about = {"licence": own.licence} if own.licence else {}
+        return Model(
+            own.name, None, None, 0, 0, False, own.fingerprint, about, meta_trained=False, by_name=own.by_name,
+            texts=own,
+        )  # fmt: skip
     if str(name) not in shipped() and hub.is_hub(str(name)):
         body, about = hub.load(str(name))
         return _of_hub(str(name), body, about)
     path = shipped().get(str(name), Path(name))
     path = checkpoint.best(path) if path.is_dir() else path
     if not path.is_file():
-        known = ", ".join(["features", *shipped(), *HUB])
+        known = ", ".join(["features", *shipped(), *HUB, *text.ENCODERS])
         raise ValueError(f"unknown model {str(name)!r}: choose from {known}, or give the folder of a 'kshot train'")
     found = replace(loaded(str(name), *checkpoint.load(path)), by_name=str(name) in shipped())
     if fingerprint not in (None, found.fingerprint):

@@ -1,6 +1,6 @@
 """Encoders of texts by name: what turns a text into features.
 
-    encoder = get("use")                        # or "e5", a folder of a sentence-transformers model, "hf:owner/name"
+    encoder = get("use")                        # or "e5", a folder of a sentence-transformers model, "text:owner/name"
     encoder = from_function(my_function)        # texts -> [N, D]
     x = encoder.encode(["Where is my card?"])   # float32 [N, D]
 
@@ -41,12 +41,13 @@ from kshot.apps.classify.models.hub import Missing
 from kshot.scoring.progress import counting
 from kshot.storage.download import checksum
 
-__all__ = ["ENCODERS", "TextEncoder", "TextWarning", "from_function", "get", "is_text_model", "scripts"]
+__all__ = ["ENCODERS", "TextEncoder", "TextWarning", "default", "from_function", "get", "is_text_model", "scripts"]
 
 BATCH = 64
 PROGRESS = 200  # texts from which on a bar is shown
 LIMIT = 4000  # characters of a text that "use" and "e5" read: about 600 words of English
 LETTERS = 200  # of a text, by which its script is known
+_MARK = "text:"
 _PER_TOKEN = 16  # characters of a text that are tokenised, for each token that a model reads
 VERSION = 1  # of what is done to a text before it is encoded; part of fingerprints
 
@@ -155,6 +156,7 @@ class TextEncoder:
         limit: characters of a text that are read.
         scripts: that it was trained on, as `scripts` names them; empty where that is not known.
         by_name: whether `get` finds it by its name on another machine too.
+        named: whether `get` finds it by its name at all; False for functions.
         counted: texts -> which of them are longer than the encoder reads; beside `limit`.
     """
 
@@ -166,6 +168,7 @@ class TextEncoder:
     limit: int = LIMIT
     scripts: frozenset[str] = frozenset()
     by_name: bool = False
+    named: bool = True
     counted: Callable[[list[str]], list[bool]] | None = field(default=None, repr=False)
 
     def encode(self, texts: Sequence[str], warn: bool = True) -> Tensor:
@@ -205,6 +208,17 @@ class TextEncoder:
                 )
         index = {text: k for k, text in enumerate(unique)}
         return x[[index[text] for text in whole]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def problem(self, text: Any, number: int) -> str:
+        """Why a text cannot be encoded; "" where it can."""
+        try:
+            self._cleaned(text, number)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _cleaned(self, text: Any, number: int) -> str:
         """What of a text is encoded; in bounded time, whatever its length."""
@@ -286,16 +300,35 @@ def main_script(text: str) -> str:
 
 
 def is_text_model(name: str) -> bool:
-    """Whether `get` is meant: a name of `ENCODERS`, or a folder that holds a network and a tokeniser of texts alone."""
+    """Whether `get` is meant: a name of `ENCODERS`, "text:...", or a folder that holds a network and a tokeniser of
+    texts alone.
+    """
     folder = Path(name)
-    if name in ENCODERS or (folder / "modules.json").is_file():
+    if name in ENCODERS or name.startswith(_MARK) or (folder / "modules.json").is_file():
         return True
     tokenised = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
     return tokenised and (folder / "config.json").is_file() and not (folder / "preprocessor_config.json").is_file()
 
 
-def get(name: str) -> TextEncoder:
-    """The encoder of that name: of `ENCODERS`, a folder, or "hf:owner/name".
+def default() -> str:
+    """The name of the encoder for texts where none is given: the first of `ENCODERS` whose package is installed.
+
+    Raises:
+        Missing: none is; with what to install.
+    """
+    for name, own in ENCODERS.items():
+        if importlib.util.find_spec(own.module) is not None:
+            return name
+    raise Missing(f"texts need an encoder, {' or '.join(ENCODERS)}: pip install 'kshot[text]'")
+
+
+def get(name: str, fetch: bool = True) -> TextEncoder:
+    """The encoder of that name: of `ENCODERS`, a folder of a sentence-transformers model, or "text:owner/name" of the
+    Hugging Face hub.
+
+    Args:
+        name: the name.
+        fetch: whether a model of the hub may be downloaded.
 
     Raises:
         Missing: a package or model that is not there, with what to do.
@@ -303,14 +336,15 @@ def get(name: str) -> TextEncoder:
     """
     if name in ENCODERS:
         return _packaged(name)
-    if name.startswith("hf:"):
-        return _of_folder(name, _fetched(name.removeprefix("hf:")))
-    if not is_text_model(name):
+    own = name.removeprefix(_MARK)
+    if Path(own).is_dir():
+        return _of_folder(name, Path(own))
+    if own == name:
         raise Missing(
-            f"unknown text encoder {name!r}: choose from {', '.join(ENCODERS)}, hf:OWNER/NAME of the Hugging Face hub, "
-            "or give the folder of a sentence-transformers model"
+            f"unknown text encoder {name!r}: choose from {', '.join(ENCODERS)}, {_MARK}OWNER/NAME of the Hugging Face "
+            "hub, or give the folder of a sentence-transformers model"
         )
-    return _of_folder(name, Path(name))
+    return _of_folder(name, _fetched(own, fetch))
 
 
 @functools.lru_cache(4)
@@ -365,7 +399,7 @@ def from_function(function: Callable[[list[str]], Any], name: str = "") -> TextE
         raise ValueError(f"the encoder {name!r} failed on the text 'a': {type(error).__name__}: {error}") from error
     if first.ndim != 2 or len(first) != 1 or not first.shape[1]:
         raise ValueError(f"the encoder {name!r} gave shape {list(first.shape)} for one text, expected [1, D]")
-    return TextEncoder(name, first.shape[1], function, f"a function, {name}", limit=10 * LIMIT)
+    return TextEncoder(name, first.shape[1], function, f"a function, {name}", limit=10 * LIMIT, named=False)
 
 
 def _plain(found: Any) -> Any:
@@ -375,24 +409,21 @@ def _plain(found: Any) -> Any:
 # -------------------------------------------------------------------------------------- models of sentence-transformers
 
 
-def _fetched(repository: str) -> Path:
+def _fetched(repository: str, fetch: bool) -> Path:
     """The folder of a repository of the hub in the hub's own cache, downloaded once."""
     try:
         import huggingface_hub
     except ImportError as error:
-        raise Missing(f"the model hf:{repository} needs transformers: pip install 'kshot[text]'") from error
+        raise Missing(f"the model {_MARK}{repository} needs transformers: pip install 'kshot[text]'") from error
     try:
         kinds = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, allow_patterns=kinds, ignore_patterns=["*onnx*", "*openvino*"]
-            )
-        )
+        how = {"allow_patterns": kinds, "ignore_patterns": ["onnx/*", "openvino/*"], "local_files_only": not fetch}
+        return Path(huggingface_hub.snapshot_download(repository, **how))
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise Missing(
-            f"the model 'hf:{repository}' cannot be had: {text}. It is downloaded once from huggingface.co; without a "
-            f"network take {' or '.join(map(repr, ENCODERS))}, or a folder that was saved on another machine"
+            f"the model '{_MARK}{repository}' cannot be had: {text}. It is downloaded once from huggingface.co; "
+            f"without a network take {' or '.join(map(repr, ENCODERS))}, or a folder that was saved on another machine"
         ) from error
 
 
@@ -430,10 +461,10 @@ def _of_folder(name: str, folder: Path) -> TextEncoder:
         pooling, dense, normalise = _modules(folder)
         tokeniser = transformers.AutoTokenizer.from_pretrained(folder)
         with _no_bars(transformers):
-            model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+            model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         if tokeniser.pad_token is None:
             tokeniser.pad_token = tokeniser.eos_token
-        network = _Network(model, pooling, dense, normalise).eval()
+        network = _Network(model.eval(), pooling, dense, normalise).eval()
         most = _tokens(folder, tokeniser, model.config)
         lower, prompt = _settings(folder)
         run = functools.partial(_encoded, tokeniser, network, most, lower, prompt)
@@ -450,7 +481,8 @@ def _of_folder(name: str, folder: Path) -> TextEncoder:
         digest.update((folder / file).read_bytes() if (folder / file).is_file() else b"")
     licence, known = _card(folder)
     return TextEncoder(
-        name, size, run, digest.hexdigest(), licence, most * _PER_TOKEN, known, by_name=name.startswith("hf:"),
+        name, size, run, digest.hexdigest(), licence, most * _PER_TOKEN, known,
+        by_name=name.startswith(_MARK) and not Path(name.removeprefix(_MARK)).is_dir(),
         counted=functools.partial(_longer, tokeniser, most, prompt),
     )  # fmt: skip
 
