@@ -10,10 +10,9 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -714,11 +713,7 @@ def test_the_report_shows_what_there_is_and_runs_nothing() -> None:
         page(FewShotClassifier("features").fit([[0.0], [1.0]], ["a", "b"]))
 
 
-def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
-
-
-def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
+def test_the_command_line_fits_and_predicts(tmp_path: Path, kshot: Callable[..., Any]) -> None:
     X, y, Q, truth = drawings(ways=3)
     for k, (x, label) in enumerate(zip(X, y, strict=True)):
         (tmp_path / "support" / label).mkdir(parents=True, exist_ok=True)
@@ -730,7 +725,7 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
         Image.fromarray(x).save(tmp_path / "others" / f"{k:02d}.png")
     (tmp_path / "others" / "text.png").write_text("not an image")
     out, table = tmp_path / "a.kshot", tmp_path / "a.csv"
-    done = kshot("fit", str(tmp_path / "support"), "--out", str(out), "--json", str(tmp_path / "fit.json"))
+    done = kshot("fit", str(tmp_path / "support"), "--out", str(out), "--json", str(tmp_path / "fit.json"), apart=True)
     assert done.returncode == 0, done.stderr
     assert "bad.png" in done.stdout
     assert "the same image twice" in done.stdout
@@ -738,8 +733,9 @@ def test_the_command_line_fits_and_predicts(tmp_path: Path) -> None:
     assert sum(found["classes"].values()) == 3 * SHOTS + 1
     assert found["duplicates"]
     told = kshot(
-        "predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--sort-into", str(tmp_path / "sorted")
-    )
+        "predict", str(out), str(tmp_path / "others"), "--csv", str(table), "--sort-into", str(tmp_path / "sorted"),
+        apart=True,
+    )  # fmt: skip
     assert told.returncode == 0, told.stderr
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [Path(row["file"]).name for row in rows] == [f"{k:02d}.png" for k in range(len(Q))] + ["text.png"]

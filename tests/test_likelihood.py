@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +152,11 @@ def test_neighbours_by_hand() -> None:
     assert float(answer.std) == pytest.approx(math.sqrt(sum(errors) / 3), rel=1e-4)
 
 
-def test_recipes_and_commands(tmp_path: Path) -> None:
+def test_recipes_and_commands(tmp_path: Path, kshot: Callable[..., Any]) -> None:
     """Train with validation, test on other functions, with pictures; pixels are refused by name."""
     assert "gp-rbf-convcnp" in families.recipe_names()
     assert "gp-rbf-convcnp2d" not in families.recipe_names()
     run, out = tmp_path / "run", tmp_path / "result.json"
-
-    def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "kshot", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
 
     small = ("--steps", "20", "--width", "16", "--val-every", "10", "--val-tasks", "4")
     done = kshot("train", "gp-rbf-cnp", "--budget", "quick", "--out", str(run), *small)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -426,13 +428,9 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
         recipes.begin(dataclasses.replace(first, start=str(tmp_path / "nothing")))
 
 
-def kshot(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kshot", *arguments], capture_output=True, text=True, check=False)
-
-
-def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
+def test_the_command_line_trains_and_tests(tmp_path: Path, kshot: Callable[..., Any]) -> None:
     out, small = tmp_path / "run", ("--batch", "3", "--rollouts", "3", "--steps", "2", "--hidden", "8")
-    done = kshot("train", "point-maml", "--out", str(out), *small)
+    done = kshot("train", "point-maml", "--out", str(out), *small, apart=True)
     assert done.returncode == 0, done.stderr
     assert "kshot evaluate" in done.stdout
     again = kshot("train", "point-maml", "--out", str(out), *small)
@@ -440,7 +438,7 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     assert "--resume" in again.stderr
     files = [tmp_path / name for name in ("a.json", "steps.png", "learning.png")]
     arguments = ("--tasks", "3", "--rollouts", "2", "--json", str(files[0]), "--plot", str(files[1]))
-    tested = kshot("evaluate", str(out), *arguments, "--learning-curve", str(files[2]))
+    tested = kshot("evaluate", str(out), *arguments, "--learning-curve", str(files[2]), apart=True)
     assert tested.returncode == 0, tested.stderr
     assert "maml-trpo" in tested.stdout
     assert "random" in tested.stdout
@@ -463,14 +461,39 @@ def test_the_command_line_trains_and_tests(tmp_path: Path) -> None:
     assert "unknown recipe 'cheetah-sideways-maml'" in wrong.stderr
 
 
+BROKEN = (
+    "train",
+    "point-maml",
+    "--batch",
+    "3",
+    "--rollouts",
+    "3",
+    "--steps",
+    "12",
+    "--hidden",
+    "8",
+    "--save-every",
+    "2",
+)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, kshot: Callable[..., Any]) -> Path:
+    out = tmp_path_factory.mktemp("unbroken")
+    done = kshot(*BROKEN, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
-def test_a_run_broken_off_in_the_middle_of_an_outer_step_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_run_broken_off_in_the_middle_of_an_outer_step_ends_with_the_same_bits(
+    name: str, tmp_path: Path, unbroken: Path, kshot: Callable[..., Any]
+) -> None:
     """Ctrl-C saves and says how to go on; a kill loses what came after the last checkpoint."""
-    small = ("--batch", "3", "--rollouts", "3", "--steps", "12", "--hidden", "8", "--save-every", "2")
-    command = [sys.executable, "-m", "kshot", "train", "point-maml", *small]
-    assert kshot(*command[3:], "--out", str(tmp_path / "whole")).returncode == 0
     out = tmp_path / "broken"
-    with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as run:
+    command = [sys.executable, "-m", "kshot", *BROKEN, "--out", str(out)]
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alike) as run:
         records = out / "records.jsonl"
         for _ in range(2000):
             if records.exists() and len(records.read_text().splitlines()) >= 3:
@@ -482,15 +505,16 @@ def test_a_run_broken_off_in_the_middle_of_an_outer_step_ends_with_the_same_bits
         assert run.returncode == 128 + signal.SIGINT
         assert "stopped at step" in said
         assert "--resume" in said
-    assert kshot(*command[3:], "--out", str(out), "--resume").returncode == 0
-    weights = [checkpoint.load(tmp_path / folder / "last.safetensors")[0] for folder in ("whole", "broken")]
+    resumed = kshot(*BROKEN, "--out", out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    weights = [checkpoint.load(folder / "last.safetensors")[0] for folder in (unbroken, out)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     lines = [json.loads(line)["step"] for line in (out / "records.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 13))
 
 
-def test_runs_of_other_settings_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_other_settings_are_told_apart(tmp_path: Path, kshot: Callable[..., Any]) -> None:
     folders = [str(tmp_path / name) for name in ("a", "b", "c", "body")]
     small = ("--batch", "3", "--rollouts", "3", "--steps", "2", "--hidden", "8")
     for folder, more in zip(folders, ([], ["--seed", "1"], ["--std", "0.5"]), strict=False):
