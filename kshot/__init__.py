@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kshot.learners.metric.matching import MatchingNet
     from kshot.learners.metric.metaoptnet import MetaOptNet
     from kshot.learners.metric.pixels import Pixels
+    from kshot.learners.metric.plda import PLDA
     from kshot.learners.metric.protonet import ProtoNet
     from kshot.learners.metric.r2d2 import R2D2
     from kshot.learners.metric.simpleshot import SimpleShot
@@ -65,7 +66,10 @@ _FROM = {  # module -> the names that it gives; the imports above are for editor
     "data.bank": "Bank",
     **{f"learners.gradient.{name.lower()}": name for name in ("ANIL", "BOIL", "FineTune", "IMAML", "MAML", "MAMLpp")},
     **{f"learners.gradient.{name.lower()}": name for name in ("MetaSGD", "Reptile")},
-    **{f"learners.metric.{name.lower()}": name for name in ("MetaOptNet", "Pixels", "ProtoNet", "R2D2", "SimpleShot")},
+    **{
+        f"learners.metric.{name.lower()}": name
+        for name in ("MetaOptNet", "Pixels", "PLDA", "ProtoNet", "R2D2", "SimpleShot")
+    },
     "learners.metric.matching": "MatchingNet",
     **{f"learners.processes.{name.lower()}": name for name in ("ACNP", "ANP", "BNP", "CNP", "ConvCNP", "ConvCNP2d")},
     **{f"learners.processes.{name.lower()}": name for name in ("NP", "Neighbours", "TNPD")},
@@ -88,6 +92,7 @@ __all__ = [
     "MAML",
     "NP",
     "PADDING",
+    "PLDA",
     "R2D2",
     "TNPD",
     "UNLABELLED",

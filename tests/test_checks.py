@@ -275,6 +275,8 @@ def test_rates_are_numbers(value):
         ("r2d2", {"penalty": -1}),
         ("metaoptnet", {"cost": 0}),
         ("simpleshot", {"scale": 0}),
+        ("plda", {"penalty": 0}),
+        ("plda", {"prior": -0.1}),
         ("protonet", {"features": 0}),
     ],
 )

@@ -52,6 +52,7 @@ EXPECTED: dict[str, Row] = {
     "r2d2": Row(21, 21, None),
     "metaoptnet": Row(21, 21, None),
     "simpleshot": Row(22, 22, None),
+    "plda": Row(21, 21, None),
     "pixels": Row(20, 20, None),
     "finetune": Row(19, 19, 16, {"steps": 5, "lr": 0.1}),
 }

@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from kshot.apps import FewShotClassifier, FileError
-from kshot.apps.classify import confidence, files, models, vectors
+from kshot.apps.classify import confidence, files, heads, models, vectors
 from kshot.apps.classify.classifier import OldRules
 from kshot.apps.classify.fitted import left_out_distances
 from kshot.apps.classify.heads import Head
@@ -79,14 +79,40 @@ def test_on_vectors_it_is_the_nearest_centroid() -> None:
     X, y = load_iris(return_X_y=True)
     theirs = NearestCentroid().fit(X, y).predict(X)
     for units in (1, 1e-3, 1e6):
-        plain = FewShotClassifier("features", normalize="none").fit(units * X, y)
+        plain = FewShotClassifier("features", "protonet", normalize="none").fit(units * X, y)
         assert (plain.predict(units * X) == theirs).all()
     scaled = StandardScaler().fit_transform(X)
     theirs = NearestCentroid().fit(scaled, y).predict(scaled)
-    assert (FewShotClassifier("features", normalize="columns").fit(X, y).predict(X) == theirs).all()
+    assert (FewShotClassifier("features", "protonet", normalize="columns").fit(X, y).predict(X) == theirs).all()
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     theirs = NearestCentroid().fit(unit, y).predict(unit)
-    assert (FewShotClassifier("features", normalize="l2").fit(X, y).predict(X) == theirs).all()
+    assert (FewShotClassifier("features", "protonet", normalize="l2").fit(X, y).predict(X) == theirs).all()
+
+
+def test_its_head_for_vectors_is_chosen_by_leaving_examples_out() -> None:
+    """Where classes vary along one direction that says nothing, that is ignored; where nothing tells, class means."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 10)
+    X = rng.standard_normal((40, 20)) + rng.standard_normal((4, 20))[y]
+    X[:, 0] += 30 * rng.choice([-1, 1], 40)  # as two languages of the same topics would be
+    Q = rng.standard_normal((40, 20)) + (X[:, 1:].reshape(4, 10, 19).mean(1) @ np.eye(19, 20, 1))[y]
+    Q[:, 0] += 30 * rng.choice([-1, 1], 40)
+    ours, means = (FewShotClassifier("features", name, normalize="none").fit(X, y) for name in (None, "protonet"))
+    assert ours.score(Q, y) > 0.75 > 0.6 > means.score(Q, y)
+    alone = FewShotClassifier("features", normalize="none").fit(X[::10], y[::10])
+    centroids = NearestCentroid().fit(X[::10], y[::10]).predict(Q)
+    assert (
+        FewShotClassifier("features", "protonet", normalize="none").fit(X[::10], y[::10]).predict(Q) == centroids
+    ).all()
+    assert alone._fitted.head.learner.log_penalty.exp().item() == pytest.approx(heads.MEANS)
+    # Left out in closed form is what fitting all others gives.
+    left = ours._fitted.left_out_scores.softmax(1)
+    for i in (0, 17, 39):
+        rest = torch.from_numpy(np.arange(40) != i)
+        head = ours._fitted.head
+        state = head.adapt(ours._fitted.x[rest], ours._fitted.y[rest])
+        one = head.scores(state, ours._fitted.x[i : i + 1]).softmax(1)[0]
+        torch.testing.assert_close(left[i], one, rtol=0.05, atol=0.01)  # the penalty's unit is of all examples
 
 
 @pytest.mark.parametrize("learner", models.METRIC)
@@ -530,7 +556,7 @@ def test_novelty_is_the_distance_in_the_learners_geometry() -> None:
         classifier = FewShotClassifier("features", learner, open_set=True, normalize="columns").fit(X, y)
         scaler = StandardScaler().fit(X)
         x, q = scaler.transform(X) / 5**0.5, scaler.transform(Q) / 5**0.5
-        if learner != "protonet":  # simpleshot's mean is zero here
+        if learner not in ("protonet", "plda"):  # simpleshot's mean is zero here
             x, q = unit(x), unit(q)
 
         def nearest(q: np.ndarray, rows: np.ndarray, x: np.ndarray = x) -> float:

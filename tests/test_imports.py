@@ -155,6 +155,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "matching": "_embed",
         "metaoptnet": "_embed _linear",
         "pixels": "_embed",
+        "plda": "_embed _linear",
         "protonet": "_embed",
         "r2d2": "_embed _linear",
         "simpleshot": "_embed protonet",

@@ -49,6 +49,7 @@ LEARNERS = [
     "r2d2",
     "metaoptnet",
     "simpleshot",
+    "plda",
     "pixels",
     "finetune",
     "cnp",

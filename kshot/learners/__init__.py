@@ -136,6 +136,7 @@ REGISTRY: dict[str, Entry] = {
     "simpleshot": _metric(
         "nearest normalised class mean", "Wang et al. 2019, arXiv:1911.04623", "metric.simpleshot:SimpleShot"
     ),
+    "plda": _metric("class means in the metric of what varies within classes", "Ioffe 2006", "metric.plda:PLDA"),
     "pixels": _metric("1-nearest neighbour", "on raw inputs", "metric.pixels:Pixels", baseline=True),
     "finetune": _gradient(
         "trains on the support set", "alone, or after pre-training", "gradient.finetune:FineTune", baseline=True

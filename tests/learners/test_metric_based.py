@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from kshot.learners.gradient.finetune import FineTune, init_seeded
 from kshot.learners.metric.matching import MatchingNet
 from kshot.learners.metric.metaoptnet import MetaOptNet, solve_dual
 from kshot.learners.metric.pixels import Pixels
+from kshot.learners.metric.plda import PLDA, left_out
 from kshot.learners.metric.protonet import ProtoNet
 from kshot.learners.metric.r2d2 import R2D2, ridge
 from kshot.learners.metric.simpleshot import SimpleShot
@@ -24,7 +26,7 @@ from kshot.nn import MLP, Conv4
 from kshot.numerics import losses, tree
 
 WAYS, SHOTS, QUERIES = 4, 3, 5
-LEARNED = ["protonet", "softkmeans", "matching", "r2d2", "metaoptnet", "simpleshot"]
+LEARNED = ["protonet", "softkmeans", "matching", "r2d2", "metaoptnet", "simpleshot", "plda"]
 FOLDING = ["protonet", "matching", "simpleshot", "pixels"]
 
 
@@ -505,3 +507,53 @@ def test_meta_training_soft_k_means_uses_the_unlabelled_rows():
     with_rows = learner.loss(task)[0]
     without = learner.loss(task._replace(support=Batch(*(leaf[: WAYS * SHOTS] for leaf in support))))[0]
     assert abs(float((with_rows - without).detach())) > 1e-6
+
+
+def test_plda_is_fishers_discriminant_where_the_penalty_is_small_and_class_means_where_it_is_large():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 25)
+    x = rng.standard_normal((75, 6)) @ rng.standard_normal((6, 6)) + rng.standard_normal((3, 6))[y]
+    q = rng.standard_normal((50, 6)) * 2
+    support, queries = Batch(torch.from_numpy(x), torch.from_numpy(y)), torch.from_numpy(q)
+
+    def scores(penalty: float) -> np.ndarray:
+        learner = PLDA(nn.Identity(), ways=3, features=6, penalty=penalty, prior=0.0, scale=1.0).double()
+        with torch.no_grad():
+            return learner.predict(learner.adapt(learner.init(), support), queries).numpy()
+
+    def centred(z: np.ndarray) -> np.ndarray:
+        return z - z.mean(1, keepdims=True)
+
+    theirs = LinearDiscriminantAnalysis("lsqr").fit(x, y).decision_function(q)
+    means = np.stack([x[y == c].mean(0) for c in range(3)])
+    unit = ((means - means.mean(0)) ** 2).sum(1).mean()
+    np.testing.assert_allclose(centred(scores(1e-7)) * 75 / (1e-7 * unit), centred(theirs), rtol=1e-4, atol=1e-6)
+    far = -((q[:, None] - means) ** 2).sum(2) / 2
+    np.testing.assert_allclose(centred(scores(1e9)), centred(far), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [4, 30])
+@pytest.mark.parametrize("prior", [0.0, 0.25, 2.0])
+def test_plda_leaves_examples_out_as_a_loop_does(size, prior):
+    rng = np.random.default_rng(size)
+    y = torch.from_numpy(np.repeat(np.arange(4), (1, 2, 3, 6)))
+    x = torch.from_numpy(rng.standard_normal((12, size)) + rng.standard_normal((4, size))[y])
+    penalties = torch.tensor([0.01, 0.5, 30.0], dtype=torch.float64)
+    found = left_out(x, y, 4, penalties, prior)
+    assert found.shape == (3, 12, 4)
+    assert found[:, 0].isnan().all()
+    assert not found[:, 1:].isnan().any()
+    means = torch.stack([x[y == c].mean(0) for c in range(4)])
+    size_of_all = (means - means.mean(0)).square().sum(1).mean()
+    for k, penalty in enumerate(penalties.tolist()):
+        for i in range(1, 12):
+            rest = torch.arange(12) != i
+            m = torch.stack([x[rest][y[rest] == c].mean(0) for c in range(4)])
+            r = x[rest] - m[y[rest]]
+            metric = torch.linalg.inv(torch.eye(size, dtype=x.dtype) + r.T @ r / (penalty * size_of_all))
+            n = y[rest].bincount(minlength=4)
+            shrunk = (n / (n + prior))[:, None] * (m - m.mean(0)) + m.mean(0)
+            wanted = -((x[i] - shrunk) @ metric * (x[i] - shrunk)).sum(1) / 2
+            torch.testing.assert_close(found[k, i], wanted, rtol=1e-4, atol=1e-8)

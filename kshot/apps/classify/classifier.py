@@ -73,8 +73,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             ("omniglot") or for photos ("photos-small"), whichever suits most of the images. Strings are paths of images
             where all of them name files, or end as images' names do, and texts where none of them names a file; with
             an encoder of texts they are texts in any case.
-        learner: "protonet", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any backbone; None:
-            the one that the model was trained with, which may also be one that adapts the backbone ("maml", ...).
+        learner: "protonet", "plda", "r2d2", "simpleshot", "matching" or "metaoptnet", on the features of any backbone.
+            None: the one that the model was trained with, which may also be one that adapts the backbone ("maml",
+            ...); "plda" on features that were not meta-trained (vectors, pretrained backbones), with a penalty that
+            is chosen on the support set by leaving examples out.
         unlabelled: examples with y = -1 (integers) or y = "" (strings) are of unknown classes and help to place the
             known ones by soft k-means (Ren et al. 2018, arXiv:1803.00676, "protonet" alone); False refuses them.
         open_set: `predict` may answer "none of these" (`none_label_`), where an image is further from all classes than
@@ -112,7 +114,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     n_features_in_: int
     feature_names_in_: np.ndarray
     model_: models.Model
-    _rules: int = 2  # 1: those of `.kshot` files of format 1, which keep their answers
+    _rules: int = heads.RULES  # fewer: those of `.kshot` files of before, which keep their answers
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         twin = copy.copy(self)  # where it fails, what was learned before stays whole
         for name in [name for name in vars(twin) if name.endswith("_") and not name.startswith("_")]:
             delattr(twin, name)
-        twin._rules = 2
+        twin._rules = heads.RULES
         twin.model_ = choice.suited(X) if self.model == "auto" else models.get(self.model)
         x, names, shown = twin._given(X, y, first=True)
         if self.finetune:

@@ -21,6 +21,7 @@ __all__ = ["Novelty", "fit_novelty", "fit_temperature", "prior_temperature"]
 
 KEPT = 0.95  # of known examples that the threshold is to keep
 DEVIATION, WEIGHT = 0.4, 1.0  # prior of log-distances within a class: its deviation, and as how many it counts
+COARSE = 20  # steps of temperatures in the first search
 IDENTICAL = 1e-9  # of the usual distance to another class: closer examples are copies and say nothing
 
 
@@ -113,9 +114,21 @@ def fit_temperature(scores: Tensor, y: Tensor, start: float) -> float:
     if not len(y):
         return start
     steps = torch.linspace(-5, 5, 401, dtype=torch.float64)
-    logits = scores.double()[None] * (steps.exp() * start)[:, None, None]
-    loss = -(logits.log_softmax(-1)[:, torch.arange(len(y)), y]).sum(1) + steps.square() / 2
-    return float(steps[loss.argmin()].exp() * start)
+    near = COARSE * int(_losses(scores, y, start, steps[::COARSE]).argmin())
+    steps = steps[max(0, near - COARSE) : near + COARSE + 1]
+    return float(steps[_losses(scores, y, start, steps).argmin()].exp() * start)
+
+
+def fit_loss(scores: Tensor, y: Tensor, start: float) -> float:
+    """The loss of these labels at about that temperature, with its prior, by which heads are compared."""
+    return float(_losses(scores, y, start, torch.linspace(-2, 2, 9, dtype=torch.float64)).min())
+
+
+def _losses(scores: Tensor, y: Tensor, start: float, steps: Tensor) -> Tensor:
+    """The labels' negative log-likelihood and the prior's, for logarithms `steps` of the temperature over `start`."""
+    scores, rows = scores.double(), torch.arange(len(y))
+    found = [-(scores * t).log_softmax(-1)[rows, y].sum() for t in (steps.exp() * start).tolist()]
+    return torch.stack(found) + steps.square() / 2
 
 
 def youden(own: Tensor, strange: Tensor, log: bool = True) -> Novelty:

@@ -111,6 +111,10 @@ def left_out_scores(head: Head, x: Tensor, y: Tensor) -> Tensor:
     are many; nan where that leaves a class empty.
     """
     rows = torch.nonzero(y >= 0)[:, 0]
+    if (found := head.left_out(x[rows], y[rows])) is not None:
+        scores = found.new_full((len(y), head.ways), math.nan)
+        scores[rows] = found
+        return scores
     alone = len(rows) <= MAX_LEFT_OUT and head.by_features
     scores = torch.full((len(y), head.ways), math.nan, dtype=torch.float64)
     for part in _parts(y[rows], len(rows) if alone else PARTS):

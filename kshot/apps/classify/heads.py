@@ -18,15 +18,21 @@ from torch import Tensor
 
 from kshot.apps.classify import confidence, models, vectors
 from kshot.core import Batch, Learner
+from kshot.learners.metric import plda
 from kshot.learners.metric.protonet import ProtoNet
 from kshot.learners.semi import softkmeans
 from kshot.numerics import tree
 
-__all__ = ["Head", "of"]
+__all__ = ["RULES", "Head", "of"]
+
+RULES = 3
+"""Of how a support set is learned, see `Head.rules`."""
 
 # For vectors of length about one; the learners' own settings are for longer features. Chosen on validation classes.
 VECTORS = {"r2d2": {"penalty": 0.1}, "metaoptnet": {"cost": 10.0}}
 OLD = {"r2d2": {"balanced": False}}
+PENALTIES = torch.logspace(-3, 2, 11, dtype=torch.float64)
+MEANS = 1e6  # a penalty with which "plda" takes class means and no more
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Head:
         by_features: whether the learner works on features alone, and not by adapting the weights of a backbone.
         trained: whether the scale of its scores was meta-trained.
         soft: steps of soft k-means with the unlabelled examples; None: these are ignored.
-        rules: 2; 1: those of `.kshot` files of format 1.
+        rules: 3; 2: those of `.kshot` files of before, in which "protonet" was the default; 1: of format 1.
     """
 
     learner: Learner
@@ -84,6 +90,18 @@ class Head:
         """float64 scores `[M, W]`."""
         with torch.no_grad():
             return self.learner.predict(state, x)[:, : self.ways].double()
+
+    def left_out(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """float64 scores `[N, W]` of each example by all others where there is a closed form, else None.
+
+        Args:
+            x, y: as in `adapt`, with labels for all; a class of one example gives rows of nan.
+        """
+        learner = self.learner
+        if not isinstance(learner, plda.PLDA) or not isinstance(learner.body, models.Features):
+            return None
+        penalty, scale = learner.log_penalty.detach().exp()[None], learner.log_scale.detach().exp()
+        return scale * plda.left_out(x, y, self.ways, penalty, learner.prior)[0]
 
     def in_double(self, state: Any) -> tuple[Head, Any]:
         """The same in float64, and that state."""
@@ -144,16 +162,22 @@ def of(
     """
     by_features = model.kind in (*models.METRIC, None)
     scaling = None
-    if rules == 2 and not model.meta_trained:
+    if rules > 1 and not model.meta_trained:
         scaling = vectors.fit(support, y, normalize)
+        if learner is None and rules > 2 and soft is None:
+            learner = "plda"
     elif normalize != "auto":
         raise ValueError(
             f"normalize={normalize!r} is for vectors, and the features of the model {model.name!r} were meta-trained "
             "as they are: leave it at 'auto'"
         )
-    settings = OLD if rules == 1 else VECTORS if scaling is not None else {}
-    size = support.shape[1] if support.ndim == 2 else None
-    own = model.learner(ways, learner, size, settings.get(learner or model.kind or "protonet"))
+    name = learner or model.kind or "protonet"
+    settings = dict((OLD if rules == 1 else VECTORS if scaling is not None else {}).get(name, {}))
+    if name == "plda" != model.kind:
+        known = y >= 0
+        x = (support.double() if scaling is None else scaling(support))[known]
+        settings["penalty"] = _penalty(x, y[known], ways)
+    own = model.learner(ways, learner, support.shape[1] if support.ndim == 2 else None, settings)
     return Head(
         own.double() if by_features else own,
         ways,
@@ -163,3 +187,17 @@ def of(
         soft,
         rules,
     )
+
+
+def _penalty(x: Tensor, y: Tensor, ways: int) -> float:
+    """The penalty of "plda" under which examples that are left out are answered best, by their likelihood."""
+    if not bool((y.bincount(minlength=ways)[y] > 1).any()):
+        return MEANS
+    grid = torch.cat([PENALTIES, torch.tensor([MEANS], dtype=torch.float64)])
+    scores = plda.left_out(x, y, ways, grid)
+    seen = ~scores[0].isnan().any(1)
+    losses = []
+    for each in scores[:, seen]:
+        spread = float((each.amax(1) - each.mean(1)).median())
+        losses.append(confidence.fit_loss(each, y[seen], confidence.prior_temperature(spread, ways, False)))
+    return float(grid[int(torch.tensor(losses).argmin())])

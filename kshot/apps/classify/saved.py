@@ -130,7 +130,7 @@ def unpack(blob: bytes, path: str, limits: files.FileLimits, defaults: Mapping[s
         if names is not None and (len(names) != columns or not all(isinstance(name, str) for name in names)):
             raise files.FileError(f"{path}: names of columns that are none")
         rules = 1 if manifest["kshot"] < 2 else int(manifest["rules"])
-        if rules not in (1, 2):
+        if rules not in (1, 2, 3):
             raise files.FileError(f"{path} was made by a newer kshot: update kshot")
         names = None if names is None else np.array(names, dtype=object)
         shown = images if texts is None else np.array(texts, dtype=object)

@@ -40,7 +40,7 @@ from kshot.training import settings
 
 __all__ = ["HUB", "METRIC", "Features", "Model", "export", "finetuned", "get", "loaded", "shipped", "summary"]
 
-METRIC = ("protonet", "r2d2", "simpleshot", "matching", "metaoptnet")
+METRIC = ("protonet", "plda", "r2d2", "simpleshot", "matching", "metaoptnet")
 """Learners that work on features alone, so that they can take any backbone."""
 BATCH = 256
 FORMER = {"omniglot": ("omniglot-vinyals",)}
