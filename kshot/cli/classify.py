@@ -42,8 +42,8 @@ class Fit:
     """A backbone of 'kshot list models', or the folder of a 'kshot train'; "auto": the one for photos or for drawings.
     """
     learner: str | None = None
-    """"protonet", "plda", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was trained with, "plda"
-    where it was not meta-trained."""
+    """"protonet", "plda", "r2d2", "simpleshot", "matching" or "metaoptnet"; None: the one that the model was
+    trained with, "plda" where it was not meta-trained."""
     open_set: bool = True
     """Let 'kshot predict' answer "none of these", where each class has at least two images."""
     finetune: int = 0
